@@ -1,0 +1,61 @@
+"""Accuracy of a model over a validation split, exact over any number of ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Means over the images that count. `confusion[truth, prediction]` is int64, [classes, classes]."""
+
+    loss: float
+    top1: float
+    top5: float
+    count: int
+    confusion: Tensor | None
+
+
+@torch.no_grad()
+def evaluate(
+    model: Callable[[Tensor], Tensor],
+    batches: Iterable,
+    num_classes: int,
+    device: torch.device,
+    micro_batch_size: int,
+    reduce: Callable[[Tensor], Tensor] = lambda totals: totals,
+    confusion: bool = False,
+) -> Evaluation:
+    """Run `model` in eval mode over `batches` (engine.data Batch); images of weight 0 do not count.
+
+    reduce       sums a tensor over the ranks
+    confusion    also count [truth, prediction] pairs
+
+    The host waits for the device once, at the end. `top5` is over min(5, classes) guesses.
+    """
+    totals = torch.zeros(4, dtype=torch.float64, device=device)  # loss, top-1, top-5, images
+    pairs = torch.zeros(num_classes * num_classes if confusion else 0, dtype=torch.float64, device=device)
+    guesses = min(5, num_classes)
+    for batch in batches:
+        micro = zip(*(t.split(micro_batch_size) for t in (batch.images, batch.labels, batch.weights)), strict=True)
+        for images, labels, weights in micro:
+            logits = model(images).float()
+            losses = F.cross_entropy(logits, labels, reduction="none")
+            best = logits.topk(guesses, dim=1).indices
+            hits = best == labels[:, None]
+            rows = torch.stack([losses, hits[:, 0].float(), hits.any(dim=1).float(), torch.ones_like(losses)])
+            totals += (torch.where(weights > 0, rows, 0.0) * weights).sum(dim=1, dtype=torch.float64)
+            if confusion:
+                pairs += torch.bincount(labels * num_classes + best[:, 0], weights.double(), num_classes * num_classes)
+    totals = reduce(totals)
+    loss, top1, top5, count = totals.tolist()
+    matrix = None
+    if confusion:
+        matrix = reduce(pairs).round().long().reshape(num_classes, num_classes).cpu()
+    images = max(1.0, count)
+    return Evaluation(loss / images, top1 / images, top5 / images, round(count), matrix)

@@ -1,0 +1,54 @@
+"""Optimizers, and the learning rate as a function of the step.
+
+The rate is a pure function, so a resumed run needs no schedule state: the step is all.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+from engine.config import OptimConfig
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
+    """Weights with decay; biases and normalisation parameters without (He et al. 2018, arXiv:1812.01187, section 3.1)."""
+    decayed = [parameter for parameter in model.parameters() if parameter.requires_grad and parameter.ndim > 1]
+    plain = [parameter for parameter in model.parameters() if parameter.requires_grad and parameter.ndim <= 1]
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
+
+
+def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
+    """The optimizer of `config` over `model`'s parameters.
+
+    Fused implementations: one kernel over all parameters, and on fp16 the overflow check stays on the device.
+    """
+    groups = parameter_groups(model, config.weight_decay)
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0, fused=True)
+    kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
+    return kind(groups, lr=config.lr, fused=True)
+
+
+def learning_rate(step: int, steps_per_epoch: int, config: OptimConfig) -> float:
+    """Learning rate of the 0-based `step`: linear warm-up, then constant or half a cosine down to zero.
+
+    Cosine: Loshchilov & Hutter 2016 (arXiv:1608.03983) without restarts; the last step's rate is just above zero.
+    """
+    warmup = round(config.warmup_epochs * steps_per_epoch)
+    if step < warmup:
+        return config.lr * (step + 1) / warmup
+    if config.schedule == "constant":
+        return config.lr
+    total = config.epochs * steps_per_epoch
+    progress = (step - warmup) / max(1, total - warmup)
+    return config.lr * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Give every parameter group of `optimizer` the learning rate `rate`."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate

@@ -1,0 +1,161 @@
+"""From what was asked and what is there to how the run will be done: precision, micro-batches, compile, ZeRO stage.
+
+A Plan is made before anything is allocated. Global batch = micro-batch × accumulation × ranks, always equal to what
+was asked; a split that does not come out even is refused with the batch sizes that would.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from engine.config import ConfigError, RunConfig, require
+
+OPTIMIZER_STATES = {"sgd": 1, "adam": 2, "adamw": 2}  # fp32 tensors of the parameters' size
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """What a rank computes on: device type and what its arithmetic units do natively."""
+
+    type: Literal["cuda", "cpu"]
+    name: str
+    capability: tuple[int, int] = (0, 0)
+    """CUDA compute capability; (0, 0) on a CPU."""
+    native_bf16: bool = False
+    memory_bytes: int = 0
+
+    @classmethod
+    def detect(cls) -> Hardware:
+        """The current CUDA device where there is one, else this CPU."""
+        if torch.cuda.is_available():
+            facts = torch.cuda.get_device_properties(torch.cuda.current_device())
+            capability = (facts.major, facts.minor)
+            return cls("cuda", facts.name, capability, capability >= (8, 0), facts.total_memory)
+        import psutil
+
+        native = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+        return cls("cpu", "CPU", native_bf16=native, memory_bytes=psutil.virtual_memory().total)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a run is carried out. Byte counts are per rank."""
+
+    device: str
+    device_name: str
+    precision: Literal["fp32", "bf16", "fp16"]
+    loss_scaling: bool
+    global_batch_size: int
+    micro_batch_size: int
+    accumulation: int
+    ranks: int
+    recompute: Literal["none", "block"]
+    compile: bool
+    channels_last: bool
+    zero_stage: int
+    parameter_bytes: int
+    gradient_bytes: int
+    optimizer_bytes: int
+    changes: tuple[str, ...] = ()
+    """In words, what the plan computes differently from one GPU taking the whole batch at once."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for plan.json."""
+        return dataclasses.asdict(self) | {"changes": list(self.changes)}
+
+    def describe(self) -> str:
+        """One line for the terminal."""
+        split = f"batch {self.global_batch_size}"
+        if self.ranks > 1 or self.accumulation > 1:
+            split += f" = {self.micro_batch_size} × {self.accumulation} accumulated × {self.ranks} ranks"
+        parts = [self.device_name, self.precision + (" with loss scaling" if self.loss_scaling else ""), split]
+        parts += ["torch.compile"] if self.compile else []
+        parts += [f"recompute by {self.recompute}"] if self.recompute != "none" else []
+        parts += [f"ZeRO-{self.zero_stage}"] if self.zero_stage else []
+        return " · ".join(parts)
+
+
+def choose_precision(asked: str, hardware: Hardware) -> str:
+    """bf16 where it is native; fp16 on Volta and Turing, whose bf16 is emulated; else fp32.
+
+    Pascal and older run fp16 at a fraction of their fp32 rate (CUDA C++ Programming Guide, arithmetic throughput).
+    """
+    if asked != "auto":
+        if asked == "fp16" and hardware.type == "cpu":
+            raise ConfigError("--precision fp16 needs a GPU; on a CPU use bf16 or fp32")
+        return asked
+    if hardware.native_bf16:
+        return "bf16"
+    return "fp16" if hardware.type == "cuda" and hardware.capability >= (7, 0) else "fp32"
+
+
+def choose_compile(asked: str, hardware: Hardware) -> bool:
+    """On with a GPU whose code Triton can generate (compute capability 7.0 and up); off on a CPU.
+
+    On 2 CPU cores it did not pay: see profiles/README.md, `compile on a CPU`.
+    """
+    if asked != "auto":
+        return asked == "on"
+    return hardware.type == "cuda" and hardware.capability >= (7, 0)
+
+
+def split_batch(batch_size: int, ranks: int, micro_batch_size: int) -> tuple[int, int]:
+    """(micro-batch, accumulation) of one rank's share of the global batch.
+
+    Raises ConfigError naming the nearest sizes that come out even.
+    """
+    if batch_size % ranks:
+        below, above = batch_size // ranks * ranks, -(-batch_size // ranks) * ranks
+        would = f"{below} or {above}" if below else f"{above}"
+        raise ConfigError(f"--batch-size {batch_size} does not divide over {ranks} ranks; {would} would")
+    share = batch_size // ranks
+    micro = micro_batch_size or share
+    if micro > share or share % micro:
+        divisors = [size for size in range(1, share + 1) if share % size == 0]
+        would = ", ".join(map(str, sorted(sorted(divisors, key=lambda size: abs(size - micro))[:3])))
+        raise ConfigError(
+            f"--parallel.micro-batch-size {micro} does not divide a rank's share of {share}; {would} would"
+        )
+    return micro, share // micro
+
+
+def make_plan(config: RunConfig, model: nn.Module, hardware: Hardware, ranks: int = 1, zero_stage: int = 0) -> Plan:
+    """Decide how `config` runs on `ranks` devices like `hardware`; the model may lie on the meta device.
+
+    Raises ConfigError for a batch that does not split, or a precision that the hardware does not have.
+    """
+    micro, accumulation = split_batch(config.optim.batch_size, ranks, config.parallel.micro_batch_size)
+    precision = choose_precision(config.precision.precision, hardware)
+    compiled = choose_compile(config.model.compile, hardware)
+    require(not (compiled and zero_stage == 3), "--compile with ZeRO-3 is not supported; use --no-compile or ZeRO-2")
+    normalised = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
+    changes = []
+    if normalised and accumulation > 1:
+        changes.append(f"BatchNorm sees micro-batches of {micro} images, not {config.optim.batch_size // ranks}")
+    if normalised and ranks > 1:
+        changes.append(f"BatchNorm sees each rank's {micro} images, not the whole batch of {config.optim.batch_size}")
+    parameters = 4 * sum(parameter.numel() for parameter in model.parameters())
+    states = OPTIMIZER_STATES[config.optim.optimizer] * parameters
+    return Plan(
+        device=hardware.type,
+        device_name=hardware.name,
+        precision=precision,
+        loss_scaling=precision == "fp16",
+        global_batch_size=config.optim.batch_size,
+        micro_batch_size=micro,
+        accumulation=accumulation,
+        ranks=ranks,
+        recompute=config.memory.recompute,
+        compile=compiled,
+        channels_last=config.model.channels_last,
+        zero_stage=zero_stage,
+        parameter_bytes=parameters // (ranks if zero_stage >= 3 else 1),
+        gradient_bytes=parameters // (ranks if zero_stage >= 2 else 1),
+        optimizer_bytes=states // (ranks if zero_stage >= 1 else 1),
+        changes=tuple(changes),
+    )

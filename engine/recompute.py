@@ -1,0 +1,62 @@
+"""Activation recompute: keep a block's input only, run its forward again in the backward pass.
+
+Chen et al. 2016, "Training deep nets with sublinear memory cost", arXiv:1604.06174.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from functools import partial
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+BatchNorm = nn.modules.batchnorm._BatchNorm
+
+
+@contextmanager
+def statistics_suspended(norms: list[nn.Module]) -> Iterator[None]:
+    """Let BatchNorm layers normalise with the batch's statistics and leave their running ones alone.
+
+    The recompute is the second forward of the same images; without this it updates the running statistics twice
+    (pytorch issue 96136).
+    """
+    tracking = [norm.track_running_stats for norm in norms]
+    for norm in norms:
+        norm.track_running_stats = False
+    try:
+        yield
+    finally:
+        for norm, tracked in zip(norms, tracking, strict=True):
+            norm.track_running_stats = tracked
+
+
+def recomputed(forward: Callable, norms: list[nn.Module], *inputs):
+    """`forward(*inputs)` keeping only the inputs, where there will be a backward pass."""
+    if not torch.is_grad_enabled():
+        return forward(*inputs)
+    if torch.compiler.is_compiling():
+        # AOTAutograd functionalises the running statistics: their update is traced once and is not part of what
+        # the partitioner recomputes, so no context is needed (and Dynamo takes none).
+        return checkpoint(forward, *inputs, use_reentrant=False)
+    contexts = partial(_contexts, norms)
+    return checkpoint(forward, *inputs, use_reentrant=False, context_fn=contexts)
+
+
+def _contexts(norms: list[nn.Module]) -> tuple:
+    return nullcontext(), statistics_suspended(norms)
+
+
+def recompute_blocks(model: nn.Module) -> int:
+    """Make every block of `model.blocks()` recompute its activations; returns how many there are.
+
+    Outputs, gradients, BatchNorm statistics and dropout masks stay as they were.
+    """
+    count = 0
+    for block in model.blocks():
+        norms = [module for module in block.modules() if isinstance(module, BatchNorm)]
+        block.forward = partial(recomputed, block.forward, norms)
+        count += 1
+    return count

@@ -1,0 +1,71 @@
+"""A training run from its description to its report: what `launch/train.py` does."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from engine.config import ConfigError, RunConfig
+from engine.data.sources import DataError, Source, open_source
+from engine.interrupt import Interrupt, follow_launcher
+
+EXIT_DIVERGED = 1
+EXIT_USAGE = 2
+
+
+def say(text: str) -> None:
+    """Print on the first rank only, at once."""
+    if int(os.environ.get("RANK", 0)) == 0:
+        print(text, flush=True)
+
+
+def fail(error: Exception, code: int = EXIT_USAGE) -> int:
+    """Print an error that the person can act on; returns the exit code."""
+    if int(os.environ.get("RANK", 0)) == 0:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+    return code
+
+
+def train(config: RunConfig) -> int:
+    """Run the training that `config` describes; returns the exit code.
+
+    0 finished, 1 the loss diverged, 2 the description or the data cannot be meant, 128 + signal when stopped.
+    """
+    try:
+        config, source = choose_data(config)
+    except (ConfigError, DataError) as error:
+        return fail(error)
+    from engine.session import Session  # torch loads here: a mistake above is told at once
+
+    with Interrupt(announce=int(os.environ.get("RANK", 0)) == 0) as interrupt:
+        follow_launcher()
+        try:
+            session = Session(config, source, interrupt)
+        except (ValueError, DataError) as error:  # ConfigError and archs.UnknownArch are ValueErrors
+            return fail(error)
+        try:
+            return session.run()
+        except DataError as error:
+            return fail(error)
+        finally:
+            session.close()
+
+
+def choose_data(config: RunConfig) -> tuple[RunConfig, Source]:
+    """The config with its data source named, and that source opened.
+
+    Raises DataError for data that is not there.
+    """
+    data = config.data
+    if data.name == "auto":
+        name = "folder" if data.root is not None else "digits"
+        if name == "digits":
+            say(
+                "No data named: training on scikit-learn's handwritten digits. "
+                "Your own: --data.root FOLDER with train/CLASS/*.jpg and val/CLASS/*.jpg, or --data.name mnist|cifar10."
+            )
+        config = replace(config, data=replace(data, name=name))
+    root = None if config.data.root is None else Path(config.data.root)
+    return config, open_source(config.data.name, root, download=config.data.download)

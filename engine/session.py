@@ -1,0 +1,222 @@
+"""One training session: builds what a run needs in the order in which it can go wrong, runs it, closes it."""
+
+from __future__ import annotations
+
+import logging
+import time
+from contextlib import nullcontext
+from dataclasses import asdict
+from pathlib import Path
+
+import psutil
+import torch
+from accelerate.utils import broadcast_object_list
+
+import archs
+from engine.checkpoint import checkpoint_to_resume
+from engine.config import ConfigError, RunConfig, find_run
+from engine.data.loader import make_loader
+from engine.data.sources import Source
+from engine.interrupt import Interrupt
+from engine.monitor import Monitor
+from engine.optim import build_optimizer
+from engine.planner import Hardware, make_plan
+from engine.progress import clock
+from engine.runfolder import RunFolder
+from engine.trainer import Diverged, Trainer
+from engine.wrap import AUTOCAST_DTYPES, Launch, build_accelerator, prepare_device, wrap
+
+FREE_TO_CHANGE = {"optim.epochs", "config", "resume", "model.compile", "data.workers", "data.prefetch", "data.root"}
+"""Fields besides the `log` group that a resumed run may change without becoming another run."""
+
+
+class Session:
+    """Everything alive during one process's part of a run.
+
+    Raises ConfigError or archs.UnknownArch before any training where something cannot be meant.
+    """
+
+    def __init__(self, config: RunConfig, source: Source, interrupt: Interrupt) -> None:
+        self.loaders: list = []
+        self.accelerator = None
+        logging.getLogger("accelerate").setLevel(logging.ERROR)
+        launch = Launch.detect()
+        hardware = Hardware.detect()
+        device = prepare_device(hardware, launch)
+        torch.manual_seed(config.seed)
+        info = archs.lookup(config.model.arch)
+        model = archs.build(config.model.arch, num_classes=len(source.classes))
+        plan = make_plan(config, model, hardware, launch.ranks, launch.zero_stage)
+        optimizer_model = model.to(device)
+        optimizer = build_optimizer(optimizer_model, config.optim)
+        self.config, self.source, self.plan, self.interrupt = config, source, plan, interrupt
+        self.accelerator = build_accelerator(plan, launch, config.optim)
+        self.main = self.accelerator.is_main_process
+        self.folder = self._shared_folder(info.name)
+        dtype = AUTOCAST_DTYPES[plan.precision]
+        shared = {
+            "config": config.data,
+            "global_batch": plan.global_batch_size,
+            "rank": launch.rank,
+            "world": launch.ranks,
+            "device": device,
+            "dtype": dtype,
+            "seed": config.seed,
+        }
+        self.train_loader = make_loader(source, "train", minimum_share=2 * plan.accumulation, **shared)
+        self.loaders.append(self.train_loader)
+        self.val_loader = make_loader(source, "val", minimum_share=1, **shared)
+        self.loaders.append(self.val_loader)
+        for loader in self.loaders:
+            loader.on_bad = self._bad_image
+        wrapped, optimizer = wrap(model, optimizer, plan, self.accelerator)
+        torch.manual_seed(config.seed + 1 + launch.rank)  # dropout differs by rank, weights do not
+        self.trainer = Trainer(
+            config,
+            plan,
+            self.accelerator,
+            wrapped,
+            optimizer,
+            self.train_loader,
+            self.val_loader,
+            len(source.classes),
+            self.folder,
+            interrupt,
+        )
+        self.resumed = self._resume()
+
+    def _shared_folder(self, arch: str) -> RunFolder:
+        """The run folder, made by the first rank and told to the others; a refusal reaches all of them."""
+        told: list = [None, None]
+        if self.main:
+            try:
+                if self.config.resume is not None:
+                    told[0] = str(find_run(self.config.resume, str(self.config.log.output or "") or None))
+                    refuse_other_run(self.config, Path(told[0]))
+                else:
+                    told[0] = str(RunFolder.create(self.config, arch, self.source.name).path)
+            except ConfigError as error:
+                told[1] = str(error)
+        if self.accelerator.num_processes > 1:
+            broadcast_object_list(told)
+        if told[1] is not None:
+            raise ConfigError(told[1])
+        folder = RunFolder(Path(told[0]))
+        if self.main:
+            folder.write_json("plan.json", self.plan.as_dict())
+        return folder
+
+    def _resume(self) -> Path | None:
+        if self.config.resume is None:
+            return None
+        checkpoint = checkpoint_to_resume(Path(self.config.resume), self.folder.checkpoints)
+        if checkpoint is not None:
+            self.trainer.resume(checkpoint)
+        return checkpoint
+
+    def _bad_image(self, bad) -> None:
+        print(f"unreadable image, left out: {bad.path} ({bad.reason})", flush=True)
+        self.folder.append("event", event="bad_image", path=str(bad.path), reason=str(bad.reason))
+
+    # --- running -----------------------------------------------------------------------------------------------
+
+    def run(self) -> int:
+        """Train to the end or to a stop signal; returns the exit code."""
+        self._announce()
+        began = time.perf_counter()
+        monitor = nullcontext()
+        if self.main and self.config.log.monitor_interval:
+            monitor = Monitor(
+                self.folder.monitor, device=self.accelerator.device, interval=self.config.log.monitor_interval
+            )
+        try:
+            with monitor:
+                self.trainer.fit()
+        except Diverged as error:
+            if self.main:
+                print(f"error: {error}", flush=True)
+            return 1
+        stopped = self.trainer.progress.epoch < self.config.optim.epochs
+        code = (self.interrupt.exit_code or 143) if stopped else 0
+        if self.main:
+            self._conclude(stopped, time.perf_counter() - began)
+        return code
+
+    def _announce(self) -> None:
+        if not self.main:
+            return
+        source, plan = self.source, self.plan
+        launched = time.time() - psutil.Process().create_time()
+        sizes = f"{len(source.train)} training and {len(source.val)} test images, {len(source.classes)} classes"
+        size, backend = self.config.data.image_size, self.train_loader.backend
+        print(f"{self.config.model.arch} on {source.name}: {sizes}, {size} px, {backend}")
+        print(plan.describe())
+        for change in plan.changes:
+            print(f"note: {change}")
+        print(f"run folder {self.folder.path}", flush=True)
+        progress = self.trainer.progress
+        if self.config.resume is not None:
+            where = f"from {self.resumed}" if self.resumed else "from the start: no checkpoint was written yet"
+            print(f"resuming {where}, epoch {progress.epoch + 1}, step {progress.step}", flush=True)
+        event = "start" if self.config.resume is None else "resume"
+        self.folder.append(
+            "event",
+            event=event,
+            step=progress.step,
+            torch=torch.__version__,
+            ranks=plan.ranks,
+            device=plan.device_name,
+            backend=backend,
+            startup_seconds=round(launched, 2),
+        )
+
+    def _conclude(self, stopped: bool, seconds: float) -> None:
+        progress, folder = self.trainer.progress, self.folder
+        bad = len({image.path for loader in self.loaders for image in loader.bad_images})
+        folder.append(
+            "event",
+            event="interrupted" if stopped else "finished",
+            step=progress.step,
+            seconds=round(seconds, 2),
+            unreadable_images=bad,
+        )
+        if self.config.log.plots:
+            from engine.report import write_report
+
+            write_report(folder.path)
+        if stopped:
+            print(f"stopped at step {progress.step}; go on with: --resume {folder.path}", flush=True)
+            return
+        print(f"finished {progress.epoch} epochs, {progress.step} steps in {clock(seconds)}")
+        print(f"best test accuracy {progress.best_accuracy:.2%} (epoch {progress.best_epoch})")
+        if bad:
+            print(f"unreadable images left out: {bad} (listed in {folder.metrics})")
+        print(f"weights {folder.weights}")
+        if self.config.log.plots:
+            print(f"report  {folder.path / 'report.html'}")
+
+    def close(self) -> None:
+        """Let go of loaders, DeepSpeed and the process group."""
+        for loader in self.loaders:
+            loader.close()
+        if self.accelerator is not None and self.accelerator.num_processes > 1:
+            self.accelerator.end_training()
+            if torch.distributed.is_initialized():
+                torch.distributed.destroy_process_group()
+
+
+def refuse_other_run(config: RunConfig, folder: Path) -> None:
+    """Raise ConfigError where flags would turn the run in `folder` into another one."""
+    from engine.config import flatten, from_yaml
+
+    before = dict(flatten(asdict(from_yaml(folder / "config.yaml"))))
+    changed = [
+        f"{name} {before[name]} -> {value}"
+        for name, value in flatten(asdict(config))
+        if before[name] != value and name not in FREE_TO_CHANGE and not name.startswith("log.")
+    ]
+    if changed:
+        raise ConfigError(
+            f"--resume {folder}: these flags would make it another run: {', '.join(changed)}; "
+            "leave them out, or start a new run"
+        )

@@ -1,0 +1,344 @@
+"""The training loop: batches in, steps, log points, checkpoints, an evaluation an epoch.
+
+The host waits for the device at log points only (every `log.every` steps): losses, hits and the first bad step are
+summed on the device until then.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from torch import Tensor
+
+from engine.checkpoint import Checkpointer
+from engine.config import RunConfig
+from engine.evaluate import Evaluation, evaluate
+from engine.interrupt import Interrupt
+from engine.optim import learning_rate, set_learning_rate
+from engine.planner import Plan
+from engine.progress import EpochBar, memory_in_use
+from engine.runfolder import RunFolder, atomic_file
+from engine.wrap import eager_for_odd_shapes
+
+
+class Diverged(RuntimeError):
+    """The loss is not a number; the message has the step, learning rate, loss scale and last good checkpoint."""
+
+
+@dataclass
+class Progress:
+    """Where a run stands. Plain values: it goes into every checkpoint."""
+
+    epoch: int = 0
+    """Epochs finished."""
+    step_in_epoch: int = 0
+    step: int = 0
+    """Optimizer steps since the start of the run."""
+    loss_sum: float = 0.0
+    hits: float = 0.0
+    images: float = 0.0
+    """Sums over this epoch's images so far, over all ranks."""
+    seconds: float = 0.0
+    """Training time of this epoch so far."""
+    best_accuracy: float = -1.0
+    best_epoch: int = 0
+
+
+@dataclass
+class LogPoint:
+    """State at the last log point of this process."""
+
+    time: float
+    step: int
+    images: int = 0
+    waited: float = 0.0
+    totals: tuple[float, float, float] = field(default=(0.0, 0.0, 0.0))
+
+
+def loss_and_hits(output, labels: Tensor, weights: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
+    """(summed loss, number of right guesses) of a micro-batch; images of weight 0 do not count.
+
+    output    logits [N, classes], or an AuxiliaryOutput whose auxiliary losses are added with the paper's weights
+    """
+    logits = getattr(output, "logits", output)
+    losses = F.cross_entropy(logits.float(), labels, reduction="none", label_smoothing=smoothing)
+    for auxiliary, share in zip(getattr(output, "auxiliary", ()), getattr(output, "weights", ()), strict=True):
+        extra = F.cross_entropy(auxiliary.float(), labels, reduction="none", label_smoothing=smoothing)
+        losses = losses + share * extra
+    hits = (logits.detach().argmax(dim=1) == labels) * weights
+    return torch.where(weights > 0, losses * weights, 0.0).sum(), hits.sum()
+
+
+class Trainer:
+    """Runs `config` with a wrapped model and optimizer over two loaders (engine.data).
+
+    `fit` returns normally at the end or after a stop signal (see `interrupt.received`), and raises Diverged when the
+    loss is not finite.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        plan: Plan,
+        accelerator: Accelerator,
+        model,
+        optimizer,
+        train_loader,
+        val_loader,
+        num_classes: int,
+        folder: RunFolder,
+        interrupt: Interrupt,
+    ) -> None:
+        self.config, self.plan, self.accelerator = config, plan, accelerator
+        self.model, self.optimizer = model, optimizer
+        self.train_loader, self.val_loader, self.num_classes = train_loader, val_loader, num_classes
+        self.folder, self.interrupt = folder, interrupt
+        self.checkpointer = Checkpointer(accelerator, model, optimizer, folder.checkpoints, config.log.keep_checkpoints)
+        self.progress = Progress()
+        self.steps_per_epoch: int = train_loader.steps_per_epoch
+        self.last_checkpoint: Path | None = None
+        self.main = accelerator.is_main_process
+        self._stopping = False
+        self._meter = torch.zeros(5, dtype=torch.float64, device=accelerator.device)
+        self._started = time.perf_counter()
+        self._started_step = 0
+
+    def resume(self, checkpoint: Path) -> None:
+        """Go on exactly where `checkpoint` was written, in mid-epoch too."""
+        self.progress = Progress(**self.checkpointer.restore(checkpoint))
+        self.last_checkpoint = checkpoint
+        self._started_step = self.progress.step
+
+    def fit(self) -> None:
+        """Train the epochs that are left."""
+        while self.progress.epoch < self.config.optim.epochs and not self._stopping:
+            self._train_epoch()
+            if self.progress.step_in_epoch == self.steps_per_epoch:
+                self._finish_epoch()
+
+    # --- one epoch ---------------------------------------------------------------------------------------------
+
+    def _train_epoch(self) -> None:
+        """The steps of one epoch that are left, until its end or a stop."""
+        progress, epoch, epochs = self.progress, self.progress.epoch, self.config.optim.epochs
+        nominal = self.config.optim.batch_size
+        images = len(self.train_loader)
+        done = min(images, progress.step_in_epoch * nominal)
+        bar = EpochBar(f"epoch {epoch + 1:>{len(str(epochs))}}/{epochs}", images, done, quiet=not self.main)
+        self.model.train()
+        self._meter.zero_()
+        self._meter[3] = math.inf
+        point = LogPoint(time.perf_counter(), progress.step)
+        try:
+            for batch, waited in self._batches(epoch, progress.step_in_epoch):
+                self._step(batch)
+                progress.step += 1
+                progress.step_in_epoch += 1
+                point.images += batch.global_count
+                point.waited += waited
+                bar.advance(batch.global_count)
+                last = progress.step_in_epoch == self.steps_per_epoch
+                periodic = self._due(self.config.log.checkpoint_steps)
+                first = progress.step == self._started_step + 1
+                if last or periodic or first or self._stop_alone() or self._due(self.config.log.every):
+                    point = self._log(point, bar)
+                    if not last and (self._stopping or periodic):
+                        self.save()
+                        point.time = time.perf_counter()
+                    if self._stopping:
+                        return
+        finally:
+            bar.close()
+
+    def _due(self, every: int) -> bool:
+        return every > 0 and self.progress.step % every == 0
+
+    def _stop_alone(self) -> bool:
+        """A signal stops a single process after this step; several agree at the next log point."""
+        return self.accelerator.num_processes == 1 and self.interrupt.received is not None
+
+    def _batches(self, epoch: int, start: int) -> Iterator[tuple]:
+        """(batch, seconds that the host waited for it) for the epoch's remaining steps."""
+        if start >= self.steps_per_epoch:
+            return
+        batches = self.train_loader.epoch(epoch, start)
+        try:
+            while True:
+                asked = time.perf_counter()
+                batch = next(batches, None)
+                if batch is None:
+                    return
+                yield batch, time.perf_counter() - asked
+        finally:
+            batches.close()
+
+    def _step(self, batch) -> None:
+        """One optimizer step over this rank's share of a global batch.
+
+        The gradient is the mean over the global batch, exactly, whatever the split: each micro-batch adds its summed
+        loss, times what accelerate, DeepSpeed and DDP divide by. An unreadable image leaves its rank's mean to the
+        others of its share.
+        """
+        plan, smoothing = self.plan, self.config.optim.label_smoothing
+        rate = learning_rate(self.progress.step, self.steps_per_epoch, self.config.optim)
+        set_learning_rate(self.optimizer, rate)
+        readable = batch.weights.sum().clamp(min=1.0)
+        scale = batch.count / readable / batch.global_count * plan.ranks * plan.accumulation
+        parts = (tensor.tensor_split(plan.accumulation) for tensor in (batch.images, batch.labels, batch.weights))
+        for images, labels, weights in zip(*parts, strict=True):
+            odd = len(images) != plan.micro_batch_size
+            with self.accelerator.accumulate(self.model), eager_for_odd_shapes(plan.compile, odd):
+                output = self.model(images)
+                loss, hits = loss_and_hits(output, labels, weights, smoothing)
+                self.accelerator.backward(loss * scale)
+                self._clip()
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+            self._count(loss.detach(), hits, weights)
+
+    def _clip(self) -> None:
+        largest = self.config.optim.clip_norm
+        if largest and self.accelerator.sync_gradients and self.plan.zero_stage == 0:
+            self.accelerator.clip_grad_norm_(self.model.parameters(), largest)
+
+    def _count(self, loss: Tensor, hits: Tensor, weights: Tensor) -> None:
+        """Add a micro-batch to the meter on the device: loss, hits, images, the first step with a bad loss."""
+        self._meter[:3] += torch.stack([loss, hits, weights.sum()]).double()
+        first = torch.where(loss.isfinite(), math.inf, float(self.progress.step + 1))
+        self._meter[3] = torch.minimum(self._meter[3], first)
+
+    # --- log points --------------------------------------------------------------------------------------------
+
+    def _log(self, point: LogPoint, bar: EpochBar) -> LogPoint:
+        """Wait for the device, agree with the other ranks, write a row; returns the new log point."""
+        self._meter[4] = float(self.interrupt.received is not None)
+        meters = self._meter
+        if self.accelerator.num_processes > 1:
+            meters = self.accelerator.gather(self._meter[None])
+        rows = meters.reshape(-1, 5).cpu()
+        now = time.perf_counter()
+        sums = rows[:, :3].sum(dim=0).tolist()
+        self._stopping = bool(rows[:, 4].max() > 0)
+        progress = self.progress
+        rate = learning_rate(progress.step - 1, self.steps_per_epoch, self.config.optim)
+        if math.isfinite(first_bad := rows[:, 3].min().item()):
+            raise Diverged(self._diverged(int(first_bad)))
+        loss, hits, images = (new - old for new, old in zip(sums, point.totals, strict=True))
+        progress.loss_sum += loss
+        progress.hits += hits
+        progress.images += images
+        progress.seconds += now - point.time
+        seconds = max(1e-9, now - point.time)
+        speed, seen = point.images / seconds, max(1.0, images)
+        memory = memory_in_use(self.accelerator.device)
+        remaining = self.config.optim.epochs * self.steps_per_epoch - progress.step
+        left = (now - self._started) / (progress.step - self._started_step) * remaining
+        bar.report(loss=loss / seen, accuracy=hits / seen, rate=speed, memory=memory, left=left)
+        if self.main:
+            self.folder.append(
+                "step",
+                step=progress.step,
+                epoch=round(progress.epoch + progress.step_in_epoch / self.steps_per_epoch, 4),
+                loss=loss / seen,
+                accuracy=hits / seen,
+                lr=rate,
+                images_per_second=round(speed, 2),
+                memory_bytes=memory,
+                data_wait_fraction=round(point.waited / seconds, 4),
+            )
+        return LogPoint(now, progress.step, totals=(sums[0], sums[1], sums[2]))
+
+    def _diverged(self, step: int) -> str:
+        rate = learning_rate(step - 1, self.steps_per_epoch, self.config.optim)
+        scaler = self.accelerator.scaler
+        scale = f"{scaler.get_scale():g}" if scaler else "none"
+        good = self.last_checkpoint or "none yet"
+        if self.main:
+            self.folder.append("event", event="nan", step=step, lr=rate, scale=scale, checkpoint=str(good))
+        return (
+            f"the loss is not finite at step {step} (learning rate {rate:g}, loss scale {scale}); "
+            f"last good checkpoint: {good}. "
+            "Try a lower --lr, --optim.warmup-epochs 1, --optim.clip-norm 1, or --precision fp32."
+        )
+
+    # --- the end of an epoch -----------------------------------------------------------------------------------
+
+    def evaluate(self, confusion: bool = False) -> Evaluation:
+        """Loss and accuracy over the validation split, over all ranks."""
+        deepspeed = self.accelerator.distributed_type == DistributedType.DEEPSPEED
+        model = self.model if deepspeed else self.accelerator.unwrap_model(self.model)
+        model.eval()
+
+        def forward(images: Tensor) -> Tensor:
+            with eager_for_odd_shapes(self.plan.compile, len(images) != self.plan.micro_batch_size):
+                return model(images)
+
+        return evaluate(
+            forward,
+            self.val_loader.epoch(0),
+            self.num_classes,
+            self.accelerator.device,
+            self.plan.micro_batch_size,
+            reduce=lambda totals: self.accelerator.reduce(totals, "sum"),
+            confusion=confusion,
+        )
+
+    def _finish_epoch(self) -> None:
+        """Evaluate, keep the best weights, write the row and the checkpoint."""
+        progress, result = self.progress, self.evaluate()
+        best = result.top1 > progress.best_accuracy
+        seen = max(1.0, progress.images)
+        row = {
+            "epoch": progress.epoch + 1,
+            "step": progress.step,
+            "train_loss": progress.loss_sum / seen,
+            "train_accuracy": progress.hits / seen,
+            "train_images": round(progress.images),
+            "test_loss": result.loss,
+            "test_accuracy": result.top1,
+            "test_top5": result.top5,
+            "test_images": result.count,
+            "images_per_second": round(len(self.train_loader) / max(1e-9, progress.seconds), 2),
+            "seconds": round(progress.seconds, 3),
+            "lr": learning_rate(progress.step - 1, self.steps_per_epoch, self.config.optim),
+            "best": best,
+        }
+        if best:
+            progress.best_accuracy, progress.best_epoch = result.top1, progress.epoch + 1
+        if best or not self.config.log.save_best:
+            self._save_weights()
+        progress.epoch += 1
+        progress.step_in_epoch = 0
+        progress.loss_sum = progress.hits = progress.images = progress.seconds = 0.0
+        if self.main:
+            self.folder.append("epoch", **row)
+            print(
+                f"epoch {row['epoch']:>{len(str(self.config.optim.epochs))}}/{self.config.optim.epochs}"
+                f"  train {row['train_accuracy']:6.2%} loss {row['train_loss']:.4f}"
+                f"  test {row['test_accuracy']:6.2%} loss {row['test_loss']:.4f}"
+                f"  {row['images_per_second']:.0f} img/s  {row['seconds']:.1f} s{'  best' if best else ''}",
+                flush=True,
+            )
+        self.save()
+
+    def _save_weights(self) -> None:
+        """Write model.safetensors; under ZeRO-3 the ranks bring their shards together."""
+        from safetensors.torch import save_file
+
+        weights = self.accelerator.get_state_dict(self.model)
+        if self.main:
+            tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+            with atomic_file(self.folder.weights) as temporary:
+                save_file(tensors, temporary, metadata={"arch": self.config.model.arch})
+
+    def save(self) -> None:
+        """Write a checkpoint of this very step; all ranks call this."""
+        self.last_checkpoint = self.checkpointer.save(self.progress.step, asdict(self.progress))

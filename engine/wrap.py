@@ -1,0 +1,129 @@
+"""From a plain model to one that trains as the plan says: layout, recompute, compile, then DDP or DeepSpeed."""
+
+from __future__ import annotations
+
+import os
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin, InitProcessGroupKwargs
+from torch import nn
+
+from engine.config import ConfigError, OptimConfig
+from engine.planner import Hardware, Plan
+from engine.recompute import recompute_blocks
+
+AUTOCAST_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What the launcher (accelerate, torchrun or none) set up for this process."""
+
+    rank: int
+    local_rank: int
+    ranks: int
+    deepspeed: dict | None
+    """DeepSpeed's configuration, where the launcher asked for it."""
+
+    @property
+    def zero_stage(self) -> int:
+        return (self.deepspeed or {}).get("zero_optimization", {}).get("stage", 0)
+
+    @classmethod
+    def detect(cls) -> Launch:
+        """Read the launcher's environment variables. Raises ConfigError for a DeepSpeed launch without its JSON."""
+        deepspeed = None
+        if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
+            import json
+
+            path = os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "")
+            if not path or not Path(path).is_file():
+                raise ConfigError(
+                    f"DeepSpeed was asked for without its configuration (found {path or 'none'}); launch with "
+                    "--config_file configs/accelerate/deepspeed_zero2.yaml from the project's folder"
+                )
+            deepspeed = json.loads(Path(path).read_text(encoding="utf-8"))
+        environment = os.environ
+        return cls(
+            rank=int(environment.get("RANK", 0)),
+            local_rank=int(environment.get("LOCAL_RANK", 0)),
+            ranks=int(environment.get("WORLD_SIZE", 1)),
+            deepspeed=deepspeed,
+        )
+
+
+def deepspeed_configuration(launch: Launch, plan: Plan, optim: OptimConfig) -> dict:
+    """The launcher's DeepSpeed JSON with the plan's batch split and precision filled in.
+
+    Parameters stay fp32 and torch's autocast chooses per operator: DeepSpeed's own bf16 mode casts BatchNorm as well
+    (DeepSpeed issue 3979).
+    """
+    configuration = dict(launch.deepspeed or {})
+    configuration |= {
+        "train_micro_batch_size_per_gpu": plan.micro_batch_size,
+        "gradient_accumulation_steps": plan.accumulation,
+        "gradient_clipping": optim.clip_norm,
+        "zero_allow_untested_optimizer": True,
+    }
+    if plan.precision != "fp32":
+        dtype = str(AUTOCAST_DTYPES[plan.precision]).removeprefix("torch.")
+        configuration["torch_autocast"] = {"enabled": True, "dtype": dtype}
+    return configuration
+
+
+def build_accelerator(plan: Plan, launch: Launch, optim: OptimConfig) -> Accelerator:
+    """accelerate's front to the device, the process group, accumulation and autocast, set up as the plan says."""
+    cpu = plan.device == "cpu"
+    handlers: list = [DistributedDataParallelKwargs(gradient_as_bucket_view=True)]
+    if cpu:
+        handlers.append(InitProcessGroupKwargs(backend="gloo"))
+    accumulation = GradientAccumulationPlugin(num_steps=plan.accumulation, sync_with_dataloader=False)
+    if launch.deepspeed is not None:
+        from accelerate.utils import DeepSpeedPlugin
+
+        plugin = DeepSpeedPlugin(hf_ds_config=deepspeed_configuration(launch, plan, optim), zero3_init_flag=False)
+        return Accelerator(
+            cpu=cpu,
+            mixed_precision="no",  # DeepSpeed's torch_autocast section has the dtype
+            gradient_accumulation_plugin=accumulation,
+            deepspeed_plugin=plugin,
+            kwargs_handlers=handlers,
+        )
+    mixed = "no" if plan.precision == "fp32" else plan.precision
+    return Accelerator(
+        cpu=cpu, mixed_precision=mixed, gradient_accumulation_plugin=accumulation, kwargs_handlers=handlers
+    )
+
+
+def wrap(model: nn.Module, optimizer: torch.optim.Optimizer, plan: Plan, accelerator: Accelerator):
+    """(model, optimizer) ready for the trainer.
+
+    The order matters: layout first, recompute inside compile, compile inside DDP (so that DDP's hooks see gradients,
+    not graphs). Compilation is in place: the state dict keeps its names.
+    """
+    if plan.channels_last:
+        model = model.to(memory_format=torch.channels_last)
+    if plan.recompute == "block":
+        recompute_blocks(model)
+    if plan.compile:
+        model.compile(dynamic=False)
+    if plan.device == "cuda":
+        torch.backends.cudnn.benchmark = True
+    return accelerator.prepare(model, optimizer)
+
+
+def prepare_device(hardware: Hardware, launch: Launch) -> torch.device:
+    """Make this rank's GPU the current one; on a machine without one, the CPU."""
+    if hardware.type == "cpu":
+        return torch.device("cpu")
+    torch.cuda.set_device(launch.local_rank)
+    return torch.device("cuda", launch.local_rank)
+
+
+def eager_for_odd_shapes(compiled: bool, odd: bool) -> AbstractContextManager:
+    """Run a batch of another size than the plan's without compiling for it: the tail of an epoch."""
+    return torch.compiler.set_stance("force_eager") if compiled and odd else nullcontext()

@@ -1,0 +1,26 @@
+"""Train: `accelerate launch launch/train.py --arch resnext`, or with plain `python` on one device."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from engine.imports import refuse_foreign_packages
+
+refuse_foreign_packages()
+
+from engine.config import ConfigError, parse
+from engine.run import fail, train
+
+
+def main() -> int:
+    """Parse the command line, run, return the exit code."""
+    try:
+        config = parse()
+    except ConfigError as error:
+        return fail(error)
+    return train(config)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

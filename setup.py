@@ -1,0 +1,59 @@
+"""Packaging of HCR. `constraints.txt` beside this file pins the versions that the tests ran with."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+DALI_CUDA12 = "nvidia-dali-cuda120>=2.0; platform_system == 'Linux'"
+DALI_CUDA13 = "nvidia-dali-cuda130>=2.0; platform_system == 'Linux'"
+
+REQUIREMENTS = [
+    "torch>=2.11",
+    "torchvision>=0.26",
+    DALI_CUDA12,
+    "accelerate>=1.10",
+    "deepspeed>=0.18; platform_system == 'Linux'",
+    "einops>=0.8",
+    "nvidia-ml-py>=12.560",  # the module `pynvml`; the package of that name is deprecated
+    "transformers>=4.56",  # accelerate's DeepSpeed path imports it
+    "tyro>=0.9.30",  # the command line, from the config dataclasses
+    "pydantic>=2.11",  # checks a YAML file against the same dataclasses
+    "pyyaml>=6.0",  # recipes and the resolved config.yaml
+    "safetensors>=0.5",  # model.safetensors: weights that load without pickle
+    "scikit-learn>=1.5",  # ships the 1,797 digits that need no download
+    "pillow>=11.0",  # the referee for decoding, and the digits' JPEG encoder
+    "numpy>=1.26",
+    "tqdm>=4.66",  # the progress bar
+    "psutil>=6.0",  # host memory and CPU load for the monitor
+    "matplotlib>=3.9",  # plots
+    "jinja2>=3.1",  # the report page
+]
+
+TEST_REQUIREMENTS = [
+    "pytest>=8.3",
+    "pytest-benchmark>=5.1",
+    "hypothesis>=6.120",
+    "timm>=1.0.15",  # reference weights and outputs in tests
+    "ruff>=0.12",
+]
+
+setup(
+    name="hcr-engine",
+    version="0.1.0",
+    description="Trains the classic image classifiers at the batch size they were meant for, on the GPUs a person has",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11,<3.14",
+    packages=find_packages(include=["engine*", "archs*", "kernels*", "launch*"]),
+    package_data={"engine": ["*.jinja", "*.html", "*.css"]},
+    install_requires=REQUIREMENTS,
+    extras_require={"test": TEST_REQUIREMENTS, "dali13": [DALI_CUDA13]},
+    classifiers=[
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Operating System :: POSIX :: Linux",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+)
