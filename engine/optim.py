@@ -14,7 +14,7 @@ from engine.config import OptimConfig
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """Weights with decay; biases and normalisation parameters without (He et al. 2018, arXiv:1812.01187, section 3.1)."""
+    """Weights with decay; biases and normalisation parameters without (He et al. 2018, arXiv:1812.01187)."""
     decayed = [parameter for parameter in model.parameters() if parameter.requires_grad and parameter.ndim > 1]
     plain = [parameter for parameter in model.parameters() if parameter.requires_grad and parameter.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]

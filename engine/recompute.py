@@ -23,14 +23,17 @@ def statistics_suspended(norms: list[nn.Module]) -> Iterator[None]:
     The recompute is the second forward of the same images; without this it updates the running statistics twice
     (pytorch issue 96136).
     """
-    tracking = [norm.track_running_stats for norm in norms]
-    for norm in norms:
-        norm.track_running_stats = False
+    suspended = [norm for norm in norms if norm.training and norm.running_mean is not None]
+    kept = [(norm.running_mean, norm.running_var, norm.num_batches_tracked) for norm in suspended]
+    for norm, (mean, var, _) in zip(suspended, kept, strict=True):
+        # Scratch takes the update: checkpoint wants as many saved tensors as the first forward had, so none is no choice.
+        norm.running_mean, norm.running_var = torch.empty_like(mean), torch.empty_like(var)
+        norm.num_batches_tracked = None
     try:
         yield
     finally:
-        for norm, tracked in zip(norms, tracking, strict=True):
-            norm.track_running_stats = tracked
+        for norm, statistics in zip(suspended, kept, strict=True):
+            norm.running_mean, norm.running_var, norm.num_batches_tracked = statistics
 
 
 def recomputed(forward: Callable, norms: list[nn.Module], *inputs):

@@ -1,0 +1,163 @@
+"""The run description: flags, YAML, checks, nearest names."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engine.config import (
+    ConfigError,
+    DataConfig,
+    OptimConfig,
+    RunConfig,
+    expand_short_flags,
+    field_names,
+    find_run,
+    from_yaml,
+    parse,
+    to_yaml,
+)
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "run.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_common_knobs_are_top_level_flags():
+    config = parse(
+        "--arch resnext --data.name digits --data.root x --epochs 3 --batch-size 64 --image-size 32 --lr 1e-2 "
+        "--optimizer sgd --precision bf16 --recompute block --compile --seed 7 --output runs/a".split()
+    )
+    assert (config.model.arch, config.model.compile) == ("resnext", "on")
+    assert (config.data.name, config.data.root, config.data.image_size) == ("digits", Path("x"), 32)
+    assert (config.optim.epochs, config.optim.batch_size) == (3, 64)
+    assert (config.optim.lr, config.optim.optimizer) == (0.01, "sgd")
+    assert (config.precision.precision, config.memory.recompute) == ("bf16", "block")
+    assert (config.seed, config.log.output) == (7, Path("runs/a"))
+
+
+def test_base_yaml_states_the_defaults(root):
+    assert from_yaml(root / "configs" / "base.yaml") == RunConfig()
+
+
+@pytest.mark.parametrize("path", sorted((Path(__file__).parents[2] / "configs").rglob("*.yaml")), ids=lambda p: p.name)
+def test_every_recipe_reads(path):
+    if path.parent.name == "accelerate":
+        pytest.skip("accelerate's own format; tests/launch/test_distributed.py uses it")
+    assert isinstance(from_yaml(path), RunConfig)
+
+
+def test_flags_win_over_the_file(tmp_path):
+    path = write(tmp_path, "optim: {lr: 0.5, epochs: 4}\nmodel: {arch: resnet18}\n")
+    config = parse(["--config", str(path), "--lr", "0.25"])
+    assert (config.optim.lr, config.optim.epochs, config.model.arch) == (0.25, 4, "resnet18")
+
+
+@given(
+    lr=st.floats(1e-9, 10),
+    size=st.integers(8, 512),
+    scale=st.none() | st.tuples(st.floats(0.01, 0.5), st.floats(0.5, 1)),
+    root=st.none() | st.just(Path("some where/ünïcode")),
+)
+def test_yaml_round_trip(tmp_path_factory, lr, size, scale, root):
+    config = RunConfig(data=DataConfig(image_size=size, crop_scale=scale, root=root), optim=OptimConfig(lr=lr))
+    path = tmp_path_factory.getbasetemp() / "round.yaml"
+    path.write_text(to_yaml(config), encoding="utf-8")
+    assert from_yaml(path) == config
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("optim: {lrr: 1}", "unknown key optim.lrr; did you mean optim.lr"),
+        ("lr: 1", "did you mean optim.lr"),
+        ("optim: {epoch: 1}", "did you mean optim.epochs"),
+        ("data: 4", "data is a group"),
+        ("optim: {epochs: many}", "optim.epochs"),
+        ("optim: {lr: -1}", "--lr must be above 0"),
+        ("data: {crop_scale: [0.9, 0.2]}", "MIN <= MAX"),
+        ("precision: {precision: fp8}", "precision.precision"),
+        ("- 1", "expected fields and values"),
+        ("a: [", "cannot be read as YAML"),
+    ],
+)
+def test_bad_yaml_is_refused_with_what_would_do(tmp_path, text, message):
+    with pytest.raises(ConfigError, match="(?s)" + message.replace("(", r"\(")):
+        from_yaml(write(tmp_path, text))
+
+
+def test_missing_config_names_its_neighbours(tmp_path):
+    write(tmp_path, "")
+    with pytest.raises(ConfigError, match=r"no such file; there is .*run\.yaml"):
+        from_yaml(tmp_path / "rnu.yaml")
+
+
+def test_unknown_flag_names_the_nearest(capsys):
+    with pytest.raises(SystemExit) as exit:
+        parse(["--batchsize", "4"])
+    assert exit.value.code == 2
+    assert "--batch-size" in capsys.readouterr().err
+
+
+def test_value_out_of_range_is_a_usage_error(capsys):
+    with pytest.raises(SystemExit) as exit:
+        parse(["--epochs", "0"])
+    assert exit.value.code == 2
+    assert "--epochs must be at least 1" in capsys.readouterr().err
+
+
+def test_short_flags():
+    assert expand_short_flags(["--no-compile"]) == ["--compile", "off"]
+    assert expand_short_flags(["--compile", "--lr", "1"]) == ["--compile", "on", "--lr", "1"]
+    assert expand_short_flags(["--compile", "auto"]) == ["--compile", "auto"]
+    assert expand_short_flags(["--resume", "--lr", "1"]) == ["--resume", "auto", "--lr", "1"]
+    assert expand_short_flags(["--resume", "runs/a"]) == ["--resume", "runs/a"]
+
+
+def test_resume_starts_from_the_runs_own_config(tmp_path, monkeypatch):
+    run = tmp_path / "runs" / "a"
+    (run / "checkpoints" / "step-00000003").mkdir(parents=True)
+    (run / "config.yaml").write_text(to_yaml(RunConfig(optim=OptimConfig(lr=0.125))))
+    monkeypatch.chdir(tmp_path)
+    assert parse(["--resume", str(run)]).optim.lr == 0.125
+    assert parse(["--resume"]).optim.lr == 0.125
+    assert parse(["--output", str(run), "--resume"]).optim.lr == 0.125
+    assert find_run(str(run / "checkpoints" / "step-00000003")) == run
+
+
+def test_resume_of_nothing_says_what_there_is(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match="no run in"):
+        parse(["--resume"])
+    with pytest.raises(ConfigError, match=r"nowhere: no config\.yaml"):
+        parse(["--resume", "nowhere"])
+
+
+def test_every_field_is_documented(root):
+    help_text = subprocess.run(
+        [sys.executable, "launch/train.py", "--help"], cwd=root, capture_output=True, text=True, check=True
+    ).stdout
+    for name in field_names():
+        leaf = name.rpartition(".")[2].replace("_", "-")
+        assert f"--{leaf}" in help_text or f".{leaf}" in help_text, name
+
+
+def test_help_is_quick(root):
+    times = []
+    for _ in range(3):
+        began = time.perf_counter()
+        subprocess.run([sys.executable, "launch/train.py", "--help"], cwd=root, capture_output=True, check=True)
+        times.append(time.perf_counter() - began)
+    assert min(times) < 2.0
+
+
+def test_help_does_not_import_torch(root):
+    code = "import runpy, sys; sys.argv = ['train', '--help']\ntry: runpy.run_path('launch/train.py', run_name='__main__')\n"
+    code += "except SystemExit: pass\nsys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True).returncode == 0

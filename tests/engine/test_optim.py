@@ -1,0 +1,55 @@
+"""Learning-rate schedules and parameter groups."""
+
+import pytest
+import torch
+from torch import nn
+
+from engine.config import OptimConfig
+from engine.optim import build_optimizer, learning_rate, parameter_groups, set_learning_rate
+
+
+def test_constant_rate():
+    config = OptimConfig(lr=0.5, epochs=2)
+    assert {learning_rate(step, 5, config) for step in range(10)} == {0.5}
+
+
+def test_warmup_rises_linearly_then_cosine_falls_to_zero():
+    config = OptimConfig(lr=1.0, epochs=10, schedule="cosine", warmup_epochs=2)
+    rates = [learning_rate(step, 5, config) for step in range(50)]
+    assert rates[:10] == pytest.approx([0.1 * (step + 1) for step in range(10)])
+    assert rates[10] == 1.0
+    assert rates[30] == pytest.approx(0.5)
+    assert all(later < earlier for earlier, later in zip(rates[10:], rates[11:], strict=False))
+    assert 0 < rates[-1] < 0.01
+
+
+def test_biases_and_norms_are_not_decayed():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 2))
+    decayed, plain = parameter_groups(model, 0.1)
+    assert {parameter.ndim for parameter in decayed["params"]} == {2, 4} and decayed["weight_decay"] == 0.1
+    assert len(plain["params"]) == 4 and plain["weight_decay"] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("sgd", torch.optim.SGD), ("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW)]
+)
+def test_optimizers_match_torchs_plain_ones(name, kind):
+    """The fused update is torch's own, so a step equals the single-tensor one."""
+    options = {"momentum": 0.9, "nesterov": True} if name == "sgd" else {}
+    ours, theirs = nn.Linear(3, 3), nn.Linear(3, 3)
+    theirs.load_state_dict(ours.state_dict())
+    mine = build_optimizer(ours, OptimConfig(optimizer=name, lr=0.1))
+    reference = kind(theirs.parameters(), lr=0.1, weight_decay=0.0, foreach=False, fused=False, **options)
+    for seed in range(3):
+        images = torch.randn(4, 3, generator=torch.Generator().manual_seed(seed))
+        for model, optimizer in ((ours, mine), (theirs, reference)):
+            optimizer.zero_grad()
+            model(images).square().mean().backward()
+            optimizer.step()
+    torch.testing.assert_close(ours.weight, theirs.weight, rtol=1e-6, atol=1e-7)
+
+
+def test_set_learning_rate_reaches_every_group():
+    optimizer = build_optimizer(nn.Linear(2, 2), OptimConfig())
+    set_learning_rate(optimizer, 0.25)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.25, 0.25]

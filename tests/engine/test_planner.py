@@ -1,0 +1,80 @@
+"""What a plan decides, for hardware that need not be here."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from engine.config import ConfigError, ModelConfig, OptimConfig, ParallelConfig, PrecisionConfig, RunConfig
+from engine.planner import Hardware, choose_compile, choose_precision, make_plan, split_batch
+
+CPU = Hardware("cpu", "CPU", native_bf16=True)
+OLD_CPU = Hardware("cpu", "CPU")
+PASCAL = Hardware("cuda", "GTX 1080", (6, 1))
+VOLTA = Hardware("cuda", "V100", (7, 0))
+TURING = Hardware("cuda", "RTX 2080", (7, 5))
+AMPERE = Hardware("cuda", "RTX 3090", (8, 6), native_bf16=True)
+
+
+@pytest.mark.parametrize(
+    ("hardware", "precision"),
+    [(CPU, "bf16"), (OLD_CPU, "fp32"), (PASCAL, "fp32"), (VOLTA, "fp16"), (TURING, "fp16"), (AMPERE, "bf16")],
+    ids=lambda value: getattr(value, "name", value),
+)
+def test_auto_precision(hardware, precision):
+    assert choose_precision("auto", hardware) == precision
+    assert choose_precision("fp32", hardware) == "fp32"
+
+
+def test_fp16_needs_a_gpu():
+    with pytest.raises(ConfigError, match="needs a GPU"):
+        choose_precision("fp16", CPU)
+
+
+def test_compile_is_on_where_triton_runs():
+    assert [choose_compile("auto", hardware) for hardware in (CPU, PASCAL, VOLTA, AMPERE)] == [False, False, True, True]
+    assert choose_compile("on", CPU) and not choose_compile("off", AMPERE)
+
+
+@given(ranks=st.integers(1, 64), share=st.integers(1, 256), data=st.data())
+def test_split_gives_back_the_batch(ranks, share, data):
+    micro = data.draw(st.sampled_from([0] + [size for size in range(1, share + 1) if share % size == 0]))
+    size, accumulation = split_batch(ranks * share, ranks, micro)
+    assert size * accumulation * ranks == ranks * share
+    assert micro in (0, size)
+
+
+def test_uneven_batch_says_what_would_be_even():
+    with pytest.raises(ConfigError, match="128 does not divide over 3 ranks; 126 or 129 would"):
+        split_batch(128, 3, 0)
+    with pytest.raises(ConfigError, match="2 does not divide over 4 ranks; 4 would"):
+        split_batch(2, 4, 0)
+    with pytest.raises(ConfigError, match=r"micro-batch-size 48 .* 64; 16, 32, 64 would"):
+        split_batch(128, 2, 48)
+
+
+def test_plan_counts_states_and_says_what_changes():
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
+    parameters = 4 * (8 * 3 * 9 + 8 + 8 + 8)
+    config = RunConfig(optim=OptimConfig(batch_size=64), parallel=ParallelConfig(micro_batch_size=8))
+    plan = make_plan(config, model, AMPERE, ranks=2, zero_stage=2)
+    assert plan.micro_batch_size * plan.accumulation * plan.ranks == 64
+    assert plan.parameter_bytes == parameters
+    assert plan.gradient_bytes == parameters // 2
+    assert plan.optimizer_bytes == 2 * parameters // 2
+    assert any("micro-batches of 8" in change for change in plan.changes)
+    assert "64 = 8 × 4 accumulated × 2 ranks" in plan.describe()
+    assert make_plan(config, nn.Linear(4, 4), AMPERE).changes == ()
+
+
+def test_plan_of_a_model_without_memory():
+    with torch.device("meta"):
+        model = nn.Linear(1000, 1000)
+    plan = make_plan(RunConfig(precision=PrecisionConfig("fp16")), model, TURING)
+    assert plan.loss_scaling and plan.parameter_bytes == 4 * 1001000
+
+
+def test_compile_and_zero3_do_not_mix():
+    with pytest.raises(ConfigError, match="ZeRO-3"):
+        make_plan(RunConfig(model=ModelConfig(compile="on")), nn.Linear(1, 1), AMPERE, ranks=2, zero_stage=3)
