@@ -79,7 +79,7 @@ def build_accelerator(plan: Plan, launch: Launch, optim: OptimConfig) -> Acceler
     """accelerate's front to the device, the process group, accumulation and autocast, set up as the plan says."""
     cpu = plan.device == "cpu"
     handlers: list = [DistributedDataParallelKwargs(gradient_as_bucket_view=True)]
-    if cpu:
+    if cpu and launch.ranks > 1:
         handlers.append(InitProcessGroupKwargs(backend="gloo"))
     accumulation = GradientAccumulationPlugin(num_steps=plan.accumulation, sync_with_dataloader=False)
     if launch.deepspeed is not None:

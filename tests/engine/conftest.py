@@ -1,0 +1,118 @@
+"""A trainer small enough for unit tests: a tiny network, images made in memory, no decoding."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from engine.config import LogConfig, OptimConfig, ParallelConfig, PrecisionConfig, RunConfig
+
+
+@dataclass
+class MadeBatch:
+    """The fields of engine.data's Batch."""
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    weights: torch.Tensor
+    global_count: int
+    count: int
+
+
+class MadeLoader:
+    """Random images with a rule to learn; order and tail as the real loader's."""
+
+    backend = "made"
+
+    def __init__(self, images: int, batch: int, shuffle: bool, unreadable: frozenset[int] = frozenset()) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self.images = torch.randn(images, 3, 6, 6, generator=generator)
+        self.labels = (self.images.mean(dim=(1, 2, 3)) > 0).long()
+        self.batch, self.shuffle, self.unreadable = batch, shuffle, unreadable
+        self.steps_per_epoch = -(-images // batch)
+        self.bad_images: list = []
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def epoch(self, epoch: int, start_step: int = 0):
+        generator = torch.Generator().manual_seed(epoch)
+        order = torch.randperm(len(self), generator=generator) if self.shuffle else torch.arange(len(self))
+        for step in range(start_step, self.steps_per_epoch):
+            picked = order[step * self.batch : (step + 1) * self.batch]
+            weights = torch.tensor([float(int(index) not in self.unreadable) for index in picked])
+            yield MadeBatch(self.images[picked], self.labels[picked], weights, len(picked), len(picked))
+
+    def close(self) -> None:
+        pass
+
+
+class TinyNet(nn.Module):
+    """A convolution, dropout and a classifier; BatchNorm on request."""
+
+    def __init__(self, norm: bool = True, dropout: float = 0.2) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.norm = nn.BatchNorm2d(8) if norm else nn.Identity()
+        self.dropout = nn.Dropout(dropout)
+        self.head = nn.Linear(8, 2)
+
+    def blocks(self):
+        yield self.stem
+
+    def forward(self, images):
+        return self.head(self.dropout(self.norm(self.stem(images)).relu().mean(dim=(2, 3))))
+
+
+@pytest.fixture
+def make_trainer(tmp_path):
+    """A factory of trainers in folders of their own."""
+    from accelerate.state import AcceleratorState, GradientState, PartialState
+
+    from engine.interrupt import Interrupt
+    from engine.optim import build_optimizer
+    from engine.planner import Hardware, make_plan
+    from engine.runfolder import RunFolder
+    from engine.trainer import Trainer
+    from engine.wrap import Launch, build_accelerator, wrap
+
+    def build(
+        name: str = "run",
+        model: nn.Module | None = None,
+        images: int = 44,
+        optim: OptimConfig | None = None,
+        micro: int = 0,
+        log: LogConfig | None = None,
+        compile: str = "off",
+        unreadable: frozenset[int] = frozenset(),
+    ) -> Trainer:
+        for state in (AcceleratorState, PartialState, GradientState):
+            state._reset_state()
+        torch.manual_seed(0)
+        from engine.config import ModelConfig
+
+        config = RunConfig(
+            model=ModelConfig(compile=compile),
+            optim=optim or OptimConfig(epochs=3, batch_size=16, lr=0.01),
+            precision=PrecisionConfig("fp32"),
+            parallel=ParallelConfig(micro),
+            log=log or LogConfig(every=2),
+        )
+        model = model or TinyNet()
+        plan = make_plan(config, model, Hardware("cpu", "CPU"))
+        optimizer = build_optimizer(model, config.optim)
+        launch = Launch(0, 0, 1, None)
+        accelerator = build_accelerator(plan, launch, config.optim)
+        folder = RunFolder(Path(tmp_path) / name)
+        folder.checkpoints.mkdir(parents=True, exist_ok=True)
+        train = MadeLoader(images, config.optim.batch_size, shuffle=True, unreadable=unreadable)
+        val = MadeLoader(30, config.optim.batch_size, shuffle=False)
+        model, optimizer = wrap(model, optimizer, plan, accelerator)
+        torch.manual_seed(1)
+        return Trainer(config, plan, accelerator, model, optimizer, train, val, 2, folder, Interrupt())
+
+    yield build
+    for state in (AcceleratorState, PartialState, GradientState):
+        state._reset_state()
