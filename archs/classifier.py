@@ -35,7 +35,7 @@ class Classifier(nn.Module):
         self.stages = nn.Sequential(*stages)
         self.head = head
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> Tensor | AuxiliaryOutput:
         return self.head(self.stages(self.stem(images)))
 
     def blocks(self) -> Iterator[nn.Module]:
@@ -47,4 +47,4 @@ class Classifier(nn.Module):
         """
         yield self.stem
         for stage in self.stages:
-            yield from stage
+            yield from stage.children()

@@ -6,7 +6,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-Hook = Callable[[nn.Module, tuple[Tensor], Tensor], None]
+Counted = nn.Conv2d | nn.Linear
+Hook = Callable[[Counted, tuple[Tensor], Tensor], None]
 
 
 def multiply_adds(model: nn.Module, height: int, width: int) -> int:
@@ -17,7 +18,7 @@ def multiply_adds(model: nn.Module, height: int, width: int) -> int:
     """
     total = 0
 
-    def count(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
+    def count(module: Counted, inputs: tuple[Tensor], output: Tensor) -> None:
         nonlocal total
         # Every output element sums over one filter: input channels of a group x kernel, or input features.
         total += output.numel() * math.prod(module.weight.shape[1:])
@@ -33,7 +34,7 @@ def convolution_outputs(model: nn.Module, height: int, width: int) -> int:
     """
     total = 0
 
-    def count(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
+    def count(module: Counted, inputs: tuple[Tensor], output: Tensor) -> None:
         nonlocal total
         total += output.numel() if isinstance(module, nn.Conv2d) else 0
 
@@ -43,9 +44,7 @@ def convolution_outputs(model: nn.Module, height: int, width: int) -> int:
 
 def on_meta(model: nn.Module, hook: Hook, height: int, width: int) -> None:
     """One evaluation forward of `model` on meta tensors that shows `hook` each convolution and linear layer."""
-    handles = [
-        module.register_forward_hook(hook) for module in model.modules() if isinstance(module, (nn.Conv2d, nn.Linear))
-    ]
+    handles = [module.register_forward_hook(hook) for module in model.modules() if isinstance(module, Counted)]
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     shadows = {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors.items()}
     training = {module: module.training for module in model.modules()}

@@ -139,6 +139,9 @@ def auxiliary_window(side: int) -> tuple[int, int]:
 class TensorFlowScaling(nn.Module):
     """From ImageNet's mean and standard deviation, as our loaders normalise, to TensorFlow's (x - 0.5) / 0.5."""
 
+    scale: Tensor
+    shift: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
@@ -197,7 +200,7 @@ class InceptionV3(Classifier):
         stem["conv_3b_1x1"] = conv(64, 80)
         stem["conv_4a_3x3"] = conv(80, 192, 3, padding=0)
         stem["pool2"] = nn.MaxPool2d(kernel_size=3, stride=2)
-        stages = (
+        stages: tuple[OrderedDict[str, nn.Module], ...] = (
             OrderedDict(
                 b=inception_a(conv, 192, pool_channels=32),
                 c=inception_a(conv, 256, pool_channels=64),
@@ -212,7 +215,8 @@ class InceptionV3(Classifier):
             ),
             OrderedDict(a=inception_d(conv, 768), b=inception_e(conv, 1280), c=inception_e(conv, 2048)),
         )
-        super().__init__(nn.Sequential(stem), map(nn.Sequential, stages), LinearHead(2048, num_classes, dropout))
+        head = LinearHead(2048, num_classes, dropout)
+        super().__init__(nn.Sequential(stem), (nn.Sequential(stage) for stage in stages), head)
         self.auxiliary = AuxiliaryHead(conv, num_classes) if auxiliary else None
         for module in self.modules():
             if isinstance(module, (nn.Conv2d, nn.Linear)):
@@ -234,6 +238,6 @@ class InceptionV3(Classifier):
 
     def blocks(self) -> Iterator[nn.Module]:
         # The stem holds the largest maps: its layers are units of their own.
-        yield from self.stem
+        yield from self.stem.children()
         for stage in self.stages:
-            yield from stage
+            yield from stage.children()

@@ -39,14 +39,14 @@ class InceptionV3FullResolution(Classifier):
 
     def __init__(self, num_classes: int, *, dropout: float = 0.5) -> None:
         conv = ConvNormAct
-        stem = OrderedDict(
+        stem: OrderedDict[str, nn.Module] = OrderedDict(
             conv_1a_3x3=conv(3, 32, 3),
             conv_2a_3x3=conv(32, 32, 3),
             conv_2b_3x3=conv(32, 64, 3),
             conv_3b_1x1=conv(64, 80),
             conv_4a_3x3=conv(80, 192, 3, padding=0),
         )
-        stages = (
+        stages: tuple[OrderedDict[str, nn.Module], ...] = (
             OrderedDict(
                 b=inception_a(conv, 192, pool_channels=32, pool_kernel=3),
                 c=inception_a(conv, 256, pool_channels=64, pool_kernel=3),
@@ -63,10 +63,11 @@ class InceptionV3FullResolution(Classifier):
                 a=inception_d(conv, 768, pool=nn.AvgPool2d), b=inception_e(conv, 1280), c=inception_e(conv, 2048)
             ),
         )
-        super().__init__(nn.Sequential(stem), map(nn.Sequential, stages), LinearHead(2048, num_classes, dropout))
+        head = LinearHead(2048, num_classes, dropout)
+        super().__init__(nn.Sequential(stem), (nn.Sequential(stage) for stage in stages), head)
 
     def blocks(self) -> Iterator[nn.Module]:
         # The stem works on 224x224 maps: its layers are units of their own.
-        yield from self.stem
+        yield from self.stem.children()
         for stage in self.stages:
-            yield from stage
+            yield from stage.children()

@@ -68,6 +68,8 @@ class Branches(nn.Module):
 class LinearHead(nn.Sequential):
     """Global average pooling, dropout where it is asked for, one linear layer: [N, channels, H, W] -> [N, classes]."""
 
+    fc: nn.Linear
+
     def __init__(self, channels: int, num_classes: int, dropout: float = 0.0) -> None:
         layers: OrderedDict[str, nn.Module] = OrderedDict(pool=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten(1))
         if dropout:
