@@ -1,0 +1,109 @@
+"""A run's monitor rows in a few figures: peaks, means, energy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+PEAKS = (
+    "gpu_used_bytes",
+    "gpu_process_bytes",
+    "torch_allocated_bytes",
+    "torch_reserved_bytes",
+    "process_rss_bytes",
+    "gpu_power_watts",
+    "gpu_temperature_celsius",
+)
+MEANS = ("gpu_utilization", "gpu_power_watts", "gpu_sm_clock_mhz", "process_cpu_percent", "host_cpu_percent")
+
+
+class Totals:
+    """Running sums over monitor rows, so that a week of samples costs no memory."""
+
+    def __init__(self) -> None:
+        self.samples = 0
+        self.seconds = 0.0
+        self.interval = 1.0
+        self.cost_seconds = 0.0
+        self.facts: dict[str, Any] = {}
+        self.peaks: dict[str, float] = {}
+        self.sums: dict[str, tuple[float, int]] = {}
+        self._energy_ended = 0.0
+        self._energy_now: float | None = None
+        self._integral = 0.0
+        self._measured = False
+        self._before: dict[str, Any] | None = None
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Take in the next row, in the order of the file."""
+        if row.get("kind") == "start":
+            self.facts = row
+            self.interval = row.get("interval") or 1.0
+            self._energy_ended += self._energy_now or 0.0
+            self._energy_now, self._before = None, None
+            return
+        self.samples += 1
+        self.cost_seconds += row.get("sample_seconds") or 0.0
+        for field in PEAKS:
+            self._peak(field, row.get(field))
+        self._peak("torch_allocated_bytes", row.get("torch_peak_bytes"))
+        for field in MEANS:
+            if (value := row.get(field)) is not None:
+                total, count = self.sums.get(field, (0.0, 0))
+                self.sums[field] = (total + value, count + 1)
+        if row.get("gpu_energy_joules") is not None:
+            self._energy_now, self._measured = row["gpu_energy_joules"], True
+        if self._before is not None:
+            elapsed = max(0.0, row["time"] - self._before["time"])
+            self.seconds += elapsed
+            powers = [row.get("gpu_power_watts"), self._before.get("gpu_power_watts")]
+            if None not in powers:
+                self._integral += elapsed * sum(powers) / 2
+        self._before = row
+
+    def as_dict(self) -> dict[str, Any]:
+        """See `summarise`."""
+        peak, means = self.peaks, {field: total / count for field, (total, count) in self.sums.items()}
+        sources = ("gpu_process_bytes", "torch_reserved_bytes", "process_rss_bytes")
+        source = next((field for field in sources if peak.get(field)), None)
+        energy = None
+        if self._measured:
+            energy = self._energy_ended + (self._energy_now or 0.0)
+        elif "gpu_power_watts" in peak:
+            energy = self._integral
+        result = {
+            "samples": self.samples,
+            "seconds": self.seconds,
+            "gpu_name": self.facts.get("gpu_name"),
+            "gpu_total_bytes": self.facts.get("gpu_total_bytes"),
+            "host_total_bytes": self.facts.get("host_total_bytes"),
+            "host_cores": self.facts.get("host_cores"),
+            "peak_memory_bytes": peak.get(source) if source else None,
+            "peak_memory_source": source,
+            "energy_joules": energy,
+            "cost": self.cost_seconds / self.samples / self.interval if self.samples else None,
+        }
+        result |= {f"peak_{field}": peak.get(field) for field in PEAKS}
+        return result | {f"mean_{field}": means.get(field) for field in MEANS}
+
+    def _peak(self, field: str, value: float | None) -> None:
+        if value is not None:
+            self.peaks[field] = max(value, self.peaks.get(field, value))
+
+
+def summarise(rows: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """One run's monitor rows, of one session or several, in a few figures; None where nothing was read.
+
+    samples, seconds            how much was watched (pauses between sessions are not)
+    gpu_name, gpu_total_bytes, host_total_bytes, host_cores
+    peak_memory_bytes           of this process: by NVML, else torch's reserved, else resident on the host;
+    peak_memory_source          says which of the three fields it is
+    peak_FIELD, mean_FIELD      over all samples, for the fields in PEAKS and MEANS; torch's own peak counter is
+                                part of peak_torch_allocated_bytes
+    energy_joules               of the board: NVML's counter, else the power integrated over time
+    cost                        processor time of a sample ÷ interval
+    """
+    totals = Totals()
+    for row in rows:
+        totals.add(row)
+    return totals.as_dict()
