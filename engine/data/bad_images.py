@@ -1,0 +1,174 @@
+"""What to do about files that are not the images they claim to be.
+
+Pillow is the referee for both backends. A file's header is looked at once, before any decoder sees the file: that
+yields the size that crops are cut from, and refuses what would hurt (a header that asks for gigabytes, a cut file whose
+rest would decode to grey). Whatever the fast decoder still fails on is found by bisection, since its error names
+no file, and is decoded by Pillow from then on if Pillow can.
+"""
+
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+MAX_PIXELS = 178_956_970
+"""Pixels above which an image is refused: Pillow's limit for a decompression bomb, 512 MiB of RGB."""
+
+EXIF_ORIENTATION = 0x0112
+
+END_MARKS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
+"""How a whole file ends, for the formats that decoders read gladly when they are cut."""
+
+
+@dataclass(frozen=True)
+class BadImage:
+    """A file that cannot be used, and why."""
+
+    path: str
+    reason: str
+
+
+class Unreadable(Exception):
+    """A file that cannot be used; the message is the reason."""
+
+
+def read(path: str) -> bytes:
+    """The file's bytes; raises Unreadable for a file that is missing, forbidden or empty."""
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise Unreadable(error.strerror or str(error)) from None
+    if not data:
+        raise Unreadable("the file is empty")
+    return data
+
+
+def look(data: bytes) -> tuple[int, int]:
+    """Height and width, upright, from the header alone; about 20 microseconds.
+
+    Raises Unreadable for data that no image format claims, an image of more than MAX_PIXELS, and a cut file. Only a
+    JPEG or PNG without its end mark costs a full decode, to tell a cut file from one with something appended.
+    """
+    with _opened(data) as image:
+        width, height = image.size
+        if _orientation(image) in (5, 6, 7, 8):
+            width, height = height, width
+        if not data.endswith(END_MARKS.get(image.format or "", b"")):
+            _load(image)
+    return height, width
+
+
+def decode(data: bytes) -> Image.Image:
+    """The image as RGB, EXIF orientation applied, transparency dropped and 16 bits scaled to 8.
+
+    Raises Unreadable for what Pillow cannot decode, and for floating-point pixels, which have no agreed white.
+    """
+    with _opened(data) as image:
+        _load(image)
+        try:
+            upright = ImageOps.exif_transpose(image)
+        except Exception:  # broken EXIF, as in _orientation
+            upright = image
+        if upright.mode.startswith("I"):
+            upright = Image.fromarray(_eight_bits(np.asarray(upright)))
+        if upright.mode == "F":
+            raise Unreadable("floating-point pixels have no agreed white")
+        return upright.convert("RGB")
+
+
+def decode_to_bmp(data: bytes) -> bytes:
+    """`decode`, as the bytes of an uncompressed BMP, which every decoder reads; raises Unreadable."""
+    encoded = io.BytesIO()
+    decode(data).save(encoded, "BMP")
+    return encoded.getvalue()
+
+
+def reason_against(data: bytes) -> str | None:
+    """Why Pillow cannot decode the data; None where it can."""
+    try:
+        decode(data)
+    except Unreadable as error:
+        return str(error)
+    return None
+
+
+def find_culprits(count: int, works: Callable[[Sequence[int]], bool]) -> list[int]:
+    """The members of range(count) that fail on their own, by bisection.
+
+    works    says whether a group of them goes through together; a group that does is cleared at once
+    """
+
+    def search(group: Sequence[int]) -> list[int]:
+        if works(group):
+            return []
+        if len(group) == 1:
+            return [group[0]]
+        middle = len(group) // 2
+        return search(group[:middle]) + search(group[middle:])
+
+    return search(range(count)) if count else []
+
+
+class ImageFiles:
+    """The files of a split as the loader wants them: bytes, and the size that crops are cut from.
+
+    sizes    int32 [N, 2], height and width of what has been looked at, else 0
+    """
+
+    def __init__(self, paths: list[str]) -> None:
+        self.paths = paths
+        self.sizes = np.zeros((len(paths), 2), dtype=np.int32)
+        self.by_pillow: set[int] = set()
+        """Images that the fast decoder refuses and Pillow decodes."""
+
+    def load(self, index: int) -> bytes:
+        """Encoded bytes of one image, looked at the first time; raises Unreadable. Safe from several threads."""
+        data = read(self.paths[index])
+        if not self.sizes[index, 0]:
+            self.sizes[index] = look(data)
+        return decode_to_bmp(data) if index in self.by_pillow else data
+
+    def bad(self, index: int, reason: str) -> BadImage:
+        """One of the files, with the reason against it."""
+        return BadImage(str(Path(self.paths[index])), reason)
+
+
+def _opened(data: bytes) -> Image.Image:
+    try:
+        image = Image.open(io.BytesIO(data))
+    except Exception as error:  # Pillow's format plugins raise nearly anything on malformed headers
+        raise Unreadable(_in_words(error)) from None
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise Unreadable(f"declares {width}×{height} pixels, more than {MAX_PIXELS}")
+    return image
+
+
+def _load(image: Image.Image) -> None:
+    try:
+        image.load()
+    except Exception as error:  # as above, for the pixel data
+        raise Unreadable(_in_words(error)) from None
+
+
+def _orientation(image: Image.Image) -> int:
+    if "exif" not in image.info and image.format != "TIFF":
+        return 1
+    try:
+        return image.getexif().get(EXIF_ORIENTATION, 1)
+    except Exception:  # broken EXIF raises anything from SyntaxError to struct.error, and the pixels are fine
+        return 1
+
+
+def _in_words(error: Exception) -> str:
+    if isinstance(error, Image.UnidentifiedImageError):
+        return "no image format that Pillow knows"
+    return str(error) or type(error).__name__
+
+
+def _eight_bits(pixels: np.ndarray) -> np.ndarray:
+    """16-bit grey, which Pillow's own conversion would clip, scaled so that 65535 is 255."""
+    return np.rint(np.clip(pixels.astype(np.float32) / 257, 0, 255)).astype(np.uint8)

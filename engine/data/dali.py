@@ -1,0 +1,272 @@
+"""Runs the DALI graph over a schedule: reads ahead, keeps batches in flight, survives bad files.
+
+The graph is fed, not left to read by itself: that makes the position a plain (epoch, step), and a failed batch can be
+fed again without the file at fault. Threads read the next batches' bytes while DALI decodes those before.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from engine.data import crops, pipeline
+from engine.data.bad_images import BadImage, ImageFiles, Unreadable, decode_to_bmp, find_culprits, reason_against
+from engine.data.loader import Batch, Loader, Position, Request, fill_bad_slots, worker_count
+from engine.data.pipeline import GraphSettings, build_graph
+
+READERS = 4
+READ_CHUNK = 16
+"""Files that one task of a reading thread takes."""
+FAILURES = (RuntimeError, ValueError, IndexError)
+"""What DALI raises for a batch that it cannot process; the class depends on the operator, not on the cause."""
+
+
+@dataclass
+class Item:
+    """A batch on its way: what was asked for, and the bytes that were read for it."""
+
+    request: Request
+    loaded: list[np.ndarray | Unreadable]
+    """uint8 [bytes] or [H, W, 3] a slot, or why there is none."""
+    slots: np.ndarray | None = None
+    """Slot whose image is shown in each slot; None where all are bad and black is shown."""
+    good: np.ndarray | None = None
+    """bool [m], whether a slot shows its own image."""
+    fed: list[np.ndarray] | None = None
+    """The arrays that DALI reads from, which must outlive the run."""
+
+
+class DaliLoader(Loader):
+    """See Loader. On a CUDA device the GPU decodes; else DALI's threads do."""
+
+    backend = "dali"
+
+    def __init__(self, *arguments, **settings) -> None:
+        super().__init__(*arguments, **settings)
+        self.files = None if self.data.paths is None else ImageFiles(self.data.paths)
+        self.graph_settings = GraphSettings(
+            encoded=self.files is not None,
+            train=self.train,
+            image_size=self.config.image_size,
+            mean=self.source.mean,
+            std=self.source.std,
+            half=self.dtype == torch.float16,
+            device=self.device,
+            threads=worker_count(self.config.workers),
+        )
+        self._bad: dict[int, BadImage] = {}
+        self._graph: Any = None
+        self._flight: deque[Item] = deque()
+        self._reading: deque[tuple[Request, list[Future]]] = deque()
+        self._threads = ThreadPoolExecutor(READERS, thread_name_prefix="hcr-read")
+
+    def close(self) -> None:
+        """Stop the reading threads and free the graph; harmless when repeated."""
+        self._iterator_number += 1
+        self._threads.shutdown(wait=True, cancel_futures=True)
+        self._reading.clear()
+        self._graph = None
+        self._flight.clear()
+
+    def _batch(self, position: Position) -> Batch:
+        if not self._flight or self._flight[0].request.position != position:
+            self._discard_flight()
+        self._fill_flight(position)
+        images = self._take()
+        item = self._flight.popleft()
+        bad = {int(i): self._bad[int(i)] for i in item.request.share.indices if int(i) in self._bad}
+        self._report(bad)
+        following = self.schedule.following(position)
+        if following is not None:
+            self._fill_flight(following)
+        indices = item.request.share.indices
+        shown = indices if item.slots is None else indices[item.slots]
+        return self._assemble(item.request, images, shown, item.good)
+
+    def _fill_flight(self, position: Position) -> None:
+        """Keep `prefetch` batches in DALI, the first of them `position`, and as many being read behind them."""
+        wanted: Position | None = self._flight[-1].request.position if self._flight else None
+        wanted = self.schedule.following(wanted) if wanted else position
+        while wanted is not None and len(self._flight) < self.config.prefetch:
+            item = self._read(wanted)
+            self._feed(item)
+            self._flight.append(item)
+            wanted = self.schedule.following(wanted)
+        while wanted is not None and len(self._reading) < self.config.prefetch:
+            ahead = self._reading[-1][0].position if self._reading else None
+            wanted = self.schedule.following(ahead) if ahead else wanted
+            if wanted is not None:
+                self._reading.append(self._start_reading(wanted))
+
+    def _start_reading(self, position: Position) -> tuple[Request, list[Future]]:
+        request = self.schedule.request(position)
+        indices = request.share.indices
+        chunks = [indices[i : i + READ_CHUNK].tolist() for i in range(0, len(indices), READ_CHUNK)]
+        return request, [self._threads.submit(self._load, chunk) for chunk in chunks]
+
+    def _read(self, position: Position) -> Item:
+        """The bytes at `position`, read ahead if it was foreseen."""
+        if self._reading and self._reading[0][0].position != position:
+            self._reading.clear()
+        if not self._reading:
+            self._reading.append(self._start_reading(position))
+        request, futures = self._reading.popleft()
+        return Item(request, [sample for future in futures for sample in future.result()])
+
+    def _load(self, indices: Sequence[int]) -> list[np.ndarray | Unreadable]:
+        """Images by index, in a reading thread."""
+        if self.files is None:
+            return [_rgb(self.data.arrays[index]) for index in indices]
+        loaded: list[np.ndarray | Unreadable] = []
+        for index in indices:
+            if index in self._bad:
+                loaded.append(Unreadable(self._bad[index].reason))
+                continue
+            try:
+                loaded.append(np.frombuffer(self.files.load(index), dtype=np.uint8))
+            except Unreadable as error:
+                loaded.append(error)
+        return loaded
+
+    def _feed(self, item: Item) -> None:
+        """Give a batch to DALI, good images in the slots of bad ones."""
+        indices = item.request.share.indices
+        for index, sample in zip(indices.tolist(), item.loaded, strict=True):
+            if isinstance(sample, Unreadable) and index not in self._bad:
+                self._bad[index] = self.files.bad(index, str(sample))
+        filling = fill_bad_slots(indices, self._bad.keys())
+        if filling is None:
+            item.slots, item.good = None, np.zeros(len(indices), dtype=bool)
+        else:
+            item.slots, item.good = filling
+        if self._graph is None:
+            self._graph = self._new_graph(self.largest_share, self.config.prefetch)
+        item.fed = self._run_on(self._graph, item, range(len(indices)))
+
+    def _run_on(self, graph: Any, item: Item, members: Sequence[int]) -> list[np.ndarray]:
+        """Schedule a graph on some slots of a batch; returns what it reads from."""
+        if item.slots is None:
+            black = _black(self.graph_settings.encoded)
+            images, sizes = [black[0]] * len(members), np.array([black[1]] * len(members))
+        else:
+            slots = item.slots[list(members)]
+            images = [item.loaded[slot] for slot in slots]
+            sizes = self._sizes(item.request.share.indices[slots], images)
+        graph.feed_input(pipeline.IMAGES, images, layout=None if self.graph_settings.encoded else "HWC")
+        if self.train:
+            draws = item.request.draws[list(members) if item.slots is None else slots]
+            start, shape = crops.training_window(sizes, draws, self.crop_scale)
+            graph.feed_input(pipeline.START, start)
+            graph.feed_input(pipeline.SHAPE, shape)
+            graph.feed_input(pipeline.MIRROR, ((draws[:, 4] < 0.5) & self.flip).astype(np.int32))
+        else:
+            region = crops.evaluation_region(sizes, self.config.image_size, self.source.eval_crop)
+            graph.feed_input(pipeline.REGION, region)
+        graph.schedule_run()
+        return images
+
+    def _sizes(self, indices: np.ndarray, images: list[np.ndarray]) -> np.ndarray:
+        if self.files is None:
+            return np.array([image.shape[:2] for image in images])
+        return self.files.sizes[indices]
+
+    def _new_graph(self, batch_size: int, depth: int) -> Any:
+        """A graph whose first, deep run is behind it: from then on one run is one batch."""
+        graph = build_graph(self.graph_settings, batch_size, depth)
+        image, size = _black(self.graph_settings.encoded)
+        for _ in range(depth):
+            graph.feed_input(pipeline.IMAGES, [image], layout=None if self.graph_settings.encoded else "HWC")
+            if self.train:
+                graph.feed_input(pipeline.START, np.zeros((1, 2), np.int32))
+                graph.feed_input(pipeline.SHAPE, np.array([size], np.int32))
+                graph.feed_input(pipeline.MIRROR, np.zeros(1, np.int32))
+            else:
+                graph.feed_input(pipeline.REGION, np.array([(0, 0, *size)], np.float32))
+        graph.schedule_run()
+        for _ in range(depth):
+            graph.outputs()
+        return graph
+
+    def _take(self) -> torch.Tensor:
+        """The oldest batch in flight, decoded; files that DALI fails on are found, and the flight is fed again."""
+        while True:
+            try:
+                return self._outputs(self._graph)
+            except FAILURES as error:
+                failure = error.with_traceback(None)  # its frames would keep the failed graph, and that its buffers
+            self._graph = None
+            if not self._diagnose(self._flight[0]):
+                raise RuntimeError("DALI failed on a batch although it decodes each of its images") from failure
+            for item in self._flight:
+                self._feed(item)
+
+    def _outputs(self, graph: Any) -> torch.Tensor:
+        if self.device.type != "cuda":
+            return pipeline.output_to_torch(graph.outputs()[0], self.device, self.dtype)
+        stream = torch.cuda.current_stream(self.device)
+        return pipeline.output_to_torch(graph.outputs(cuda_stream=stream)[0], self.device, self.dtype)
+
+    def _diagnose(self, item: Item) -> bool:
+        """Find the images of a failed batch that fail alone: Pillow decodes them from now on, or they are bad."""
+        if item.slots is None or self.files is None:
+            return False
+        culprits = find_culprits(len(item.loaded), lambda members: self._goes_through(item, members))
+        for slot in culprits:
+            index = int(item.request.share.indices[item.slots[slot]])
+            if index in self._bad:
+                continue
+            data = item.loaded[item.slots[slot]].tobytes()
+            reason = reason_against(data)
+            if reason is None and index not in self.files.by_pillow:
+                self.files.by_pillow.add(index)
+                for waiting in self._flight:
+                    for other in np.flatnonzero(waiting.request.share.indices == index):
+                        waiting.loaded[other] = np.frombuffer(decode_to_bmp(data), dtype=np.uint8)
+            else:
+                self._bad[index] = self.files.bad(index, reason or "DALI cannot decode it")
+        return bool(culprits)
+
+    def _goes_through(self, item: Item, members: Sequence[int]) -> bool:
+        try:
+            graph = self._new_graph(len(members), 1)
+            self._run_on(graph, item, members)
+            graph.outputs()
+        except FAILURES:
+            return False
+        return True
+
+    def _discard_flight(self) -> None:
+        """Drop batches that nobody will ask for, with the graph where one of them failed."""
+        try:
+            while self._flight:
+                self._graph.outputs()
+                self._flight.popleft()  # only now: DALI was reading from it
+        except FAILURES:
+            self._graph = None
+            self._flight.clear()
+
+
+def _rgb(image: np.ndarray) -> np.ndarray:
+    """[H, W] or [H, W, 3] as [H, W, 3]."""
+    return image if image.ndim == 3 else np.repeat(image[:, :, None], 3, axis=2)
+
+
+def _black(encoded: bool) -> tuple[np.ndarray, tuple[int, int]]:
+    """A small black image as the graph takes it, and its height and width."""
+    side = 8
+    pixels = np.zeros((side, side, 3), dtype=np.uint8)
+    if not encoded:
+        return pixels, (side, side)
+    import io
+
+    from PIL import Image
+
+    data = io.BytesIO()
+    Image.fromarray(pixels).save(data, "BMP")
+    return np.frombuffer(data.getvalue(), dtype=np.uint8), (side, side)

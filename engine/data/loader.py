@@ -1,0 +1,236 @@
+"""Batches, and what every loader does whichever library decodes: sampling, positions, bad images.
+
+`make_loader` picks DALI, or its torchvision twin where DALI has no wheel. Both give the same images in the same
+order with the same crops; only the decoder and the resize differ, by less than a grey level in the mean.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import torch
+
+from engine.data import sampling
+from engine.data.bad_images import BadImage
+from engine.data.sources import DataError, Source, Split
+
+if TYPE_CHECKING:
+    from engine.config import DataConfig
+
+logger = logging.getLogger("hcr")
+
+MOST_WORKERS = 8
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One rank's share of a global batch, on the device, in memory of its own."""
+
+    images: torch.Tensor
+    """[N, 3, H, W] channels-last in the compute dtype, normalised."""
+    labels: torch.Tensor
+    """int64 [N]."""
+    weights: torch.Tensor
+    """float32 [N], 0 where the image only fills the shape: a repeat in the last batch, or in place of a bad image."""
+    global_count: int
+    """Images of weight 1 in the whole global batch, before bad images are taken out."""
+    count: int
+    """The same, of this rank."""
+
+
+@dataclass(frozen=True)
+class Position:
+    """A step of an epoch, both counted from 0."""
+
+    epoch: int
+    step: int
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a batch is made of: known from its position alone."""
+
+    position: Position
+    share: sampling.Share
+    draws: np.ndarray
+    """float32 [m, 5] uniform in [0, 1), as in sampling.draws; empty in evaluation."""
+
+
+class Schedule:
+    """Maps positions to requests for one rank; holds no state that a position does not determine."""
+
+    def __init__(self, sampler: sampling.Sampler, chosen: np.ndarray, n: int) -> None:
+        self.sampler, self.chosen, self.n = sampler, chosen, n
+        self._draws: tuple[int, np.ndarray] | None = None
+
+    def request(self, position: Position) -> Request:
+        """The images of one batch, as indices into the split, with their random numbers."""
+        share = self.sampler.share(position.epoch, position.step)
+        share = replace(share, indices=self.chosen[share.indices])
+        if not self.sampler.shuffle:
+            return Request(position, share, np.empty((0, 5), dtype=np.float32))
+        if self._draws is None or self._draws[0] != position.epoch:
+            self._draws = position.epoch, sampling.draws(self.n, self.sampler.seed, position.epoch)
+        return Request(position, share, self._draws[1][share.indices])
+
+    def following(self, position: Position) -> Position | None:
+        """The next position; after a training epoch the next epoch's first, after an evaluation none."""
+        if position.step + 1 < self.sampler.steps_per_epoch:
+            return Position(position.epoch, position.step + 1)
+        return Position(position.epoch + 1, 0) if self.sampler.shuffle else None
+
+
+class Loader(ABC):
+    """Batches of one split for one rank, forever resumable at any (epoch, step).
+
+    source         what to read; its train split is shuffled and augmented, its val split is read in order
+    config         the run's data settings (engine.config.DataConfig)
+    global_batch   images a step over all ranks
+    device, dtype  where the images go and what they become
+    seed           of the order and the augmentation
+    minimum_share  images that a rank's share is filled up to in the last batch; 2 in training, for BatchNorm
+
+    Raises DataError for a batch that the ranks cannot share. `on_bad`, where set, is called with each bad image once.
+    """
+
+    backend: Literal["dali", "torchvision"]
+
+    def __init__(
+        self,
+        source: Source,
+        split: Literal["train", "val"],
+        *,
+        config: DataConfig,
+        global_batch: int,
+        device: torch.device | str,
+        rank: int = 0,
+        world: int = 1,
+        dtype: torch.dtype = torch.float32,
+        seed: int = 0,
+        minimum_share: int | None = None,
+    ) -> None:
+        self.source, self.config, self.device, self.dtype = source, config, torch.device(device), dtype
+        self.train = split == "train"
+        self.data: Split = source.train if self.train else source.val
+        chosen = sampling.subset(len(self.data), config.limit if self.train else 0, seed)
+        if minimum_share is None:
+            minimum_share = 2 if self.train else 1
+        try:
+            sampler = sampling.Sampler(len(chosen), global_batch, rank, world, seed, self.train, minimum_share)
+        except ValueError as error:
+            raise DataError(str(error)) from None
+        self.schedule = Schedule(sampler, chosen, len(self.data))
+        self.steps_per_epoch = sampler.steps_per_epoch
+        self.largest_share = sampler.largest_share
+        self.flip = {"auto": source.flip, "on": True, "off": False}[config.flip] and self.train
+        self.crop_scale = source.crop_scale if config.crop_scale is None else config.crop_scale
+        self.bad_images: list[BadImage] = []
+        self.on_bad: Callable[[BadImage], None] | None = None
+        self._reported: set[int] = set()
+        self._iterator_number = 0
+
+    def __len__(self) -> int:
+        """Images in an epoch, over all ranks."""
+        return self.schedule.sampler.n
+
+    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
+        """The batches of one epoch from `start_step` on; an iterator may be left at any point.
+
+        Raises DataError in mode `error` at the first batch with a bad image, naming all of that batch, and
+        RuntimeError for a step of an iterator after a newer one has been started on this loader.
+        """
+        self._iterator_number += 1
+        number = self._iterator_number
+        for step in range(start_step, self.steps_per_epoch):
+            if number != self._iterator_number:
+                raise RuntimeError("this epoch's iterator was left for a newer one of the same loader")
+            yield self._batch(Position(epoch, step))
+
+    @abstractmethod
+    def _batch(self, position: Position) -> Batch:
+        """The batch at `position`, while those that follow are prepared."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Stop threads and processes and free what is held; the loader is not used afterwards."""
+
+    def _report(self, bad: dict[int, BadImage]) -> None:
+        """Record a delivered batch's bad images, by index; raises DataError in mode `error`."""
+        if bad and self.config.on_bad_image == "error":
+            listed = "\n".join(f"  {image.path}: {image.reason}" for image in bad.values())
+            raise DataError(
+                f"{len(bad)} image{'s' if len(bad) > 1 else ''} of this batch cannot be decoded:\n{listed}\n"
+                "Repair or remove them, or let them be left out with --data.on-bad-image skip"
+            )
+        for index, image in bad.items():
+            if index in self._reported:
+                continue
+            self._reported.add(index)
+            self.bad_images.append(image)
+            if self.on_bad is not None:
+                self.on_bad(image)
+
+    def _assemble(self, request: Request, images: torch.Tensor, filled: np.ndarray, good: np.ndarray) -> Batch:
+        """A batch from finished images; `filled` is the image shown in each slot, `good` whether it is its own."""
+        share = request.share
+        labels = torch.from_numpy(self.data.labels[filled])
+        weights = torch.from_numpy(share.weights * good.astype(np.float32))
+        if self.device.type == "cuda":  # from pinned memory the copies do not wait for the device
+            labels, weights = labels.pin_memory(), weights.pin_memory()
+        return Batch(
+            images=images,
+            labels=labels.to(self.device, non_blocking=True),
+            weights=weights.to(self.device, non_blocking=True),
+            global_count=share.global_count,
+            count=share.count,
+        )
+
+
+def fill_bad_slots(indices: np.ndarray, bad: set[int]) -> tuple[np.ndarray, np.ndarray] | None:
+    """Put the share's first good image into the slots of bad ones.
+
+    returns  int64 [m] slot whose image is shown in each slot, and bool [m] whether that is its own; None if all are bad
+    """
+    good = np.array([index not in bad for index in indices.tolist()], dtype=bool)
+    if not good.any():
+        return None
+    return np.where(good, np.arange(len(indices)), int(np.argmax(good))), good
+
+
+def worker_count(configured: int) -> int:
+    """Threads or processes to decode with; 0 is one for each core that this rank can have, at most 8."""
+    if configured:
+        return configured
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(MOST_WORKERS, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+
+
+def make_loader(source: Source, split: Literal["train", "val"], **settings) -> Loader:
+    """A loader of the backend that `config.backend` names; `auto` is DALI, or torchvision where DALI is not installed.
+
+    Takes the arguments of `Loader`; raises DataError where backend `dali` is asked for and cannot be imported.
+    """
+    wanted = settings["config"].backend
+    if wanted in ("auto", "dali"):
+        try:
+            import nvidia.dali  # noqa: F401
+        except ImportError as error:
+            if wanted == "dali":
+                raise DataError(
+                    f"--data.backend dali: nvidia.dali cannot be imported ({error}); install nvidia-dali-cuda120, or "
+                    "use --data.backend torchvision"
+                ) from None
+            logger.info("DALI cannot be imported (%s); torchvision reads the images instead", error)
+        else:
+            from engine.data.dali import DaliLoader
+
+            return DaliLoader(source, split, **settings)
+    from engine.data.reference import TorchvisionLoader
+
+    return TorchvisionLoader(source, split, **settings)

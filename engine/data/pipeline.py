@@ -1,0 +1,115 @@
+"""The DALI graph: one definition for GPU and CPU, files and arrays, training and evaluation.
+
+Where the image is cut is computed outside, from sizes, so that the graph holds nothing but pixels: decode (with EXIF
+orientation), cut, resize with an antialiasing triangle filter, flip and normalise. On a GPU the decoder is `mixed`
+and everything after it runs on the device; on a CPU the same operators run in DALI's threads.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+IMAGES, START, SHAPE, REGION, MIRROR = "images", "start", "shape", "region", "mirror"
+
+
+@dataclass(frozen=True)
+class GraphSettings:
+    """What a graph is built from."""
+
+    encoded: bool
+    """Images arrive as files' bytes; else as uint8 [H, W, 3]."""
+    train: bool
+    """Cut a window of whole pixels and flip; else resize from a region given in source pixels."""
+    image_size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    half: bool
+    """Emit fp16 rather than fp32."""
+    device: torch.device
+    """cuda builds the GPU graph, all else the CPU graph."""
+    threads: int
+
+
+def build_graph(settings: GraphSettings, batch_size: int, depth: int) -> Any:
+    """A built nvidia.dali.Pipeline; feed its inputs by name, in lists of at most `batch_size` samples.
+
+    inputs   IMAGES uint8 [bytes] or [H, W, 3]; training: START and SHAPE int32 [2] (y, x) and MIRROR int32 scalar;
+             evaluation: REGION float32 [4] (top, left, bottom, right)
+    output   float32 or float16 [image_size, image_size, 3], normalised
+    depth    batches in flight
+    """
+    from nvidia.dali import fn, pipeline_def, types
+
+    gpu = settings.device.type == "cuda"
+    size = [settings.image_size, settings.image_size]
+
+    @pipeline_def(
+        batch_size=batch_size,
+        num_threads=settings.threads,
+        device_id=device_index(settings.device) if gpu else None,
+        prefetch_queue_depth=depth,
+        exec_dynamic=True,  # outputs own their memory, so a batch stays valid while the next is made
+    )
+    def graph():
+        images = fn.external_source(
+            name=IMAGES,
+            dtype=types.UINT8,
+            ndim=1 if settings.encoded else 3,
+            layout=None if settings.encoded else "HWC",
+            no_copy=not gpu,  # bytes go straight to the CPU decoder; the GPU's reads them later than we keep them
+        )
+        decoder = "mixed" if gpu else "cpu"
+        if settings.train:
+            start = fn.external_source(name=START, dtype=types.INT32, ndim=1)
+            shape = fn.external_source(name=SHAPE, dtype=types.INT32, ndim=1)
+            mirror = fn.external_source(name=MIRROR, dtype=types.INT32, ndim=0)
+            if settings.encoded:  # decodes little more than the window
+                images = fn.decoders.image_slice(images, device=decoder, start=start, shape=shape, axes=[0, 1])
+            else:
+                images = fn.slice(images.gpu() if gpu else images, start=start, shape=shape, axes=[0, 1])
+            images = fn.resize(images, size=size, antialias=True)
+        else:
+            region = fn.external_source(name=REGION, dtype=types.FLOAT, ndim=1)
+            mirror = 0
+            if settings.encoded:  # chroma upsampled as on the CPU, so that accuracy is the same on both
+                images = fn.decoders.image(images, device=decoder, jpeg_fancy_upsampling=True)
+            elif gpu:
+                images = images.gpu()
+            images = fn.resize(images, size=size, roi_start=region[0:2], roi_end=region[2:4], antialias=True)
+        return fn.crop_mirror_normalize(
+            images,
+            mirror=mirror,
+            mean=[255 * value for value in settings.mean],
+            std=[255 * value for value in settings.std],
+            dtype=types.FLOAT16 if settings.half else types.FLOAT,
+            output_layout="HWC",
+        )
+
+    pipeline = graph()
+    pipeline.build()
+    return pipeline
+
+
+def device_index(device: torch.device) -> int:
+    """The CUDA device's number; a device without one is the current device."""
+    return torch.cuda.current_device() if device.index is None else device.index
+
+
+def output_to_torch(output: Any, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+    """A graph's output as [N, 3, H, W] channels-last in `dtype` on `device`, valid for as long as it is held.
+
+    From the GPU graph it is copied on torch's current stream, to which the output must be bound; from the CPU graph an
+    fp32 batch is DALI's own memory, which the tensor keeps alive.
+    """
+    from nvidia.dali.plugin.pytorch import feed_ndarray
+
+    dense = output.as_tensor()
+    if device.type == "cuda":
+        source_dtype = torch.float16 if "FLOAT16" in str(dense.dtype) else torch.float32
+        images = torch.empty(dense.shape(), dtype=source_dtype, device=device)
+        feed_ndarray(dense, images, cuda_stream=torch.cuda.current_stream(device))
+    else:
+        images = torch.from_numpy(np.asarray(dense))
+    return images.to(device=device, dtype=dtype).permute(0, 3, 1, 2)

@@ -1,0 +1,141 @@
+"""The torchvision twin of the DALI loader: Pillow decodes, torchvision resizes, a DataLoader's workers do it.
+
+It runs wherever torch does, and it is the referee of the DALI graph in tests: the same schedule and the same training
+windows, but its own decoding, and torchvision's own Resize and CenterCrop in evaluation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms.v2 import functional
+
+from engine.data import crops
+from engine.data.bad_images import BadImage, Unreadable, decode, read
+from engine.data.loader import Batch, Loader, Position, Schedule, fill_bad_slots, worker_count
+from engine.data.sources import Split
+
+
+class TorchvisionLoader(Loader):
+    """See Loader. Worker processes decode; the device normalises."""
+
+    backend = "torchvision"
+
+    def __init__(self, *arguments, **settings) -> None:
+        super().__init__(*arguments, **settings)
+        config = self.config
+        pictures = Pictures(
+            self.data, self.schedule, config.image_size, self.crop_scale, self.source.eval_crop, self.flip
+        )
+        self._positions = Positions(self.schedule)
+        workers = worker_count(config.workers)
+        self._loader = DataLoader(
+            pictures,
+            sampler=self._positions,
+            batch_size=None,  # an item is a batch already
+            collate_fn=unchanged,
+            num_workers=workers,
+            prefetch_factor=max(1, -(-config.prefetch // workers)),
+            persistent_workers=True,
+            pin_memory=self.device.type == "cuda",
+        )
+        self._iterator: Iterator | None = None
+        self._next: Position | None = None
+        self._mean = 255 * torch.tensor(self.source.mean, device=self.device).view(3, 1, 1)
+        self._std = 255 * torch.tensor(self.source.std, device=self.device).view(3, 1, 1)
+
+    def close(self) -> None:
+        """End the workers; harmless when repeated."""
+        self._iterator_number += 1
+        self._iterator = None
+        self._loader = None
+
+    def _batch(self, position: Position) -> Batch:
+        if position != self._next:
+            self._positions.start = position
+            self._iterator = iter(self._loader)  # the workers stay, what they had prepared is dropped
+        images, slots, good, found = next(self._iterator)
+        self._next = self.schedule.following(position)
+        request = self.schedule.request(position)
+        self._report({int(request.share.indices[slot]): image for slot, image in found.items()})
+        images = images.to(self.device, non_blocking=True).permute(0, 3, 1, 2)
+        images = ((images - self._mean) / self._std).to(self.dtype)
+        return self._assemble(request, images, request.share.indices[slots], good)
+
+
+class Positions:
+    """Positions from `start` on, as a sampler that a DataLoader asks anew at every restart."""
+
+    def __init__(self, schedule: Schedule) -> None:
+        self.schedule = schedule
+        self.start = Position(0, 0)
+
+    def __iter__(self) -> Iterator[Position]:
+        position: Position | None = self.start
+        while position is not None:
+            yield position
+            position = self.schedule.following(position)
+
+
+def unchanged(item: tuple) -> tuple:
+    """In place of DataLoader's own conversion, which would turn arrays into tensors."""
+    return item
+
+
+class Pictures(Dataset):
+    """Finished batches by position, before normalisation; runs in the workers."""
+
+    def __init__(
+        self,
+        data: Split,
+        schedule: Schedule,
+        image_size: int,
+        crop_scale: tuple[float, float],
+        eval_crop: float,
+        flip: bool,
+    ) -> None:
+        self.data, self.schedule, self.image_size = data, schedule, image_size
+        self.crop_scale, self.eval_crop, self.flip = crop_scale, eval_crop, flip
+
+    def __getitem__(self, position: Position) -> tuple[torch.Tensor, np.ndarray, np.ndarray, dict[int, BadImage]]:
+        """The batch at `position`.
+
+        returns  uint8 [m, image_size, image_size, 3]; int64 [m] slot whose image is shown in each slot; bool [m]
+                 whether that is its own; the bad images by slot
+        """
+        request = self.schedule.request(position)
+        indices = request.share.indices
+        pictures: list[np.ndarray | None] = []
+        bad: dict[int, BadImage] = {}
+        for slot, index in enumerate(indices.tolist()):
+            try:
+                picture = self._load(index)
+            except Unreadable as error:
+                bad[slot] = BadImage(self.data.paths[index], str(error))
+                pictures.append(None)
+            else:
+                pictures.append(np.asarray(self._cut(picture, request.draws[slot] if len(request.draws) else None)))
+        filling = fill_bad_slots(indices, {int(indices[slot]) for slot in bad})
+        if filling is None:
+            black = torch.zeros(len(indices), self.image_size, self.image_size, 3, dtype=torch.uint8)
+            return black, np.arange(len(indices)), np.zeros(len(indices), dtype=bool), bad
+        slots, good = filling
+        return torch.from_numpy(np.stack([pictures[slot] for slot in slots])), slots, good, bad
+
+    def _load(self, index: int) -> Image.Image:
+        if self.data.paths is None:
+            return Image.fromarray(self.data.arrays[index]).convert("RGB")
+        return decode(read(self.data.paths[index]))
+
+    def _cut(self, picture: Image.Image, draws: np.ndarray | None) -> Image.Image:
+        size = [self.image_size, self.image_size]
+        if draws is None:
+            shorter = crops.resized_shorter_side(self.image_size, self.eval_crop)
+            return functional.center_crop(functional.resize(picture, [shorter], antialias=True), size)
+        start, shape = crops.training_window(np.array([picture.size[::-1]]), draws[None], self.crop_scale)
+        picture = functional.resized_crop(picture, *start[0].tolist(), *shape[0].tolist(), size, antialias=True)
+        return functional.horizontal_flip(picture) if self.flip and draws[4] < 0.5 else picture

@@ -1,0 +1,102 @@
+"""Which images make which batch, as a function of (seed, epoch, step) and nothing else.
+
+There is no state to save: a run resumes at any step, with any number of ranks or threads, by asking for that step.
+The same holds for augmentation: an image's random numbers in an epoch depend on (seed, epoch, image) only.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+# Each purpose has its own stream of random numbers under one seed.
+ORDER, AUGMENT, SUBSET = range(3)
+
+
+@dataclass(frozen=True)
+class Share:
+    """One rank's part of one global batch."""
+
+    indices: np.ndarray
+    """int64 [m], images of the split."""
+    weights: np.ndarray
+    """float32 [m], 1 for an image and 0 for a repeat that only fills the shape."""
+    count: int
+    """Images of weight 1 here."""
+    global_count: int
+    """Images of weight 1 over all ranks."""
+
+
+def generator(seed: int, epoch: int, purpose: int) -> np.random.Generator:
+    """The random numbers of one purpose in one epoch (Philox: Salmon et al., SC 2011; the same on every machine)."""
+    return np.random.Generator(np.random.Philox(key=np.array([seed, epoch * 4 + purpose], dtype=np.uint64)))
+
+
+def draws(n: int, seed: int, epoch: int) -> np.ndarray:
+    """float32 [n, 5] uniform in [0, 1): every image's crop area, aspect, y, x and flip in this epoch."""
+    return generator(seed, epoch, AUGMENT).random((n, 5), dtype=np.float32)
+
+
+def subset(n: int, limit: int, seed: int) -> np.ndarray:
+    """Sorted int64 indices of `limit` of n images, a seeded choice; all of them for limit 0 or limit >= n."""
+    if limit <= 0 or limit >= n:
+        return np.arange(n)
+    return np.sort(generator(seed, 0, SUBSET).permutation(n)[:limit])
+
+
+class Sampler:
+    """Cuts an epoch of n images into global batches, and each of those into one contiguous share a rank.
+
+    n              images in an epoch
+    global_batch   images a step over all ranks, a multiple of `world`
+    seed, shuffle  the order is a permutation by (seed, epoch), or 0..n-1 unshuffled
+    minimum_share  a shorter share, in the last batch, is filled with repeats at weight 0 (BatchNorm needs 2)
+
+    Every rank has the same number of steps, and every image has weight 1 exactly once an epoch over the ranks.
+    Raises ValueError for no images, and for a global batch that the ranks cannot share evenly.
+    """
+
+    def __init__(
+        self, n: int, global_batch: int, rank: int, world: int, seed: int, shuffle: bool, minimum_share: int = 1
+    ) -> None:
+        if n < 1:
+            raise ValueError("there are no images to sample from")
+        if not 0 <= rank < world:
+            raise ValueError(f"rank {rank} is not one of {world} ranks")
+        if global_batch < 1 or global_batch % world:
+            fits = max(world, round(global_batch / world) * world)
+            raise ValueError(f"a batch of {global_batch} images cannot be shared evenly by {world} ranks; {fits} can")
+        self.n, self.global_batch, self.rank, self.world = n, global_batch, rank, world
+        self.seed, self.shuffle, self.minimum_share = seed, shuffle, max(1, minimum_share)
+        self._order: tuple[int, np.ndarray] | None = None
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps that cover n images once: ceil(n / global_batch), the same on every rank."""
+        return -(-self.n // self.global_batch)
+
+    @property
+    def largest_share(self) -> int:
+        """Images in the largest share of this rank."""
+        return max(self.global_batch // self.world, self.minimum_share)
+
+    def share(self, epoch: int, step: int) -> Share:
+        """This rank's part of batch `step` of `epoch`; raises IndexError for a step that the epoch has not."""
+        if not 0 <= step < self.steps_per_epoch:
+            raise IndexError(f"step {step} is not in [0, {self.steps_per_epoch})")
+        batch = self._permutation(epoch if self.shuffle else 0)[
+            step * self.global_batch : (step + 1) * self.global_batch
+        ]
+        mine = np.array_split(batch, self.world)[self.rank]
+        weights = np.ones(len(mine), dtype=np.float32)
+        missing = self.minimum_share - len(mine)
+        if missing > 0:
+            repeated = np.resize(mine if len(mine) else batch, missing)
+            mine = np.concatenate([mine, repeated])
+            weights = np.concatenate([weights, np.zeros(missing, dtype=np.float32)])
+        return Share(mine, weights, count=int(weights.sum()), global_count=len(batch))
+
+    def _permutation(self, epoch: int) -> np.ndarray:
+        if self._order is None or self._order[0] != epoch:
+            order = generator(self.seed, epoch, ORDER).permutation(self.n) if self.shuffle else np.arange(self.n)
+            self._order = epoch, order
+        return self._order[1]
