@@ -21,6 +21,7 @@ from accelerate.utils import DistributedType, gather_object
 
 from engine.config import ConfigError
 from engine.runfolder import atomic_file, sync_folder
+from engine.wrap import bare_module
 
 FORMAT = 1
 NAME = re.compile(r"step-(\d+)")
@@ -96,7 +97,7 @@ class Checkpointer:
         if self.sharded:
             self.model.save_checkpoint(str(draft / "zero"), tag="state", exclude_frozen_parameters=False)
         elif self.accelerator.is_main_process:
-            state["model"] = self.accelerator.unwrap_model(self.model).state_dict()
+            state["model"] = bare_module(self.model).state_dict()
             state["optimizer"] = self.optimizer.state_dict()
             state["scaler"] = self.accelerator.scaler.state_dict() if self.accelerator.scaler else None
         if self.accelerator.is_main_process:
@@ -127,7 +128,7 @@ class Checkpointer:
                 with without_pickle():
                     self.model.load_checkpoint(str(folder / "zero"), tag="state")
             else:
-                self.accelerator.unwrap_model(self.model).load_state_dict(state["model"])
+                bare_module(self.model).load_state_dict(state["model"])
                 self.optimizer.load_state_dict(state["optimizer"])
                 if self.accelerator.scaler and state["scaler"]:
                     self.accelerator.scaler.load_state_dict(state["scaler"])

@@ -79,7 +79,7 @@ class Session:
             optimizer,
             self.train_loader,
             self.val_loader,
-            len(source.classes),
+            source.classes,
             self.folder,
             interrupt,
         )

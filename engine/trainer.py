@@ -6,6 +6,7 @@ summed on the device until then.
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Iterator
@@ -15,7 +16,6 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
 from torch import Tensor
 
 from engine.checkpoint import Checkpointer
@@ -26,7 +26,7 @@ from engine.optim import learning_rate, set_learning_rate
 from engine.planner import Plan
 from engine.progress import EpochBar, memory_in_use
 from engine.runfolder import RunFolder, atomic_file
-from engine.wrap import eager_for_odd_shapes
+from engine.wrap import bare_module, eager_for_odd_shapes
 
 
 class Diverged(RuntimeError):
@@ -93,15 +93,21 @@ class Trainer:
         optimizer,
         train_loader,
         val_loader,
-        num_classes: int,
+        classes: list[str],
         folder: RunFolder,
         interrupt: Interrupt,
     ) -> None:
         self.config, self.plan, self.accelerator = config, plan, accelerator
         self.model, self.optimizer = model, optimizer
-        self.train_loader, self.val_loader, self.num_classes = train_loader, val_loader, num_classes
+        self.train_loader, self.val_loader, self.num_classes = train_loader, val_loader, len(classes)
         self.folder, self.interrupt = folder, interrupt
         self.checkpointer = Checkpointer(accelerator, model, optimizer, folder.checkpoints, config.log.keep_checkpoints)
+        self.facts = {
+            "arch": config.model.arch,
+            "classes": json.dumps(classes),
+            "image_size": str(config.data.image_size),
+        }
+        """What model.safetensors says of itself."""
         self.progress = Progress()
         self.steps_per_epoch: int = train_loader.steps_per_epoch
         self.last_checkpoint: Path | None = None
@@ -273,8 +279,7 @@ class Trainer:
 
     def evaluate(self, confusion: bool = False) -> Evaluation:
         """Loss and accuracy over the validation split, over all ranks."""
-        deepspeed = self.accelerator.distributed_type == DistributedType.DEEPSPEED
-        model = self.model if deepspeed else self.accelerator.unwrap_model(self.model)
+        model = self.model if self.checkpointer.sharded else bare_module(self.model)
         model.eval()
 
         def forward(images: Tensor) -> Tensor:
@@ -333,11 +338,12 @@ class Trainer:
         """Write model.safetensors; under ZeRO-3 the ranks bring their shards together."""
         from safetensors.torch import save_file
 
-        weights = self.accelerator.get_state_dict(self.model)
+        sharded = self.checkpointer.sharded
+        weights = self.accelerator.get_state_dict(self.model) if sharded else bare_module(self.model).state_dict()
         if self.main:
             tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
             with atomic_file(self.folder.weights) as temporary:
-                save_file(tensors, temporary, metadata={"arch": self.config.model.arch})
+                save_file(tensors, temporary, metadata=self.facts)
 
     def save(self) -> None:
         """Write a checkpoint of this very step; all ranks call this."""

@@ -111,7 +111,7 @@ def make_trainer(tmp_path):
         val = MadeLoader(30, config.optim.batch_size, shuffle=False)
         model, optimizer = wrap(model, optimizer, plan, accelerator)
         torch.manual_seed(1)
-        return Trainer(config, plan, accelerator, model, optimizer, train, val, 2, folder, Interrupt())
+        return Trainer(config, plan, accelerator, model, optimizer, train, val, ["no", "yes"], folder, Interrupt())
 
     yield build
     for state in (AcceleratorState, PartialState, GradientState):

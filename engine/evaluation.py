@@ -1,0 +1,156 @@
+"""Evaluate saved weights on a validation split: what `launch/evaluate.py` does."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from engine.config import ConfigError, DataConfig, find_run, from_yaml, require
+from engine.data.sources import DataError, Source, open_source
+
+NAMED_SOURCES = ("digits", "mnist", "cifar10")
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Which weights, on which images."""
+
+    checkpoint: Path
+    """A run folder (its best weights), a checkpoint in one (checkpoints/step-…), or a model.safetensors."""
+    data: str | None = None
+    """digits, mnist, cifar10, or a folder with val/ and train/; none is what the run was trained on."""
+    root: Path | None = None
+    """Folder of mnist or cifar10."""
+    image_size: int = 0
+    """Height and width in pixels; 0 is the training's."""
+    batch_size: int = 128
+    """Images at once."""
+    precision: Annotated[Literal["auto", "fp32", "bf16", "fp16"], tyro.conf.arg(prefix_name=False)] = "auto"
+    """Compute dtype; auto as in training."""
+    output: Path | None = None
+    """Folder for evaluation.json and confusion.png; none is evaluation/ beside the weights."""
+
+    def __post_init__(self) -> None:
+        require(self.batch_size >= 1, f"--batch-size must be at least 1 image, not {self.batch_size}")
+        require(self.image_size == 0 or self.image_size >= 8, f"--image-size must be 8 or more, not {self.image_size}")
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A network's tensors and what they were trained as."""
+
+    tensors: dict
+    arch: str
+    classes: list[str] | None
+    image_size: int
+    data: DataConfig | None
+
+
+def read_weights(path: Path) -> Weights:
+    """Load weights without pickle from any of the places that a run leaves them in.
+
+    Raises ConfigError for a path that holds none, or a file that does not say which network it is of.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    from engine.checkpoint import checkpoint_to_resume, read_state
+
+    if path.is_dir() and (path / "config.yaml").is_file():
+        path = path / "model.safetensors"
+        require(path.is_file(), f"--checkpoint {path.parent}: no model.safetensors yet; name a checkpoint in it")
+    if path.suffix == ".safetensors":
+        require(path.is_file(), f"--checkpoint {path}: no such file")
+        try:
+            with safe_open(path, framework="pt") as file:
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+                facts = file.metadata() or {}
+        except (SafetensorError, OSError) as error:
+            raise ConfigError(f"--checkpoint {path} cannot be read: {error}") from error
+        require("arch" in facts, f"--checkpoint {path} does not say which network it is of; name a run folder")
+        run = path.parent / "config.yaml"
+        data = from_yaml(run).data if run.is_file() else None
+        return Weights(tensors, facts["arch"], json.loads(facts["classes"]), int(facts["image_size"]), data)
+    checkpoint = checkpoint_to_resume(path, path / "checkpoints")
+    require(checkpoint is not None, f"--checkpoint {path}: neither a run folder, nor a checkpoint, nor a .safetensors")
+    config = from_yaml(find_run(str(checkpoint)) / "config.yaml")
+    state = read_state(checkpoint / "trainer.pt")
+    require("model" in state, f"--checkpoint {path} is sharded by DeepSpeed; evaluate the run folder's best weights")
+    return Weights(state["model"], config.model.arch, None, config.data.image_size, config.data)
+
+
+def choose_source(config: EvaluateConfig, trained: DataConfig | None) -> Source:
+    """The data that was asked for, else what the run was trained on. Raises DataError and ConfigError."""
+    if config.data is None:
+        require(trained is not None, "--data is needed: digits, mnist, cifar10, or a folder")
+        return open_source(trained.name, config.root or trained.root, download=trained.download)
+    if config.data in NAMED_SOURCES:
+        return open_source(config.data, config.root)
+    return open_source("folder", Path(config.data))
+
+
+def align_classes(source: Source, weights: Weights) -> None:
+    """Raise ConfigError unless the data's classes are those that the network was trained on, in order."""
+    if weights.classes is not None and weights.classes != source.classes:
+        missing = sorted(set(weights.classes) ^ set(source.classes))
+        raise ConfigError(
+            f"the weights know {len(weights.classes)} classes and the data has {len(source.classes)}; "
+            f"on one side only: {', '.join(missing[:8])}{' …' if len(missing) > 8 else ''}"
+        )
+
+
+def run_evaluation(config: EvaluateConfig) -> dict:
+    """Evaluate, write evaluation.json and confusion.png, return the figures (engine.evaluation_report).
+
+    Raises ConfigError and DataError.
+    """
+    weights = read_weights(config.checkpoint)
+    source = choose_source(config, weights.data)
+    align_classes(source, weights)
+    import torch
+
+    import archs
+    from engine.data.loader import make_loader
+    from engine.evaluate import evaluate
+    from engine.evaluation_report import write_evaluation
+    from engine.planner import Hardware, choose_precision
+    from engine.wrap import AUTOCAST_DTYPES
+
+    hardware = Hardware.detect()
+    device = torch.device(hardware.type)
+    precision = choose_precision(config.precision, hardware)
+    model = archs.build(weights.arch, num_classes=len(source.classes))
+    try:
+        model.load_state_dict(weights.tensors)
+    except RuntimeError as error:
+        raise ConfigError(
+            f"the weights do not fit {weights.arch} with {len(source.classes)} classes: {error}"
+        ) from None
+    model.to(device, memory_format=torch.channels_last).eval()
+    data = DataConfig(name="auto", image_size=config.image_size or weights.image_size)
+    loader = make_loader(source, "val", config=data, global_batch=config.batch_size, device=device)
+
+    def forward(images: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(device.type, AUTOCAST_DTYPES[precision], enabled=precision != "fp32"):
+            return model(images)
+
+    try:
+        result = evaluate(forward, loader.epoch(0), len(source.classes), device, config.batch_size, confusion=True)
+    finally:
+        loader.close()
+    for bad in loader.bad_images:
+        print(f"unreadable image, left out: {bad.path} ({bad.reason})")
+    beside = config.checkpoint if config.checkpoint.is_dir() else config.checkpoint.parent
+    output = config.output or beside / "evaluation"
+    return write_evaluation(
+        output,
+        result.confusion.numpy(),
+        source.classes,
+        loss=result.loss,
+        top1=result.top1,
+        top5=result.top5,
+        count=result.count,
+    ) | {"output": str(output)}

@@ -1,0 +1,35 @@
+"""Evaluate: `python launch/evaluate.py --checkpoint runs/NAME --data FOLDER`."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from engine.imports import refuse_foreign_packages
+
+refuse_foreign_packages()
+
+import tyro
+
+from engine.config import ConfigError
+from engine.data.sources import DataError
+from engine.evaluation import EvaluateConfig, run_evaluation
+from engine.run import fail
+
+
+def main() -> int:
+    """Parse the command line, evaluate, print; returns the exit code."""
+    config = tyro.cli(EvaluateConfig, description=__doc__)
+    try:
+        result = run_evaluation(config)
+    except (ConfigError, DataError) as error:
+        return fail(error)
+    from engine.evaluation_report import evaluation_text
+
+    print(evaluation_text(result))
+    print(f"written to {result['output']}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
