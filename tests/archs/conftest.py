@@ -1,4 +1,4 @@
-"""What the tests of the networks share: sizes that stay cheap, and BatchNorm layers that are not at their start."""
+"""What the tests of the networks share: sizes that stay cheap, and weights that show a mistake."""
 
 import pytest
 import torch
@@ -28,7 +28,11 @@ def small_images():
 
 @pytest.fixture
 def randomise():
-    """Give every BatchNorm statistics, weights and biases that a mistake in any of them would show in."""
+    """Give every layer values that a mistake in it would show in.
+
+    BatchNorm away from its start, and convolutions scaled so that the image still counts in the last layer: torch's
+    default draw loses it on the way, and the logits are then the biases' alone.
+    """
 
     def change(model: nn.Module) -> nn.Module:
         for module in model.modules():
@@ -37,6 +41,8 @@ def randomise():
                 nn.init.uniform_(module.running_var, 0.5, 1.5)
                 nn.init.uniform_(module.weight, 0.5, 1.5)
                 nn.init.normal_(module.bias, std=0.1)
+            elif isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")
         return model
 
     return change
