@@ -10,6 +10,7 @@ import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -17,10 +18,16 @@ from PIL import Image, ImageOps
 MAX_PIXELS = 178_956_970
 """Pixels above which an image is refused: Pillow's limit for a decompression bomb, 512 MiB of RGB."""
 
-EXIF_ORIENTATION = 0x0112
+TOO_LARGE = f"its header declares more than {MAX_PIXELS} pixels"
 
-END_MARKS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
+ORIENTATION, TIFF_WIDTH, TIFF_HEIGHT = 0x0112, 256, 257
+"""Tags of EXIF and TIFF."""
+
+END_MARKS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
 """How a whole file ends, for the formats that decoders read gladly when they are cut."""
+
+DALI_FORMATS = {"JPEG", "MPO", "JPEG2000", "PNG", "BMP", "TIFF", "WEBP", "PPM"}
+"""Formats, by Pillow's names, that DALI 2.4 decodes; of WebP only the simple file format."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +36,15 @@ class BadImage:
 
     path: str
     reason: str
+
+
+class Header(NamedTuple):
+    """What a look at a file's header tells."""
+
+    height: int
+    width: int
+    fast: bool
+    """Whether DALI decodes files of this kind."""
 
 
 class Unreadable(Exception):
@@ -46,19 +62,22 @@ def read(path: str) -> bytes:
     return data
 
 
-def look(data: bytes) -> tuple[int, int]:
-    """Height and width, upright, from the header alone; about 20 microseconds.
+def look(data: bytes) -> Header:
+    """What the header alone tells; about 20 microseconds.
 
     Raises Unreadable for data that no image format claims, an image of more than MAX_PIXELS, and a cut file. Only a
     JPEG or PNG without its end mark costs a full decode, to tell a cut file from one with something appended.
     """
     with _opened(data) as image:
         width, height = image.size
+        if image.format == "TIFF":  # Pillow's size is upright or not, depending on its version; the tags never are
+            width, height = image.tag_v2[TIFF_WIDTH], image.tag_v2[TIFF_HEIGHT]
         if _orientation(image) in (5, 6, 7, 8):
             width, height = height, width
-        if not data.endswith(END_MARKS.get(image.format or "", b"")):
+        if not data.endswith(END_MARKS.get(image.format, b"")):
             _load(image)
-    return height, width
+        extended_webp = image.format == "WEBP" and data[12:16] == b"VP8X"
+        return Header(height, width, fast=image.format in DALI_FORMATS and not extended_webp)
 
 
 def decode(data: bytes) -> Image.Image:
@@ -77,22 +96,6 @@ def decode(data: bytes) -> Image.Image:
         if upright.mode == "F":
             raise Unreadable("floating-point pixels have no agreed white")
         return upright.convert("RGB")
-
-
-def decode_to_bmp(data: bytes) -> bytes:
-    """`decode`, as the bytes of an uncompressed BMP, which every decoder reads; raises Unreadable."""
-    encoded = io.BytesIO()
-    decode(data).save(encoded, "BMP")
-    return encoded.getvalue()
-
-
-def reason_against(data: bytes) -> str | None:
-    """Why Pillow cannot decode the data; None where it can."""
-    try:
-        decode(data)
-    except Unreadable as error:
-        return str(error)
-    return None
 
 
 def find_culprits(count: int, works: Callable[[Sequence[int]], bool]) -> list[int]:
@@ -128,12 +131,23 @@ class ImageFiles:
         """Encoded bytes of one image, looked at the first time; raises Unreadable. Safe from several threads."""
         data = read(self.paths[index])
         if not self.sizes[index, 0]:
-            self.sizes[index] = look(data)
-        return decode_to_bmp(data) if index in self.by_pillow else data
+            header = look(data)
+            if not header.fast:
+                self.by_pillow.add(index)
+            self.sizes[index] = header.height, header.width
+        return self.through_pillow(index, data) if index in self.by_pillow else data
+
+    def through_pillow(self, index: int, data: bytes) -> bytes:
+        """The image as an uncompressed BMP, which every decoder reads; raises Unreadable."""
+        image = decode(data)
+        self.sizes[index] = image.height, image.width
+        encoded = io.BytesIO()
+        image.save(encoded, "BMP")
+        return encoded.getvalue()
 
     def bad(self, index: int, reason: str) -> BadImage:
         """One of the files, with the reason against it."""
-        return BadImage(str(Path(self.paths[index])), reason)
+        return BadImage(self.paths[index], reason)
 
 
 def _opened(data: bytes) -> Image.Image:
@@ -141,9 +155,8 @@ def _opened(data: bytes) -> Image.Image:
         image = Image.open(io.BytesIO(data))
     except Exception as error:  # Pillow's format plugins raise nearly anything on malformed headers
         raise Unreadable(_in_words(error)) from None
-    width, height = image.size
-    if width * height > MAX_PIXELS:
-        raise Unreadable(f"declares {width}×{height} pixels, more than {MAX_PIXELS}")
+    if image.width * image.height > MAX_PIXELS:
+        raise Unreadable(TOO_LARGE)
     return image
 
 
@@ -158,7 +171,7 @@ def _orientation(image: Image.Image) -> int:
     if "exif" not in image.info and image.format != "TIFF":
         return 1
     try:
-        return image.getexif().get(EXIF_ORIENTATION, 1)
+        return image.getexif().get(ORIENTATION, 1)
     except Exception:  # broken EXIF raises anything from SyntaxError to struct.error, and the pixels are fine
         return 1
 
@@ -166,6 +179,8 @@ def _orientation(image: Image.Image) -> int:
 def _in_words(error: Exception) -> str:
     if isinstance(error, Image.UnidentifiedImageError):
         return "no image format that Pillow knows"
+    if isinstance(error, Image.DecompressionBombError):
+        return TOO_LARGE
     return str(error) or type(error).__name__
 
 

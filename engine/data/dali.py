@@ -7,7 +7,7 @@ fed again without the file at fault. Threads read the next batches' bytes while 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from engine.data import crops, pipeline
-from engine.data.bad_images import BadImage, ImageFiles, Unreadable, decode_to_bmp, find_culprits, reason_against
+from engine.data.bad_images import BadImage, ImageFiles, Unreadable, find_culprits
 from engine.data.loader import Batch, Loader, Position, Request, fill_bad_slots, worker_count
 from engine.data.pipeline import GraphSettings, build_graph
 
@@ -216,30 +216,38 @@ class DaliLoader(Loader):
         """Find the images of a failed batch that fail alone: Pillow decodes them from now on, or they are bad."""
         if item.slots is None or self.files is None:
             return False
-        culprits = find_culprits(len(item.loaded), lambda members: self._goes_through(item, members))
-        for slot in culprits:
-            index = int(item.request.share.indices[item.slots[slot]])
-            if index in self._bad:
-                continue
-            data = item.loaded[item.slots[slot]].tobytes()
-            reason = reason_against(data)
-            if reason is None and index not in self.files.by_pillow:
+        culprits = find_culprits(len(item.loaded), self._probe(item))
+        slot_of = {int(item.request.share.indices[item.slots[slot]]): item.slots[slot] for slot in culprits}
+        for index, slot in slot_of.items():
+            try:
+                if index in self.files.by_pillow:
+                    raise Unreadable("DALI cannot decode it")
+                rescued = self.files.through_pillow(index, item.loaded[slot].tobytes())
                 self.files.by_pillow.add(index)
-                for waiting in self._flight:
-                    for other in np.flatnonzero(waiting.request.share.indices == index):
-                        waiting.loaded[other] = np.frombuffer(decode_to_bmp(data), dtype=np.uint8)
-            else:
-                self._bad[index] = self.files.bad(index, reason or "DALI cannot decode it")
+            except Unreadable as error:
+                self._bad[index] = self.files.bad(index, str(error))
+                continue
+            for waiting in self._flight:
+                for other in np.flatnonzero(waiting.request.share.indices == index):
+                    waiting.loaded[other] = np.frombuffer(rescued, dtype=np.uint8)
         return bool(culprits)
 
-    def _goes_through(self, item: Item, members: Sequence[int]) -> bool:
-        try:
-            graph = self._new_graph(len(members), 1)
-            self._run_on(graph, item, members)
-            graph.outputs()
-        except FAILURES:
-            return False
-        return True
+    def _probe(self, item: Item) -> Callable[[Sequence[int]], bool]:
+        """Says whether some slots of a batch go through together; builds a new graph only after a failure."""
+        graph = None
+
+        def goes_through(members: Sequence[int]) -> bool:
+            nonlocal graph
+            if graph is None:
+                graph = self._new_graph(len(item.loaded), 1)
+            try:
+                self._run_on(graph, item, members)
+                graph.outputs()
+            except FAILURES:
+                graph = None
+            return graph is not None
+
+        return goes_through
 
     def _discard_flight(self) -> None:
         """Drop batches that nobody will ask for, with the graph where one of them failed."""
