@@ -9,6 +9,9 @@ import numpy as np
 NARROW, WIDE = 3 / 4, 4 / 3
 """Aspect ratios of training crops (Szegedy et al. 2014, arXiv:1409.4842, section 6)."""
 
+AREA_CELLS = 64
+"""Resolution of the area's distribution."""
+
 
 def training_window(sizes: np.ndarray, draws: np.ndarray, scale: tuple[float, float]) -> tuple[np.ndarray, np.ndarray]:
     """Random-resized crop in closed form: one window an image, no rejection.
@@ -18,14 +21,14 @@ def training_window(sizes: np.ndarray, draws: np.ndarray, scale: tuple[float, fl
     scale    smallest and largest share of the area
     returns  start (y, x) and shape (height, width), int32 [m, 2] each, inside the image
 
-    The area is uniform in `scale`. The aspect ratio is log-uniform over the part of [3/4, 4/3] with which a window of
-    that area fits; where none fits (long panoramas), the nearest ratio and the largest window that has it.
+    Areas and aspect ratios are distributed as by drawing both (uniform, log-uniform) until the window fits, which is
+    what torchvision's RandomResizedCrop does: large areas fit fewer ratios and are rarer for it. Where no ratio fits
+    any area (long panoramas), the area is uniform and the window is the largest of the nearest ratio.
     """
     height, width = sizes.astype(np.float64).T
     area_draw, aspect_draw, y_draw, x_draw = draws[:, :4].astype(np.float64).T
-    share = scale[0] + (scale[1] - scale[0]) * area_draw
-    low = np.clip(width / height * share, NARROW, WIDE)
-    high = np.clip(width / height / share, NARROW, WIDE)
+    share = _area_share(width / height, area_draw, scale)
+    low, high = _fitting_ratios(width / height, share)
     aspect = low * (high / low) ** aspect_draw
     crop_width = np.minimum(np.sqrt(share * height * width * aspect), np.minimum(width, height * aspect))
     shape = np.stack([crop_width / aspect, crop_width], axis=1)
@@ -33,6 +36,26 @@ def training_window(sizes: np.ndarray, draws: np.ndarray, scale: tuple[float, fl
     room = sizes - shape
     start = np.minimum(np.floor(np.stack([y_draw, x_draw], axis=1) * (room + 1)), room).astype(np.int32)
     return start, shape
+
+
+def _fitting_ratios(image_ratio: np.ndarray, share: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Smallest and largest aspect ratio with which a window of this share of the area fits into the image."""
+    return np.clip(image_ratio * share, NARROW, WIDE), np.clip(image_ratio / share, NARROW, WIDE)
+
+
+def _area_share(image_ratio: np.ndarray, draw: np.ndarray, scale: tuple[float, float]) -> np.ndarray:
+    """Share of the area, by inverting its distribution: the density is the log-range of ratios that fit."""
+    areas = np.linspace(*scale, AREA_CELLS + 1)
+    low, high = _fitting_ratios(image_ratio[:, None], areas[None])
+    density = np.log(high / low)
+    density[density.max(axis=1) == 0] = 1
+    mass = np.cumsum((density[:, 1:] + density[:, :-1]) / 2, axis=1)
+    mass = np.pad(mass, ((0, 0), (1, 0))) / mass[:, -1:]
+    cell = np.clip((mass <= draw[:, None]).sum(axis=1) - 1, 0, AREA_CELLS - 1)
+    row = np.arange(len(draw))
+    left, right = mass[row, cell], mass[row, cell + 1]
+    inside = np.divide(draw - left, right - left, out=np.zeros_like(draw), where=right > left)
+    return scale[0] + (scale[1] - scale[0]) * (cell + inside) / AREA_CELLS
 
 
 def resized_shorter_side(image_size: int, eval_crop: float) -> int:
