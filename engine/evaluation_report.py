@@ -13,6 +13,7 @@ from engine.confusion import checked, confusion_png, row_shares
 from engine.records import finite
 from engine.runfolder import atomic_file
 from engine.text_table import clip, text_table
+from engine.wording import number, percent
 
 PAIRS = 20
 """Most confused pairs in evaluation.json."""
@@ -103,30 +104,26 @@ def evaluation_text(result: dict[str, Any]) -> str:
     """`write_evaluation`'s result in words: overall, classes (each up to TABLED, else the WORST), confused pairs."""
     classes = result["per_class"]
     judged = sorted((row for row in classes if row["recall"] is not None), key=lambda row: row["recall"])
-    loss = "not finite" if result["loss"] is None else f"{result['loss']:.4f}"
     parts = [
-        f"accuracy {percent(result['accuracy'], 2)} · top-5 {percent(result['top5'], 2)} · loss {loss} · "
-        f"{result['count']:,} images, {len(classes):,} classes"
+        f"accuracy {percent(result['accuracy'])} · top-5 {percent(result['top5'])} · "
+        f"loss {number(result['loss'], 4)} · {result['count']:,} images, {len(classes):,} classes"
     ]
     if len(classes) <= TABLED:
         parts.append(class_table(classes))
-        worst = ", ".join(f"{clip(row['name'])} {percent(row['recall'])}" for row in judged[:3] if row["recall"] < 1)
+        worst = ", ".join(f"{clip(row['name'])} {percent(row['recall'], 1)}" for row in judged[:3] if row["recall"] < 1)
         parts += [f"worst classes: {worst}"] if worst else []
     elif judged:
         parts.append(f"worst {min(WORST, len(judged))} of {len(classes):,} classes\n{class_table(judged[:WORST])}")
     pairs = result["most_confused"][:WORST]
     if pairs:
-        rows = [(pair["truth"], pair["predicted"], str(pair["count"]), percent(pair["share"])) for pair in pairs]
+        rows = [(pair["truth"], pair["predicted"], str(pair["count"]), percent(pair["share"], 1)) for pair in pairs]
         parts.append("most confused\n" + text_table(("truth", "taken for", "images", "of its images"), rows, left=2))
     return "\n\n".join(parts)
 
 
 def class_table(classes: Sequence[dict[str, Any]]) -> str:
     """`per_class` rows for the terminal."""
-    rows = [(row["name"], str(row["support"]), percent(row["recall"]), percent(row["precision"])) for row in classes]
+    rows = [
+        (row["name"], str(row["support"]), percent(row["recall"], 1), percent(row["precision"], 1)) for row in classes
+    ]
     return text_table(("class", "images", "recall", "precision"), rows)
-
-
-def percent(share: float | None, decimals: int = 1) -> str:
-    """A share in percent, `-` where there is none."""
-    return "-" if share is None else f"{100 * share:.{decimals}f} %"

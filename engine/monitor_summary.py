@@ -5,16 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-PEAKS = (
-    "gpu_used_bytes",
+FIELDS = (
     "gpu_process_bytes",
+    "gpu_used_bytes",
     "torch_allocated_bytes",
     "torch_reserved_bytes",
     "process_rss_bytes",
+    "gpu_utilization",
     "gpu_power_watts",
     "gpu_temperature_celsius",
+    "gpu_sm_clock_mhz",
+    "process_cpu_percent",
+    "host_cpu_percent",
 )
-MEANS = ("gpu_utilization", "gpu_power_watts", "gpu_sm_clock_mhz", "process_cpu_percent", "host_cpu_percent")
+"""Fields of a sample that have a peak and a mean."""
 
 
 class Totals:
@@ -44,13 +48,13 @@ class Totals:
             return
         self.samples += 1
         self.cost_seconds += row.get("sample_seconds") or 0.0
-        for field in PEAKS:
-            self._peak(field, row.get(field))
-        self._peak("torch_allocated_bytes", row.get("torch_peak_bytes"))
-        for field in MEANS:
+        for field in FIELDS:
             if (value := row.get(field)) is not None:
                 total, count = self.sums.get(field, (0.0, 0))
                 self.sums[field] = (total + value, count + 1)
+                self.peaks[field] = max(value, self.peaks.get(field, value))
+        if (peak := row.get("torch_peak_bytes")) is not None:
+            self.peaks["torch_allocated_bytes"] = max(peak, self.peaks.get("torch_allocated_bytes", peak))
         if row.get("gpu_energy_joules") is not None:
             self._energy_now, self._measured = row["gpu_energy_joules"], True
         if self._before is not None:
@@ -83,12 +87,8 @@ class Totals:
             "energy_joules": energy,
             "cost": self.cost_seconds / self.samples / self.interval if self.samples else None,
         }
-        result |= {f"peak_{field}": peak.get(field) for field in PEAKS}
-        return result | {f"mean_{field}": means.get(field) for field in MEANS}
-
-    def _peak(self, field: str, value: float | None) -> None:
-        if value is not None:
-            self.peaks[field] = max(value, self.peaks.get(field, value))
+        result |= {f"peak_{field}": peak.get(field) for field in FIELDS}
+        return result | {f"mean_{field}": means.get(field) for field in FIELDS}
 
 
 def summarise(rows: Iterable[dict[str, Any]]) -> dict[str, Any]:
@@ -98,8 +98,8 @@ def summarise(rows: Iterable[dict[str, Any]]) -> dict[str, Any]:
     gpu_name, gpu_total_bytes, host_total_bytes, host_cores
     peak_memory_bytes           of this process: by NVML, else torch's reserved, else resident on the host;
     peak_memory_source          says which of the three fields it is
-    peak_FIELD, mean_FIELD      over all samples, for the fields in PEAKS and MEANS; torch's own peak counter is
-                                part of peak_torch_allocated_bytes
+    peak_FIELD, mean_FIELD      over all samples that have it, for each of FIELDS; torch's own peak counter is part of
+                                peak_torch_allocated_bytes
     energy_joules               of the board: NVML's counter, else the power integrated over time
     cost                        processor time of a sample ÷ interval
     """

@@ -192,7 +192,7 @@ def _step_line(axes: Axes, history: History, what: str, theme: Theme, scale: flo
     if not np.isfinite(values).any():
         return False
     alone = not history.epochs
-    style = {"lw": 1.8, "alpha": 1.0} if alone else {"lw": 1.1, "alpha": 0.5}
+    style = {"lw": 1.8, "alpha": 1.0} if alone else {"lw": 1.2, "alpha": 0.6}
     x = column(history.steps, "epoch")
     axes.plot(x, values, color=theme.train, label="train, by step", **style, **(markers(values) if alone else {}))
     return True

@@ -1,0 +1,34 @@
+"""Report: `python launch/report.py runs/NAME [runs/OTHER ...]` draws each run and compares them."""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from engine.imports import refuse_foreign_packages
+
+refuse_foreign_packages()
+
+from engine.history import NotARun
+from engine.report import summary_table, write_report
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Write the reports, print the table and the pages' paths; returns the exit code: 2 where a folder is no run."""
+    parser = argparse.ArgumentParser(description="Draw the charts and the page of runs and compare them in a table.")
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folder, as training left it")
+    folders = parser.parse_args(arguments).runs
+    try:
+        table = summary_table(folders)
+        pages = [write_report(folder) for folder in folders]
+    except NotARun as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(table)
+    print(*(f"report {page}" for page in pages), sep="\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
