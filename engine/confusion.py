@@ -90,8 +90,7 @@ def _heat_map(figure: Figure, axes: Axes, shares: np.ndarray, theme: Theme) -> N
     from matplotlib.colors import LinearSegmentedColormap, PowerNorm
 
     colours = LinearSegmentedColormap.from_list("heat", theme.heat[1:])
-    colours.set_under(theme.heat[0])  # a single confusion stands out from none
-    colours.set_bad(theme.grid)
+    colours = colours.with_extremes(under=theme.heat[0], bad=theme.grid)  # one confusion stands out from none
     shown = enlarged(shares, _radius(len(shares)))
     picture = axes.imshow(shown, cmap=colours, norm=PowerNorm(0.5, 1e-6, 1), aspect="auto", interpolation="nearest")
     dress(axes, theme, x="prediction", y="truth")

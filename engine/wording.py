@@ -75,6 +75,8 @@ def value_of(key: Any, value: Any) -> str:
         return gib(value)
     if isinstance(value, float):
         return f"{value:.6g}"
+    if isinstance(value, dict):
+        return ", ".join(f"{words(name)} {value_of(name, item)}" for name, item in value.items()) or DASH
     if isinstance(value, Sequence) and not isinstance(value, str):
         return ", ".join(value_of(key, item) for item in value) or DASH
     return str(value)
