@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 import tyro
 
 from engine.config import ConfigError, DataConfig, find_run, from_yaml, require
-from engine.data.sources import DataError, Source, open_source
+from engine.data.sources import Source, open_source
 
 NAMED_SOURCES = ("digits", "mnist", "cifar10")
 

@@ -26,7 +26,7 @@ def statistics_suspended(norms: list[nn.Module]) -> Iterator[None]:
     suspended = [norm for norm in norms if norm.training and norm.running_mean is not None]
     kept = [(norm.running_mean, norm.running_var, norm.num_batches_tracked) for norm in suspended]
     for norm, (mean, var, _) in zip(suspended, kept, strict=True):
-        # Scratch takes the update: checkpoint wants as many saved tensors as the first forward had, so none is no choice.
+        # Scratch takes the update: checkpoint wants as many saved tensors as the first forward had.
         norm.running_mean, norm.running_var = torch.empty_like(mean), torch.empty_like(var)
         norm.num_batches_tracked = None
     try:

@@ -147,7 +147,8 @@ class Session:
             return
         source, plan = self.source, self.plan
         launched = time.time() - psutil.Process().create_time()
-        sizes = f"{len(source.train)} training and {len(source.val)} test images, {len(source.classes)} classes"
+        images = f"{len(self.train_loader)} training and {len(self.val_loader)} test images"
+        sizes = f"{images}, {len(source.classes)} classes"
         size, backend = self.config.data.image_size, self.train_loader.backend
         print(f"{self.config.model.arch} on {source.name}: {sizes}, {size} px, {backend}")
         print(plan.describe())

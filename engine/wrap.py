@@ -9,7 +9,12 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin, InitProcessGroupKwargs
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    DistributedType,
+    GradientAccumulationPlugin,
+    InitProcessGroupKwargs,
+)
 from torch import nn
 
 from engine.config import ConfigError, OptimConfig
@@ -85,14 +90,24 @@ def build_accelerator(plan: Plan, launch: Launch, optim: OptimConfig) -> Acceler
     if launch.deepspeed is not None:
         from accelerate.utils import DeepSpeedPlugin
 
+        if cpu:
+            import deepspeed.ops
+
+            # gloo does the same work; this extension would be compiled at the first use, for the better part of a minute
+            deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         plugin = DeepSpeedPlugin(hf_ds_config=deepspeed_configuration(launch, plan, optim), zero3_init_flag=False)
-        return Accelerator(
-            cpu=cpu,
+        accelerator = Accelerator(
             mixed_precision="no",  # DeepSpeed's torch_autocast section has the dtype
             gradient_accumulation_plugin=accumulation,
             deepspeed_plugin=plugin,
             kwargs_handlers=handlers,
         )
+        if accelerator.distributed_type != DistributedType.DEEPSPEED:
+            raise ConfigError(
+                f"DeepSpeed was asked for, but accelerate chose {accelerator.distributed_type.value}; on a CPU launch "
+                "with DS_ACCELERATOR=cpu and without ACCELERATE_USE_CPU"
+            )
+        return accelerator
     mixed = "no" if plan.precision == "fp32" else plan.precision
     return Accelerator(
         cpu=cpu, mixed_precision=mixed, gradient_accumulation_plugin=accumulation, kwargs_handlers=handlers
@@ -105,7 +120,8 @@ def wrap(model: nn.Module, optimizer: torch.optim.Optimizer, plan: Plan, acceler
     The order matters: layout first, recompute inside compile, compile inside DDP (so that DDP's hooks see gradients,
     not graphs). Compilation is in place: the state dict keeps its names.
     """
-    if plan.channels_last:
+    if plan.channels_last and accelerator.distributed_type != DistributedType.DEEPSPEED:
+        # DeepSpeed broadcasts weights by their bytes and wants them contiguous; channels-last images are enough there.
         model = model.to(memory_format=torch.channels_last)
     if plan.recompute == "block":
         recompute_blocks(model)

@@ -1,4 +1,4 @@
-"""Measure: `python launch/bench.py --suite trainer|loader|startup|all`; results go to profiles/<machine>/<suite>.json."""
+"""Measure: `python launch/bench.py --suite trainer`; results go to profiles/<machine>/<suite>.json."""
 
 import argparse
 import json

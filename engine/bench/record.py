@@ -8,7 +8,7 @@ import platform
 import shlex
 import subprocess
 import sys
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -60,7 +60,7 @@ def record(suite: str, figures: dict[str, Any], output: Path | None = None) -> P
     command = shlex.join(["python", *sys.argv])
     written = {
         "suite": suite,
-        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "commit": commit(),
         "command": command,
         "machine": here,

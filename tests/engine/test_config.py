@@ -31,8 +31,7 @@ def write(folder: Path, text: str) -> Path:
 
 def test_common_knobs_are_top_level_flags():
     config = parse(
-        "--arch resnext --data.name digits --data.root x --epochs 3 --batch-size 64 --image-size 32 --lr 1e-2 "
-        "--optimizer sgd --precision bf16 --recompute block --compile --seed 7 --output runs/a".split()
+        ["--arch", "resnext", "--data.name", "digits", "--data.root", "x", "--epochs", "3", "--batch-size", "64", "--image-size", "32", "--lr", "1e-2", "--optimizer", "sgd", "--precision", "bf16", "--recompute", "block", "--compile", "--seed", "7", "--output", "runs/a"]
     )
     assert (config.model.arch, config.model.compile) == ("resnext", "on")
     assert (config.data.name, config.data.root, config.data.image_size) == ("digits", Path("x"), 32)
@@ -158,6 +157,7 @@ def test_help_is_quick(root):
 
 
 def test_help_does_not_import_torch(root):
-    code = "import runpy, sys; sys.argv = ['train', '--help']\ntry: runpy.run_path('launch/train.py', run_name='__main__')\n"
+    code = "import runpy, sys; sys.argv = ['train', '--help']\n"
+    code += "try: runpy.run_path('launch/train.py', run_name='__main__')\n"
     code += "except SystemExit: pass\nsys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True).returncode == 0

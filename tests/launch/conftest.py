@@ -1,0 +1,68 @@
+"""Runs of the entry points in processes of their own, as a person starts them."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SECONDS = 120  # of one run, on a busy machine
+SCRIPT = "tests/launch/norm_free.py"
+TINY = ["--arch", "norm_free", "--image-size", "32", "--batch-size", "40", "--data.limit", "260", "--log.every", "1"]
+TINY += ["--precision", "fp32", "--optimizer", "sgd", "--lr", "0.03", "--epochs", "5", "--log.no-plots"]
+
+
+def environment(**extra: str) -> dict[str, str]:
+    """One thread a process, and nothing left over from a launcher."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("ACCELERATE_", "DS_"))}
+    return kept | {"OMP_NUM_THREADS": "1", "DS_LOG_LEVEL": "error"} | extra
+
+
+def run_to_the_end(command: list[str], folder: Path, env: dict[str, str]) -> subprocess.CompletedProcess:
+    """Run a command and what it starts; past the time limit all of it is killed."""
+    with subprocess.Popen(
+        command, cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        try:
+            output, errors = process.communicate(timeout=SECONDS)
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
+    return subprocess.CompletedProcess(command, process.returncode, output, errors)
+
+
+@pytest.fixture(scope="session")
+def tiny() -> list[str]:
+    """Flags of a run that takes seconds."""
+    return list(TINY)
+
+
+@pytest.fixture(scope="session")
+def rows():
+    """Reads the rows of one kind from a run's metrics.jsonl."""
+
+    def read(folder: Path, kind: str) -> list[dict]:
+        lines = (folder / "metrics.jsonl").read_text().splitlines()
+        return [row for row in map(json.loads, lines) if row["kind"] == kind]
+
+    return read
+
+
+@pytest.fixture(scope="session")
+def launch(root):
+    """Start a script with arguments, on `ranks` processes; returns the finished process."""
+
+    def start(*arguments, script: str = SCRIPT, ranks: int = 1, code: int = 0, **extra: str):
+        command = [sys.executable]
+        if ranks > 1:
+            command += ["-m", "torch.distributed.run", "--nproc_per_node", str(ranks), "--standalone"]
+            extra.setdefault("ACCELERATE_USE_CPU", "true")
+        command += [script, *map(str, arguments)]
+        done = run_to_the_end(command, root, environment(**extra))
+        assert done.returncode == code, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
+        return done
+
+    return start

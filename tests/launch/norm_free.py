@@ -1,0 +1,46 @@
+"""launch/train.py with one more network, without BatchNorm and dropout: how a batch is split changes no loss."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from torch import nn
+
+from archs.registry import register
+
+
+@register(
+    "norm_free",
+    paper="none: for tests",
+    year=2026,
+    image_size=32,
+    parameters=0,
+    multiply_adds=0.0,
+    reference=None,
+)
+class NormFree(nn.Module):
+    """Three convolutions and a classifier, for 32×32 images."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 16, 3, stride=2, padding=1), nn.ReLU())
+        self.stages = nn.Sequential(
+            nn.Sequential(nn.Conv2d(16, 32, 3, stride=2, padding=1), nn.ReLU()),
+            nn.Sequential(nn.Conv2d(32, 32, 3, padding=1), nn.ReLU()),
+        )
+        self.head = nn.Linear(32 * 8 * 8, num_classes)
+
+    def blocks(self):
+        yield self.stem
+        yield from self.stages
+
+    def forward(self, images):
+        return self.head(self.stages(self.stem(images)).flatten(1))
+
+
+if __name__ == "__main__":
+    from engine.config import parse
+    from engine.run import train
+
+    sys.exit(train(parse()))
