@@ -37,6 +37,12 @@ def test_rows_past_the_checkpoint_are_gone_before_they_are_repeated():
     assert epochs == []
 
 
+def test_a_run_resumed_a_moment_ago_stands_at_its_checkpoint():
+    steps, epochs, _ = timeline([step(90), step(100), epoch(1), step(110), event("resume", step=90)])
+    assert [row["step"] for row in steps] == [90]
+    assert epochs == []
+
+
 def test_without_a_resume_event_a_repeated_step_takes_back_what_followed():
     rows = [step(90), step(100), epoch(1, session=1), step(110), step(95, session=2)]
     steps, epochs, _ = timeline(rows)
