@@ -89,8 +89,8 @@ def _radius(count: int) -> int:
 def _heat_map(figure: Figure, axes: Axes, shares: np.ndarray, theme: Theme) -> None:
     from matplotlib.colors import LinearSegmentedColormap, PowerNorm
 
-    colours = LinearSegmentedColormap.from_list("heat", theme.heat[1:])
-    colours = colours.with_extremes(under=theme.heat[0], bad=theme.grid)  # one confusion stands out from none
+    gradient = LinearSegmentedColormap.from_list("heat", theme.heat[1:])
+    colours = gradient.with_extremes(under=theme.heat[0], bad=theme.grid)  # one confusion stands out from none
     shown = enlarged(shares, _radius(len(shares)))
     picture = axes.imshow(shown, cmap=colours, norm=PowerNorm(0.5, 1e-6, 1), aspect="auto", interpolation="nearest")
     dress(axes, theme, x="prediction", y="truth")

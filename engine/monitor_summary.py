@@ -60,9 +60,9 @@ class Totals:
         if self._before is not None:
             elapsed = max(0.0, row["time"] - self._before["time"])
             self.seconds += elapsed
-            powers = [row.get("gpu_power_watts"), self._before.get("gpu_power_watts")]
-            if None not in powers:
-                self._integral += elapsed * sum(powers) / 2
+            now, before = row.get("gpu_power_watts"), self._before.get("gpu_power_watts")
+            if now is not None and before is not None:
+                self._integral += elapsed * (now + before) / 2
         self._before = row
 
     def as_dict(self) -> dict[str, Any]:

@@ -109,9 +109,10 @@ def open_gpu(device: Any, nvml: Any = None) -> GpuReader:
     """
     if nvml is None:
         try:
-            import pynvml as nvml
+            import pynvml
         except ImportError:
             raise GpuUnavailable("the package nvidia-ml-py is not installed") from None
+        nvml = pynvml
     try:
         nvml.nvmlInit()
     except nvml.NVMLError as error:

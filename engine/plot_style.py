@@ -75,12 +75,16 @@ THEMES = {theme.name: theme for theme in (LIGHT, DARK)}
 
 
 def new_figure(theme: Theme, size: tuple[float, float] = SIZE) -> Figure:
-    """An empty figure on an Agg canvas."""
+    """An empty figure on an Agg canvas, with HEAD left free at its top.
+
+    The layout does not measure what `head` writes there: a long line would squeeze the axes.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    figure = Figure(figsize=size, dpi=DPI, facecolor=theme.background, layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.1)
+    layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1, rect=(0, 0, 1, 1 - HEAD / size[1]))
+    figure = Figure(figsize=size, dpi=DPI, facecolor=theme.background, layout=layout)
     FigureCanvasAgg(figure)
     return figure
 
@@ -101,13 +105,10 @@ def dress(axes: Axes, theme: Theme, *, x: str = "", y: str = "") -> None:
 
 
 def head(axes: Axes, theme: Theme, title: str, subtitle: str = "", *, legend: int = 0) -> None:
-    """Above the axes: title and a line under it on the left, a legend of `legend` columns on the right.
-
-    The layout does not measure them (a long line would squeeze the axes): it leaves HEAD free instead.
-    """
-    figure = axes.get_figure()
-    figure.get_layout_engine().set(rect=(0, 0, 1, 1 - HEAD / figure.get_size_inches()[1]))
-    texts = [(title, 27, {"color": theme.text, "fontsize": 12.5, "fontweight": "bold"})]
+    """Above the axes: title and a line under it on the left, a legend of `legend` columns on the right."""
+    texts: list[tuple[str, int, dict[str, Any]]] = [
+        (title, 27, {"color": theme.text, "fontsize": 12.5, "fontweight": "bold"})
+    ]
     texts += [(subtitle, 11, {"color": theme.muted, "fontsize": 9.5})]
     for text, points, style in texts:
         axes.annotate(

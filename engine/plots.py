@@ -91,7 +91,7 @@ def throughput(history: History, theme: Theme) -> Figure | None:
     for axes in panels:
         dress(axes, theme, y="images/s" if axes is panels[0] else "waiting, %")
     _epoch_axis(panels[-1], history, theme)
-    _mark_sessions(panels, history, theme, top=False)
+    _mark_sessions(list(panels), history, theme, top=False)
     axes = panels[0]
     axes.plot(x, speeds, color=theme.train, lw=1.6, **markers(speeds))
     subtitle = ""
@@ -192,7 +192,7 @@ def _step_line(axes: Axes, history: History, what: str, theme: Theme, scale: flo
     if not np.isfinite(values).any():
         return False
     alone = not history.epochs
-    style = {"lw": 1.8, "alpha": 1.0} if alone else {"lw": 1.2, "alpha": 0.6}
+    style: dict[str, Any] = {"lw": 1.8, "alpha": 1.0} if alone else {"lw": 1.2, "alpha": 0.6}
     x = column(history.steps, "epoch")
     axes.plot(x, values, color=theme.train, label="train, by step", **style, **(markers(values) if alone else {}))
     return True

@@ -59,16 +59,16 @@ def summary_table(run_folders: Iterable[Path]) -> str:
     rows = []
     for folder in run_folders:
         history = read_history(Path(folder))
-        best = history.best
+        best = history.best or {}
         rows.append(
             (
                 history.name,
                 history.arch or DASH,
                 history.data or DASH,
                 epochs_done(history),
-                percent(best and best["test_accuracy"]),
-                str(best["epoch"]) if best else DASH,
-                number(best and best.get("test_loss"), 4),
+                percent(best.get("test_accuracy")),
+                str(best.get("epoch", DASH)),
+                number(best.get("test_loss"), 4),
                 number(history.images_per_second, 0),
                 gib(history.peak_memory_bytes),
                 duration(history.seconds),
