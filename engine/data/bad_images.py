@@ -104,15 +104,18 @@ def find_culprits(count: int, works: Callable[[Sequence[int]], bool]) -> list[in
     works    says whether a group of them goes through together; a group that does is cleared at once
     """
 
-    def search(group: Sequence[int]) -> list[int]:
+    culprits = []
+    groups = [range(count)] if count else []
+    while groups:
+        group = groups.pop()
         if works(group):
-            return []
+            continue
         if len(group) == 1:
-            return [group[0]]
-        middle = len(group) // 2
-        return search(group[:middle]) + search(group[middle:])
-
-    return search(range(count)) if count else []
+            culprits.append(group[0])
+        else:
+            middle = len(group) // 2
+            groups += [group[middle:], group[:middle]]
+    return culprits
 
 
 class ImageFiles:

@@ -6,6 +6,7 @@ windows, but its own decoding, and torchvision's own Resize and CenterCrop in ev
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 
 import numpy as np
@@ -57,6 +58,8 @@ class TorchvisionLoader(Loader):
     def _batch(self, position: Position) -> Batch:
         if position != self._next:
             self._positions.start = position
+            if self._iterator is None:
+                gc.collect()  # a DALI graph that is garbage when workers fork would hang the one that collects it
             self._iterator = iter(self._loader)  # the workers stay, what they had prepared is dropped
         images, slots, good, found = next(self._iterator)
         self._next = self.schedule.following(position)
