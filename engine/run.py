@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from dataclasses import replace
@@ -28,11 +29,22 @@ def fail(error: Exception, code: int = EXIT_USAGE) -> int:
     return code
 
 
+def show_notices() -> None:
+    """Let the first rank's notices (logger `hcr`) reach the person, without dates or module names."""
+    logger = logging.getLogger("hcr")
+    if not logger.handlers and int(os.environ.get("RANK", 0)) == 0:
+        handler = logging.StreamHandler(sys.stdout)
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+
+
 def train(config: RunConfig) -> int:
     """Run the training that `config` describes; returns the exit code.
 
     0 finished, 1 the loss diverged, 2 the description or the data cannot be meant, 128 + signal when stopped.
     """
+    show_notices()
     try:
         config, source = choose_data(config)
     except (ConfigError, DataError) as error:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.config import ConfigError, RunConfig, require, to_yaml
+from engine.records import RecordWriter
 
 
 def sync_folder(folder: Path) -> None:
@@ -46,6 +47,7 @@ class RunFolder:
         self.metrics = path / "metrics.jsonl"
         self.monitor = path / "monitor.jsonl"
         self.weights = path / "model.safetensors"
+        self._rows: RecordWriter | None = None
 
     @classmethod
     def create(cls, config: RunConfig, arch: str, data: str) -> RunFolder:
@@ -85,14 +87,7 @@ class RunFolder:
         self.write_text(name, json.dumps(value, indent=2) + "\n")
 
     def append(self, kind: str, **row: Any) -> None:
-        """Add a row to metrics.jsonl; it is on its way to the disk when this returns."""
-        line = json.dumps({"kind": kind, **row, "time": round(time.time(), 3)})
-        with self.metrics.open("ab+") as file:
-            if file.seek(0, os.SEEK_END) and not self._ends_line(file):
-                file.write(b"\n")  # a kill tore the last row
-            file.write(line.encode() + b"\n")
-
-    @staticmethod
-    def _ends_line(file: Any) -> bool:
-        file.seek(-1, os.SEEK_END)
-        return file.read(1) == b"\n"
+        """Add a row to metrics.jsonl. The first rank only: one writer a file."""
+        if self._rows is None:
+            self._rows = RecordWriter(self.metrics)
+        self._rows.write({"kind": kind, **row, "time": round(time.time(), 3)})

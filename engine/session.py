@@ -10,7 +10,7 @@ from pathlib import Path
 
 import psutil
 import torch
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, gather_object
 
 import archs
 from engine.checkpoint import checkpoint_to_resume
@@ -116,7 +116,22 @@ class Session:
 
     def _bad_image(self, bad) -> None:
         print(f"unreadable image, left out: {bad.path} ({bad.reason})", flush=True)
-        self.folder.append("event", event="bad_image", path=str(bad.path), reason=str(bad.reason))
+        if self.main:
+            self._record_bad(bad.path, bad.reason)
+
+    def _record_bad(self, path: str, reason: str) -> None:
+        self.folder.append("event", event="bad_image", path=path, reason=reason)
+
+    def _all_bad(self) -> int:
+        """How many images could not be read, over all ranks; the first rank writes down what the others found."""
+        mine = {image.path: image.reason for loader in self.loaders for image in loader.bad_images}
+        if self.accelerator.num_processes == 1:
+            return len(mine)
+        found = dict(gather_object(list(mine.items())))
+        if self.main:
+            for path in found.keys() - mine.keys():
+                self._record_bad(path, found[path])
+        return len(found)
 
     # --- running -----------------------------------------------------------------------------------------------
 
@@ -138,8 +153,9 @@ class Session:
             return 1
         stopped = self.trainer.progress.epoch < self.config.optim.epochs
         code = (self.interrupt.exit_code or 143) if stopped else 0
+        bad = self._all_bad()
         if self.main:
-            self._conclude(stopped, time.perf_counter() - began)
+            self._conclude(stopped, time.perf_counter() - began, bad)
         return code
 
     def _announce(self) -> None:
@@ -171,9 +187,8 @@ class Session:
             startup_seconds=round(launched, 2),
         )
 
-    def _conclude(self, stopped: bool, seconds: float) -> None:
+    def _conclude(self, stopped: bool, seconds: float, bad: int) -> None:
         progress, folder = self.trainer.progress, self.folder
-        bad = len({image.path for loader in self.loaders for image in loader.bad_images})
         folder.append(
             "event",
             event="interrupted" if stopped else "finished",

@@ -93,7 +93,7 @@ def build_accelerator(plan: Plan, launch: Launch, optim: OptimConfig) -> Acceler
         if cpu:
             import deepspeed.ops
 
-            # gloo does the same work; this extension would be compiled at the first use, for the better part of a minute
+            # gloo does the same work; this extension would be compiled at its first use, for half a minute
             deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         plugin = DeepSpeedPlugin(hf_ds_config=deepspeed_configuration(launch, plan, optim), zero3_init_flag=False)
         accelerator = Accelerator(

@@ -1,5 +1,6 @@
 """The run description: flags, YAML, checks, nearest names."""
 
+import shlex
 import subprocess
 import sys
 import time
@@ -30,9 +31,11 @@ def write(folder: Path, text: str) -> Path:
 
 
 def test_common_knobs_are_top_level_flags():
-    config = parse(
-        ["--arch", "resnext", "--data.name", "digits", "--data.root", "x", "--epochs", "3", "--batch-size", "64", "--image-size", "32", "--lr", "1e-2", "--optimizer", "sgd", "--precision", "bf16", "--recompute", "block", "--compile", "--seed", "7", "--output", "runs/a"]
-    )
+    line = """
+        --arch resnext --data.name digits --data.root x --epochs 3 --batch-size 64 --image-size 32 --lr 1e-2
+        --optimizer sgd --precision bf16 --recompute block --compile --seed 7 --output runs/a
+    """
+    config = parse(shlex.split(line))
     assert (config.model.arch, config.model.compile) == ("resnext", "on")
     assert (config.data.name, config.data.root, config.data.image_size) == ("digits", Path("x"), 32)
     assert (config.optim.epochs, config.optim.batch_size) == (3, 64)

@@ -1,0 +1,47 @@
+"""Run folders: named, refused, written whole or not at all."""
+
+import json
+
+import pytest
+
+from engine.config import ConfigError, LogConfig, RunConfig
+from engine.runfolder import RunFolder, atomic_file
+
+
+def test_unnamed_runs_get_folders_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folders = {RunFolder.create(RunConfig(), "resnet18", "digits").path for _ in range(3)}
+    assert len(folders) == 3
+    assert all(path.parent.name == "runs" and path.name.startswith("resnet18-digits-") for path in folders)
+
+
+def test_a_run_is_not_written_over(tmp_path):
+    config = RunConfig(log=LogConfig(output=tmp_path / "a"))
+    RunFolder.create(config, "resnet18", "digits")
+    with pytest.raises(ConfigError, match=r"holds another run; go on with it by --resume"):
+        RunFolder.create(config, "resnet18", "digits")
+
+
+def test_a_folder_with_other_things_is_used(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    RunFolder.create(RunConfig(log=LogConfig(output=tmp_path)), "resnet18", "digits")
+    assert (tmp_path / "notes.txt").read_text() == "mine" and (tmp_path / "config.yaml").is_file()
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path):
+    path = tmp_path / "plan.json"
+    path.write_text("old")
+    with pytest.raises(KeyError), atomic_file(path) as temporary:
+        temporary.write_text("half")
+        raise KeyError
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_rows_after_a_torn_one_can_be_read(tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.append("step", step=1, loss=float("nan"))
+    with folder.metrics.open("a") as file:
+        file.write('{"kind": "step", "st')
+    RunFolder(tmp_path).append("step", step=2)
+    rows = [json.loads(line) for line in folder.metrics.read_text().splitlines()]
+    assert [(row["step"], row.get("loss")) for row in rows] == [(1, None), (2, None)]
