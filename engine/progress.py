@@ -50,7 +50,7 @@ class EpochBar:
             leave=False,
             dynamic_ncols=True,
             mininterval=0.2,
-            bar_format="{desc} {percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} {postfix}",
+            bar_format="{desc} {percentage:3.0f}% |{bar:24}| {n_fmt}/{total_fmt}{postfix}",
         )
 
     def advance(self, images: int) -> None:
