@@ -5,7 +5,9 @@
 # make lint        ruff
 # make bench       measure this machine, results to profiles/
 
-PYTHON ?= $(shell for python in python3.12 python3.11 python3.13 python3; do command -v $$python && break; done)
+SUPPORTED = import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
+PYTHON ?= $(shell for python in python3 python3.12 python3.11 python3.13; do \
+	$$python -c '$(SUPPORTED)' 2>/dev/null && echo $$python && break; done)
 EXTRAS ?=
 COMMA := ,
 
@@ -33,8 +35,8 @@ bench: .venv/installed-test
 	python launch/bench.py --suite all
 
 .venv/bin/python:
-	@test -n "$(PYTHON)" || { echo "error: no python3 found; install Python 3.11, 3.12 or 3.13"; exit 2; }
-	@$(PYTHON) -c 'import sys; found = sys.version_info[:2]; sys.exit(0 if (3, 11) <= found <= (3, 13) else f"error: Python 3.11, 3.12 or 3.13 is needed, $(PYTHON) is {found[0]}.{found[1]}; try make PYTHON=python3.12")'
+	@$(or $(PYTHON),false) -c '$(SUPPORTED)' 2>/dev/null || \
+	{ echo "error: Python 3.11, 3.12 or 3.13 is needed and $(or $(PYTHON),none) is not one; make PYTHON=/path/to/python3.12"; exit 2; }
 	$(PYTHON) -m venv .venv
 
 .venv/installed: setup.py constraints.txt | .venv/bin/python

@@ -332,7 +332,7 @@ def parse(arguments: Sequence[str] | None = None) -> RunConfig:
         base = from_yaml(Path(path))
     elif run is not None:
         base = from_yaml(find_run(run, value_of("--output", given)) / "config.yaml")
-    return tyro.cli(RunConfig, args=given, default=base, description=DESCRIPTION)
+    return tyro.cli(RunConfig, args=given, default=base or RunConfig(), description=DESCRIPTION)
 
 
 DESCRIPTION = """Train an image classifier.

@@ -75,7 +75,8 @@ def read_weights(path: Path) -> Weights:
         data = from_yaml(run).data if run.is_file() else None
         return Weights(tensors, facts["arch"], json.loads(facts["classes"]), int(facts["image_size"]), data)
     checkpoint = checkpoint_to_resume(path, path / "checkpoints")
-    require(checkpoint is not None, f"--checkpoint {path}: neither a run folder, nor a checkpoint, nor a .safetensors")
+    if checkpoint is None:
+        raise ConfigError(f"--checkpoint {path}: neither a run folder, nor a checkpoint, nor a .safetensors")
     config = from_yaml(find_run(str(checkpoint)) / "config.yaml")
     state = read_state(checkpoint / "trainer.pt")
     require("model" in state, f"--checkpoint {path} is sharded by DeepSpeed; evaluate the run folder's best weights")
@@ -85,7 +86,8 @@ def read_weights(path: Path) -> Weights:
 def choose_source(config: EvaluateConfig, trained: DataConfig | None) -> Source:
     """The data that was asked for, else what the run was trained on. Raises DataError and ConfigError."""
     if config.data is None:
-        require(trained is not None, "--data is needed: digits, mnist, cifar10, or a folder")
+        if trained is None:
+            raise ConfigError("--data is needed: digits, mnist, cifar10, or a folder")
         return open_source(trained.name, config.root or trained.root, download=trained.download)
     if config.data in NAMED_SOURCES:
         return open_source(config.data, config.root)
@@ -129,7 +131,7 @@ def run_evaluation(config: EvaluateConfig) -> dict:
         raise ConfigError(
             f"the weights do not fit {weights.arch} with {len(source.classes)} classes: {error}"
         ) from None
-    model.to(device, memory_format=torch.channels_last).eval()
+    model.to(device).to(memory_format=torch.channels_last).eval()
     data = DataConfig(name="auto", image_size=config.image_size or weights.image_size)
     loader = make_loader(source, "val", config=data, global_batch=config.batch_size, device=device)
 
@@ -141,6 +143,7 @@ def run_evaluation(config: EvaluateConfig) -> dict:
         result = evaluate(forward, loader.epoch(0), len(source.classes), device, config.batch_size, confusion=True)
     finally:
         loader.close()
+    assert result.confusion is not None  # it was asked for
     for bad in loader.bad_images:
         print(f"unreadable image, left out: {bad.path} ({bad.reason})")
     beside = config.checkpoint if config.checkpoint.is_dir() else config.checkpoint.parent

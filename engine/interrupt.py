@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from types import FrameType
+from typing import Any
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
@@ -23,7 +24,7 @@ class Interrupt:
     def __init__(self, announce: bool = True) -> None:
         self.received: signal.Signals | None = None
         self._announce = announce
-        self._before: dict[signal.Signals, object] = {}
+        self._before: dict[signal.Signals, Any] = {}
 
     @property
     def exit_code(self) -> int:

@@ -15,6 +15,8 @@ from torch import nn
 
 from engine.config import ConfigError, RunConfig, require
 
+Precision = Literal["fp32", "bf16", "fp16"]
+
 OPTIMIZER_STATES = {"sgd": 1, "adam": 2, "adamw": 2}  # fp32 tensors of the parameters' size
 
 
@@ -48,7 +50,7 @@ class Plan:
 
     device: str
     device_name: str
-    precision: Literal["fp32", "bf16", "fp16"]
+    precision: Precision
     loss_scaling: bool
     global_batch_size: int
     micro_batch_size: int
@@ -80,7 +82,7 @@ class Plan:
         return " · ".join(parts)
 
 
-def choose_precision(asked: str, hardware: Hardware) -> str:
+def choose_precision(asked: Precision | Literal["auto"], hardware: Hardware) -> Precision:
     """bf16 where it is native; fp16 on Volta and Turing, whose bf16 is emulated; else fp32.
 
     Pascal and older run fp16 at a fraction of their fp32 rate (CUDA C++ Programming Guide, arithmetic throughput).

@@ -8,16 +8,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-BatchNorm = nn.modules.batchnorm._BatchNorm
+BatchNorm = nn.modules.batchnorm._BatchNorm  # the base of BatchNorm1d, 2d, 3d and SyncBatchNorm
 
 
 @contextmanager
-def statistics_suspended(norms: list[nn.Module]) -> Iterator[None]:
+def statistics_suspended(norms: list[Any]) -> Iterator[None]:
     """Let BatchNorm layers normalise with the batch's statistics and leave their running ones alone.
 
     The recompute is the second forward of the same images; without this it updates the running statistics twice
@@ -36,7 +37,7 @@ def statistics_suspended(norms: list[nn.Module]) -> Iterator[None]:
             norm.running_mean, norm.running_var, norm.num_batches_tracked = statistics
 
 
-def recomputed(forward: Callable, norms: list[nn.Module], *inputs):
+def recomputed(forward: Callable, norms: list[BatchNorm], *inputs):
     """`forward(*inputs)` keeping only the inputs, where there will be a backward pass."""
     if not torch.is_grad_enabled():
         return forward(*inputs)
@@ -48,12 +49,12 @@ def recomputed(forward: Callable, norms: list[nn.Module], *inputs):
     return checkpoint(forward, *inputs, use_reentrant=False, context_fn=contexts)
 
 
-def _contexts(norms: list[nn.Module]) -> tuple:
+def _contexts(norms: list[BatchNorm]) -> tuple:
     return nullcontext(), statistics_suspended(norms)
 
 
-def recompute_blocks(model: nn.Module) -> int:
-    """Make every block of `model.blocks()` recompute its activations; returns how many there are.
+def recompute_blocks(model: Any) -> int:
+    """Make every block of `model.blocks()` (archs.Classifier) recompute its activations; returns how many there are.
 
     Outputs, gradients, BatchNorm statistics and dropout masks stay as they were.
     """

@@ -7,6 +7,7 @@ import os
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 from engine.config import ConfigError, RunConfig
 from engine.data.sources import DataError, Source, open_source
@@ -72,7 +73,7 @@ def choose_data(config: RunConfig) -> tuple[RunConfig, Source]:
     """
     data = config.data
     if data.name == "auto":
-        name = "folder" if data.root is not None else "digits"
+        name: Literal["folder", "digits"] = "folder" if data.root is not None else "digits"
         if name == "digits":
             say(
                 "No data named: training on scikit-learn's handwritten digits. "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
@@ -38,7 +38,6 @@ class Session:
 
     def __init__(self, config: RunConfig, source: Source, interrupt: Interrupt) -> None:
         self.loaders: list = []
-        self.accelerator = None
         logging.getLogger("accelerate").setLevel(logging.ERROR)
         launch = Launch.detect()
         hardware = Hardware.detect()
@@ -139,7 +138,7 @@ class Session:
         """Train to the end or to a stop signal; returns the exit code."""
         self._announce()
         began = time.perf_counter()
-        monitor = nullcontext()
+        monitor: AbstractContextManager = nullcontext()
         if self.main and self.config.log.monitor_interval:
             monitor = Monitor(
                 self.folder.monitor, device=self.accelerator.device, interval=self.config.log.monitor_interval
@@ -215,7 +214,7 @@ class Session:
         """Let go of loaders, DeepSpeed and the process group."""
         for loader in self.loaders:
             loader.close()
-        if self.accelerator is not None and self.accelerator.num_processes > 1:
+        if torch.distributed.is_initialized():
             self.accelerator.end_training()
             if torch.distributed.is_initialized():
                 torch.distributed.destroy_process_group()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -13,8 +14,9 @@ from torchvision.transforms import v2
 
 from engine.bench.interleave import Comparison, interleave
 from engine.config import DataConfig
+from engine.data.folder import MEAN, STD
 from engine.data.loader import make_loader
-from engine.data.sources import IMAGENET_MEAN, IMAGENET_STD, Source, Split
+from engine.data.sources import Source, Split
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 
@@ -25,7 +27,7 @@ def photos(folder: Path) -> Source:
     if not paths:
         raise ValueError(f"no images below {folder.resolve()}")
     split = Split(labels=np.zeros(len(paths), np.int64), paths=paths, arrays=None)
-    return Source("photos", ["photo"], split, split, IMAGENET_MEAN, IMAGENET_STD, True, (0.08, 1.0), 0.875)
+    return Source("photos", ["photo"], split, split, MEAN, STD, True, (0.08, 1.0), 0.875)
 
 
 class Pictures(Dataset):
@@ -37,7 +39,7 @@ class Pictures(Dataset):
             cut = [v2.Resize(round(image_size / 0.875), antialias=True), v2.CenterCrop(image_size)]
         self.paths = paths
         self.transform = v2.Compose(
-            [*cut, v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(IMAGENET_MEAN, IMAGENET_STD)]
+            [*cut, v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)]
         )
 
     def __len__(self) -> int:
@@ -49,11 +51,17 @@ class Pictures(Dataset):
 
 
 def loader_rate(
-    folder: Path, split: str, image_size: int, batch_size: int, rounds: int, workers: int = 2, epochs: int = 2
+    folder: Path,
+    split: Literal["train", "val"],
+    image_size: int,
+    batch_size: int,
+    rounds: int,
+    workers: int = 2,
+    epochs: int = 2,
 ) -> Comparison:
     """Images/s of DALI through our loader and of a DataLoader with `workers` processes, `epochs` passes a round."""
     source = photos(folder)
-    paths = source.train.paths
+    paths = source.train.paths or []
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     config = DataConfig(name="folder", root=folder, image_size=image_size, backend="dali", workers=workers)
     ours = make_loader(source, split, config=config, global_batch=batch_size, device=device, seed=0)

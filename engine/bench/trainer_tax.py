@@ -10,6 +10,7 @@ import copy
 import tempfile
 import time
 from pathlib import Path
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +21,7 @@ from engine.config import DataConfig, LogConfig, ModelConfig, OptimConfig, Preci
 from engine.data.loader import Batch
 from engine.interrupt import Interrupt
 from engine.optim import build_optimizer
-from engine.planner import Hardware, make_plan
+from engine.planner import Hardware, Precision, make_plan
 from engine.runfolder import RunFolder
 from engine.trainer import Trainer
 from engine.wrap import AUTOCAST_DTYPES, Launch, build_accelerator, wrap
@@ -65,7 +66,13 @@ def wait(device: torch.device) -> None:
 
 
 def trainer_tax(
-    arch: str, batch_size: int, image_size: int, precision: str, steps: int, rounds: int, compile: str = "off"
+    arch: str,
+    batch_size: int,
+    image_size: int,
+    precision: Precision,
+    steps: int,
+    rounds: int,
+    compile: Literal["on", "off"] = "off",
 ) -> Comparison:
     """Images/s of the trainer and of the bare loop over `steps` steps a round."""
     config = RunConfig(
@@ -108,7 +115,7 @@ def trainer_tax(
             trainer.progress.epoch += 1
             return steps * batch_size / (time.perf_counter() - began)
 
-        bare = bare.to(device, memory_format=torch.channels_last).train()
+        bare = bare.to(device).to(memory_format=torch.channels_last).train()
         if plan.compile:
             bare.compile(dynamic=False)
         plain = build_optimizer(bare, config.optim)
