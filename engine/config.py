@@ -141,7 +141,11 @@ class ParallelConfig:
     """Images a GPU takes at once; the rest of its share is accumulated. 0 is the whole share. BatchNorm sees one
     micro-batch at a time, so this changes what such a network computes."""
 
+    threads: int = 0
+    """CPU threads of a process that trains without a GPU; 0 is OMP_NUM_THREADS, or this machine's cores shared out."""
+
     def __post_init__(self) -> None:
+        require(self.threads >= 0, f"--parallel.threads must be 0 (all cores) or more, not {self.threads}")
         require(
             self.micro_batch_size >= 0, f"--parallel.micro-batch-size must be 0 or more, not {self.micro_batch_size}"
         )

@@ -26,7 +26,7 @@ from engine.runfolder import RunFolder
 from engine.trainer import Diverged, Trainer
 from engine.wrap import AUTOCAST_DTYPES, Launch, build_accelerator, prepare_device, wrap
 
-FREE_TO_CHANGE = {"optim.epochs", "config", "resume", "model.compile", "data.workers", "data.prefetch", "data.root"}
+FREE_TO_CHANGE = {"optim.epochs", "config", "resume", "model.compile", "data.workers", "data.prefetch", "data.root", "parallel.threads"}
 """Fields besides the `log` group that a resumed run may change without becoming another run."""
 
 
@@ -41,7 +41,7 @@ class Session:
         logging.getLogger("accelerate").setLevel(logging.ERROR)
         launch = Launch.detect()
         hardware = Hardware.detect()
-        device = prepare_device(hardware, launch)
+        device = prepare_device(hardware, launch, config.parallel.threads)
         torch.manual_seed(config.seed)
         info = archs.lookup(config.model.arch)
         model = archs.build(config.model.arch, num_classes=len(source.classes))
@@ -183,6 +183,7 @@ class Session:
             ranks=plan.ranks,
             device=plan.device_name,
             backend=backend,
+            threads=torch.get_num_threads(),
             startup_seconds=round(launched, 2),
         )
 

@@ -140,9 +140,24 @@ def bare_module(model: nn.Module) -> nn.Module:
     return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
 
 
-def prepare_device(hardware: Hardware, launch: Launch) -> torch.device:
-    """Make this rank's GPU the current one; on a machine without one, the CPU."""
+def cpu_threads(asked: int, launch: Launch) -> int:
+    """Threads to compute with on a CPU: as asked, or OMP_NUM_THREADS, or the cores shared among this machine's ranks.
+
+    Launchers set OMP_NUM_THREADS to 1 where the person set nothing, which leaves all cores but one idle; a 1 that
+    comes through a launcher therefore counts as not set.
+    """
+    given = int(os.environ.get("OMP_NUM_THREADS", "0") or 0)
+    launched = launch.ranks > 1 or "ACCELERATE_MIXED_PRECISION" in os.environ
+    if asked or given > 1 or (given == 1 and not launched):
+        return asked or given
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
+def prepare_device(hardware: Hardware, launch: Launch, threads: int = 0) -> torch.device:
+    """Make this rank's GPU the current one; on a machine without one, the CPU with its share of the cores."""
     if hardware.type == "cpu":
+        torch.set_num_threads(cpu_threads(threads, launch))
         return torch.device("cpu")
     torch.cuda.set_device(launch.local_rank)
     return torch.device("cuda", launch.local_rank)

@@ -1,0 +1,72 @@
+"""What the launcher's environment means, and how a model is wrapped."""
+
+import json
+
+import pytest
+import torch
+
+from engine.config import ConfigError, OptimConfig, RunConfig
+from engine.planner import Hardware, make_plan
+from engine.wrap import Launch, cpu_threads, deepspeed_configuration
+
+ALONE = Launch(0, 0, 1, None)
+
+
+@pytest.fixture
+def bare(monkeypatch):
+    """No launcher, no thread count; returns the monkeypatch."""
+    for name in ("OMP_NUM_THREADS", "ACCELERATE_MIXED_PRECISION", "LOCAL_WORLD_SIZE", "ACCELERATE_USE_DEEPSPEED"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(8)))
+    return monkeypatch
+
+
+def test_threads_without_a_launcher(bare):
+    assert cpu_threads(0, ALONE) == 8
+    bare.setenv("OMP_NUM_THREADS", "1")
+    assert cpu_threads(0, ALONE) == 1
+    assert cpu_threads(3, ALONE) == 3
+
+
+def test_a_launchers_single_thread_is_not_taken_for_a_wish(bare):
+    bare.setenv("OMP_NUM_THREADS", "1")
+    bare.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    assert cpu_threads(0, ALONE) == 8
+    bare.setenv("LOCAL_WORLD_SIZE", "2")
+    assert cpu_threads(0, Launch(0, 0, 2, None)) == 4
+    bare.setenv("OMP_NUM_THREADS", "2")
+    assert cpu_threads(0, Launch(0, 0, 2, None)) == 2
+    assert cpu_threads(1, Launch(0, 0, 2, None)) == 1
+
+
+def test_deepspeed_without_its_json_says_how_to_launch(bare):
+    bare.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    bare.setenv("ACCELERATE_DEEPSPEED_CONFIG_FILE", "nowhere.json")
+    with pytest.raises(ConfigError, match=r"nowhere\.json.*deepspeed_zero2\.yaml"):
+        Launch.detect()
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_deepspeed_configurations_keep_fp32_parameters(bare, root, stage):
+    """bf16 comes by autocast: DeepSpeed's own bf16 section would cast BatchNorm too (DeepSpeed issue 3979)."""
+    bare.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    bare.setenv("ACCELERATE_DEEPSPEED_CONFIG_FILE", str(root / "configs" / "deepspeed" / f"zero{stage}.json"))
+    launch = Launch.detect()
+    assert launch.zero_stage == stage
+    plan = make_plan(RunConfig(), torch.nn.Linear(2, 2), Hardware("cpu", "CPU", native_bf16=True), 2, stage)
+    configuration = deepspeed_configuration(launch, plan, OptimConfig(clip_norm=0.5))
+    assert configuration["torch_autocast"] == {"enabled": True, "dtype": "bfloat16"}
+    assert configuration["train_micro_batch_size_per_gpu"] == 64
+    assert configuration["gradient_clipping"] == 0.5
+    assert "bf16" not in configuration and "fp16" not in configuration
+    json.dumps(configuration)
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_accelerate_configs_name_deepspeed_files_that_are_there(root, stage):
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    path = root / "configs" / "accelerate" / f"deepspeed_zero{stage}.yaml"
+    config = load_config_from_file(str(path))
+    named = root / config.deepspeed_config["deepspeed_config_file"]
+    assert json.loads(named.read_text())["zero_optimization"]["stage"] == stage
