@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps
+from PIL.TiffImagePlugin import TiffImageFile
 
 MAX_PIXELS = 178_956_970
 """Pixels above which an image is refused: Pillow's limit for a decompression bomb, 512 MiB of RGB."""
@@ -70,11 +71,13 @@ def look(data: bytes) -> Header:
     """
     with _opened(data) as image:
         width, height = image.size
-        if image.format == "TIFF":  # Pillow's size is upright or not, depending on its version; the tags never are
+        if isinstance(
+            image, TiffImageFile
+        ):  # Pillow's size is upright or not, depending on its version; the tags never are
             width, height = image.tag_v2[TIFF_WIDTH], image.tag_v2[TIFF_HEIGHT]
         if _orientation(image) in (5, 6, 7, 8):
             width, height = height, width
-        if not data.endswith(END_MARKS.get(image.format, b"")):
+        if not data.endswith(END_MARKS.get(image.format or "", b"")):
             _load(image)
         extended_webp = image.format == "WEBP" and data[12:16] == b"VP8X"
         return Header(height, width, fast=image.format in DALI_FORMATS and not extended_webp)
@@ -147,10 +150,6 @@ class ImageFiles:
         encoded = io.BytesIO()
         image.save(encoded, "BMP")
         return encoded.getvalue()
-
-    def bad(self, index: int, reason: str) -> BadImage:
-        """One of the files, with the reason against it."""
-        return BadImage(self.paths[index], reason)
 
 
 def _opened(data: bytes) -> Image.Image:

@@ -6,14 +6,16 @@ fed again without the file at fault. Threads read the next batches' bytes while 
 
 from __future__ import annotations
 
+import io
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 
 from engine.data import crops, pipeline
 from engine.data.bad_images import BadImage, ImageFiles, Unreadable, find_culprits
@@ -36,7 +38,7 @@ class Item:
     """uint8 [bytes] or [H, W, 3] a slot, or why there is none."""
     slots: np.ndarray | None = None
     """Slot whose image is shown in each slot; None where all are bad and black is shown."""
-    good: np.ndarray | None = None
+    good: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=bool))
     """bool [m], whether a slot shows its own image."""
     fed: list[np.ndarray] | None = None
     """The arrays that DALI reads from, which must outlive the run."""
@@ -122,7 +124,7 @@ class DaliLoader(Loader):
     def _load(self, indices: Sequence[int]) -> list[np.ndarray | Unreadable]:
         """Images by index, in a reading thread."""
         if self.files is None:
-            return [_rgb(self.data.arrays[index]) for index in indices]
+            return [self.data.array(index) for index in indices]
         loaded: list[np.ndarray | Unreadable] = []
         for index in indices:
             if index in self._bad:
@@ -139,7 +141,7 @@ class DaliLoader(Loader):
         indices = item.request.share.indices
         for index, sample in zip(indices.tolist(), item.loaded, strict=True):
             if isinstance(sample, Unreadable) and index not in self._bad:
-                self._bad[index] = self.files.bad(index, str(sample))
+                self._bad[index] = BadImage(self.data.path(index), str(sample))
         filling = fill_bad_slots(indices, self._bad.keys())
         if filling is None:
             item.slots, item.good = None, np.zeros(len(indices), dtype=bool)
@@ -225,7 +227,7 @@ class DaliLoader(Loader):
                 rescued = self.files.through_pillow(index, item.loaded[slot].tobytes())
                 self.files.by_pillow.add(index)
             except Unreadable as error:
-                self._bad[index] = self.files.bad(index, str(error))
+                self._bad[index] = BadImage(self.data.path(index), str(error))
                 continue
             for waiting in self._flight:
                 for other in np.flatnonzero(waiting.request.share.indices == index):
@@ -260,21 +262,12 @@ class DaliLoader(Loader):
             self._flight.clear()
 
 
-def _rgb(image: np.ndarray) -> np.ndarray:
-    """[H, W] or [H, W, 3] as [H, W, 3]."""
-    return image if image.ndim == 3 else np.repeat(image[:, :, None], 3, axis=2)
-
-
 def _black(encoded: bool) -> tuple[np.ndarray, tuple[int, int]]:
     """A small black image as the graph takes it, and its height and width."""
     side = 8
     pixels = np.zeros((side, side, 3), dtype=np.uint8)
     if not encoded:
         return pixels, (side, side)
-    import io
-
-    from PIL import Image
-
     data = io.BytesIO()
     Image.fromarray(pixels).save(data, "BMP")
     return np.frombuffer(data.getvalue(), dtype=np.uint8), (side, side)

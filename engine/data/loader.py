@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
@@ -192,7 +192,7 @@ class Loader(ABC):
         )
 
 
-def fill_bad_slots(indices: np.ndarray, bad: set[int]) -> tuple[np.ndarray, np.ndarray] | None:
+def fill_bad_slots(indices: np.ndarray, bad: Container[int]) -> tuple[np.ndarray, np.ndarray] | None:
     """Put the share's first good image into the slots of bad ones.
 
     returns  int64 [m] slot whose image is shown in each slot, and bool [m] whether that is its own; None if all are bad

@@ -25,15 +25,15 @@ def open_mnist(root: Path, *, download: bool = True) -> Source:
     raw = root / "MNIST" / "raw"
 
     def missing() -> list[str]:
-        return [name for pair in FILES.values() for name in pair if _find(raw, name) is None]
+        return [name for pair in FILES.values() for name in pair if not _path(raw, name).is_file()]
 
     if missing():
         expected = f"{raw} with the files {', '.join(name for pair in FILES.values() for name in pair)} (or .gz)"
         fetch_once("mnist", root, expected, _fetch, missing, download)
     splits = {}
     for split, (images_name, labels_name) in FILES.items():
-        images = read_idx(_find(raw, images_name), dimensions=3)
-        labels = read_idx(_find(raw, labels_name), dimensions=1)
+        images = read_idx(_path(raw, images_name), dimensions=3)
+        labels = read_idx(_path(raw, labels_name), dimensions=1)
         if len(images) != len(labels) or not len(images):
             raise DataError(f"{raw}: {images_name} has {len(images)} images and {labels_name} {len(labels)} labels")
         if labels.max() > 9:
@@ -67,8 +67,9 @@ def read_idx(path: Path, dimensions: int) -> np.ndarray:
     return np.frombuffer(data, dtype=np.uint8, offset=header).reshape(sizes)
 
 
-def _find(raw: Path, name: str) -> Path | None:
-    return next((path for path in (raw / name, raw / f"{name}.gz") if path.is_file()), None)
+def _path(raw: Path, name: str) -> Path:
+    """The plain file, or the gzipped one where there is no plain one."""
+    return raw / name if (raw / name).is_file() else raw / f"{name}.gz"
 
 
 def _fetch(root: Path) -> None:

@@ -32,8 +32,8 @@ class GraphSettings:
     threads: int
 
 
-def build_graph(settings: GraphSettings, batch_size: int, depth: int) -> Any:
-    """A built nvidia.dali.Pipeline; feed its inputs by name, in lists of at most `batch_size` samples.
+def define_graph(settings: GraphSettings, batch_size: int, depth: int) -> Any:
+    """An nvidia.dali.Pipeline, not yet built; feed its inputs by name, in lists of at most `batch_size` samples.
 
     inputs   IMAGES uint8 [bytes] or [H, W, 3]; training: START and SHAPE int32 [2] (y, x) and MIRROR int32 scalar;
              evaluation: REGION float32 [4] (top, left, bottom, right)
@@ -45,7 +45,7 @@ def build_graph(settings: GraphSettings, batch_size: int, depth: int) -> Any:
     gpu = settings.device.type == "cuda"
     size = [settings.image_size, settings.image_size]
 
-    @pipeline_def(
+    @pipeline_def(  # type: ignore[call-overload]  # DALI's stub does not know exec_dynamic
         batch_size=batch_size,
         num_threads=settings.threads,
         device_id=device_index(settings.device) if gpu else None,
@@ -87,7 +87,12 @@ def build_graph(settings: GraphSettings, batch_size: int, depth: int) -> Any:
             output_layout="HWC",
         )
 
-    pipeline = graph()
+    return graph()
+
+
+def build_graph(settings: GraphSettings, batch_size: int, depth: int) -> Any:
+    """`define_graph`, built and ready to be fed; raises RuntimeError where its device is not there."""
+    pipeline = define_graph(settings, batch_size, depth)
     pipeline.build()
     return pipeline
 
@@ -103,12 +108,11 @@ def output_to_torch(output: Any, device: torch.device, dtype: torch.dtype) -> to
     From the GPU graph it is copied on torch's current stream, to which the output must be bound; from the CPU graph an
     fp32 batch is DALI's own memory, which the tensor keeps alive.
     """
-    from nvidia.dali.plugin.pytorch import feed_ndarray
+    from nvidia.dali.plugin.pytorch import feed_ndarray, to_torch_type
 
     dense = output.as_tensor()
     if device.type == "cuda":
-        source_dtype = torch.float16 if "FLOAT16" in str(dense.dtype) else torch.float32
-        images = torch.empty(dense.shape(), dtype=source_dtype, device=device)
+        images = torch.empty(dense.shape(), dtype=to_torch_type[dense.dtype], device=device)
         feed_ndarray(dense, images, cuda_stream=torch.cuda.current_stream(device))
     else:
         images = torch.from_numpy(np.asarray(dense))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,7 +35,7 @@ class TorchvisionLoader(Loader):
         )
         self._positions = Positions(self.schedule)
         workers = worker_count(config.workers)
-        self._loader = DataLoader(
+        self._loader: DataLoader | None = DataLoader(
             pictures,
             sampler=self._positions,
             batch_size=None,  # an item is a batch already
@@ -56,7 +57,9 @@ class TorchvisionLoader(Loader):
         self._loader = None
 
     def _batch(self, position: Position) -> Batch:
-        if position != self._next:
+        if self._loader is None:
+            raise RuntimeError("this loader is closed")
+        if self._iterator is None or position != self._next:
             self._positions.start = position
             if self._iterator is None:
                 gc.collect()  # a DALI graph that is garbage when workers fork would hang the one that collects it
@@ -84,7 +87,7 @@ class Positions:
             position = self.schedule.following(position)
 
 
-def unchanged(item: tuple) -> tuple:
+def unchanged(item: Any) -> Any:
     """In place of DataLoader's own conversion, which would turn arrays into tensors."""
     return item
 
@@ -118,7 +121,7 @@ class Pictures(Dataset):
             try:
                 picture = self._load(index)
             except Unreadable as error:
-                bad[slot] = BadImage(self.data.paths[index], str(error))
+                bad[slot] = BadImage(self.data.path(index), str(error))
                 pictures.append(None)
             else:
                 pictures.append(np.asarray(self._cut(picture, request.draws[slot] if len(request.draws) else None)))
@@ -131,7 +134,7 @@ class Pictures(Dataset):
 
     def _load(self, index: int) -> Image.Image:
         if self.data.paths is None:
-            return Image.fromarray(self.data.arrays[index]).convert("RGB")
+            return Image.fromarray(self.data.array(index))
         return decode(read(self.data.paths[index]))
 
     def _cut(self, picture: Image.Image, draws: np.ndarray | None) -> Image.Image:

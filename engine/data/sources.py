@@ -30,6 +30,19 @@ class Split:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def path(self, index: int) -> str:
+        """Path of one image of a split of files; raises TypeError for a split that is held as an array."""
+        if self.paths is None:
+            raise TypeError("this split is held as an array")
+        return self.paths[index]
+
+    def array(self, index: int) -> np.ndarray:
+        """uint8 [H, W, 3], one image of a split that is held as an array; raises TypeError for a split of files."""
+        if self.arrays is None:
+            raise TypeError("this split is a list of files")
+        image = self.arrays[index]
+        return image if image.ndim == 3 else np.repeat(image[:, :, None], 3, axis=2)
+
 
 @dataclass(frozen=True)
 class Source:

@@ -1,0 +1,32 @@
+"""The graph as it is defined: what needs a GPU to run can still be held to the graph that was tested on a CPU."""
+
+import pytest
+import torch
+
+from engine.data.pipeline import GraphSettings, define_graph
+
+
+def operators(device: str, train: bool, encoded: bool) -> list[tuple[str, str]]:
+    """(operator, device of its output) in the order of definition."""
+    settings = GraphSettings(encoded, train, 32, (0, 0, 0), (1, 1, 1), False, torch.device(device), threads=1)
+    graph = define_graph(settings, batch_size=4, depth=2)
+    if not hasattr(graph, "_build_graph"):
+        pytest.skip("this DALI keeps its graph elsewhere")
+    graph._build_graph()
+    return [(out.name.rstrip("0123456789_"), out.device) for operator in graph._ops for out in operator.outputs]
+
+
+@pytest.mark.parametrize("train", [True, False])
+@pytest.mark.parametrize("encoded", [True, False])
+def test_gpu_graph_is_the_cpu_graph_on_another_device(train, encoded):
+    cpu, gpu = (operators(device, train, encoded) for device in ("cpu", "cuda:0"))
+    assert [name for name, _ in cpu] == [name for name, _ in gpu]
+    assert {place for _, place in cpu} == {"cpu"}
+    pixels = {name for name, place in gpu if place == "gpu"}
+    assert {"__Resize", "__CropMirrorNormalize"} <= pixels
+    assert not any(place == "gpu" for name, place in gpu if "Subscript" in name or not name.startswith("_"))
+
+
+def test_files_are_decoded_on_the_gpu():
+    assert ("__ImageSlice", "gpu") in operators("cuda:0", train=True, encoded=True)
+    assert ("__Image", "gpu") in operators("cuda:0", train=False, encoded=True)
