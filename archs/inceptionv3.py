@@ -26,6 +26,7 @@ Conv = Callable[..., nn.Module]
 
 
 def average_pool() -> nn.Module:
+    """3×3 mean of each pixel's surroundings, padding counted: [N, C, H, W] -> [N, C, H, W]."""
     return nn.AvgPool2d(kernel_size=3, stride=1, padding=1)
 
 

@@ -14,7 +14,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 
 import archs
 from engine.checkpoint import checkpoint_to_resume
-from engine.config import ConfigError, RunConfig, find_run
+from engine.config import ConfigError, RunConfig, find_run, require
 from engine.data.loader import make_loader
 from engine.data.sources import Source
 from engine.interrupt import Interrupt
@@ -44,7 +44,11 @@ class Session:
         device = prepare_device(hardware, launch, config.parallel.threads)
         torch.manual_seed(config.seed)
         info = archs.lookup(config.model.arch)
-        model = archs.build(config.model.arch, num_classes=len(source.classes))
+        require(
+            config.data.image_size >= info.minimum_size,
+            f"{info.name} needs images of at least {info.minimum_size} px; --image-size is {config.data.image_size}",
+        )
+        model = archs.build(info.name, num_classes=len(source.classes))
         plan = make_plan(config, model, hardware, launch.ranks, launch.zero_stage)
         optimizer_model = model.to(device)
         optimizer = build_optimizer(optimizer_model, config.optim)
@@ -167,6 +171,8 @@ class Session:
         size, backend = self.config.data.image_size, self.train_loader.backend
         print(f"{self.config.model.arch} on {source.name}: {sizes}, {size} px, {backend}")
         print(plan.describe())
+        if plan.device == "cpu" and Path("/proc/driver/nvidia/version").exists():
+            print(f"note: an NVIDIA driver is here, but PyTorch {torch.__version__} finds no GPU that it can use")
         for change in plan.changes:
             print(f"note: {change}")
         print(f"run folder {self.folder.path}", flush=True)

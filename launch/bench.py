@@ -16,7 +16,7 @@ def parse() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument(
-        "--suite", choices=["trainer", "loader", "startup", "all"], default="all", help="what to measure"
+        "--suite", choices=["trainer", "loader", "startup", "compile", "all"], default="all", help="what to measure"
     )
     parser.add_argument("--photos", type=Path, help="folder of photographs for the loader suite (any depth)")
     parser.add_argument("--rounds", type=int, default=5, help="turns of each contender")
@@ -28,7 +28,7 @@ def parse() -> argparse.Namespace:
 def main() -> int:
     """Run the suites that were asked for; prints and records each."""
     options = parse()
-    suites = ["trainer", "loader", "startup"] if options.suite == "all" else [options.suite]
+    suites = ["trainer", "loader", "startup", "compile"] if options.suite == "all" else [options.suite]
     if options.suite == "loader" and options.photos is None:
         print("error: --suite loader needs --photos FOLDER", file=sys.stderr)
         return 2
@@ -39,7 +39,7 @@ def main() -> int:
         if suite == "loader" and options.photos is None:
             print("loader: left out, no --photos FOLDER")
             continue
-        figures = getattr(known, suite)(options)
+        figures = known.SUITES[suite](options)
         path = record(suite, figures, options.output)
         print(json.dumps(figures, indent=2))
         print(f"written to {path}")

@@ -34,3 +34,13 @@ def startup(options: Namespace) -> dict:
     from engine.bench.startup import startup as measure
 
     return measure(options.arch, 64, options.rounds)
+
+
+def compiled(options: Namespace) -> dict:
+    """Whether torch.compile pays at 64 px."""
+    from engine.bench.compile_gain import compile_gain
+
+    return compile_gain(options.arch, 32, 64, steps=4, rounds=options.rounds)
+
+
+SUITES = {"trainer": trainer, "loader": loader, "startup": startup, "compile": compiled}

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from engine.config import LogConfig, OptimConfig, ParallelConfig, PrecisionConfig, RunConfig
+from engine.config import LogConfig, MemoryConfig, ModelConfig, OptimConfig, ParallelConfig, PrecisionConfig, RunConfig
 
 
 @dataclass
@@ -86,17 +86,18 @@ def make_trainer(tmp_path):
         micro: int = 0,
         log: LogConfig | None = None,
         compile: str = "off",
+        precision: str = "fp32",
+        recompute: str = "none",
         unreadable: frozenset[int] = frozenset(),
     ) -> Trainer:
         for state in (AcceleratorState, PartialState, GradientState):
             state._reset_state()
         torch.manual_seed(0)
-        from engine.config import ModelConfig
-
         config = RunConfig(
             model=ModelConfig(compile=compile),
             optim=optim or OptimConfig(epochs=3, batch_size=16, lr=0.01),
-            precision=PrecisionConfig("fp32"),
+            precision=PrecisionConfig(precision),
+            memory=MemoryConfig(recompute),
             parallel=ParallelConfig(micro),
             log=log or LogConfig(every=2),
         )

@@ -255,12 +255,15 @@ def test_host_waits_only_at_log_points(make_trainer, monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_tail_is_not_compiled_for(make_trainer):
-    """Two epochs with a tail of 12 images: one graph for training, one for evaluation."""
+@pytest.mark.parametrize(("precision", "recompute"), [("fp32", "none"), ("bf16", "none"), ("bf16", "block")])
+def test_the_tail_is_not_compiled_for(make_trainer, precision, recompute):
+    """Two epochs with a tail of 12 images: one graph for training, one for evaluation, and no break in either."""
     from torch._dynamo.utils import counters
 
     counters.clear()
-    trainer = make_trainer(compile="on", optim=OptimConfig(epochs=2, batch_size=16))
+    torch._dynamo.reset()
+    options = {"precision": precision, "recompute": recompute}
+    trainer = make_trainer(compile="on", optim=OptimConfig(epochs=2, batch_size=16), **options)
     trainer.fit()
     assert counters["stats"]["unique_graphs"] == 2
     assert not counters["graph_break"]

@@ -147,10 +147,11 @@ def mistakes(photos: Path):
     yield ["--resume", photos], ["no config.yaml"]
     yield ["--output", photos / "train" / "red" / "00.jpg"], ["cannot be made a folder"]
     yield ["--precision", "fp16"], ["needs a GPU"]
+    yield ["--arch", "inceptionv3", "--image-size", "32"], ["at least 75 px"]
     yield ["--data.root", photos, "--batchsize", "8"], ["--batch-size"]
 
 
-@pytest.mark.parametrize("number", range(10))
+@pytest.mark.parametrize("number", range(11))
 def test_mistakes_are_told_plainly(launch, photos, number, tmp_path):
     arguments, words = list(mistakes(photos))[number]
     output = [] if "--output" in arguments or "--resume" in arguments else ["--output", tmp_path / "run"]
