@@ -71,9 +71,7 @@ def look(data: bytes) -> Header:
     """
     with _opened(data) as image:
         width, height = image.size
-        if isinstance(
-            image, TiffImageFile
-        ):  # Pillow's size is upright or not, depending on its version; the tags never are
+        if isinstance(image, TiffImageFile):  # its size is upright or not, by Pillow's version; its tags never are
             width, height = image.tag_v2[TIFF_WIDTH], image.tag_v2[TIFF_HEIGHT]
         if _orientation(image) in (5, 6, 7, 8):
             width, height = height, width
