@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import shlex
+import sys
 import time
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
@@ -26,7 +28,10 @@ from engine.runfolder import RunFolder
 from engine.trainer import Diverged, Trainer
 from engine.wrap import AUTOCAST_DTYPES, Launch, build_accelerator, prepare_device, wrap
 
-FREE_TO_CHANGE = {"optim.epochs", "config", "resume", "model.compile", "data.workers", "data.prefetch", "data.root", "parallel.threads"}
+FREE_TO_CHANGE = {
+    *("config", "resume", "optim.epochs", "model.compile"),
+    *("data.root", "data.workers", "data.prefetch", "parallel.threads"),
+}
 """Fields besides the `log` group that a resumed run may change without becoming another run."""
 
 
@@ -152,7 +157,8 @@ class Session:
                 self.trainer.fit()
         except Diverged as error:
             if self.main:
-                print(f"error: {error}", flush=True)
+                print(f"error: {error}", file=sys.stderr, flush=True)
+                self._report()
             return 1
         stopped = self.trainer.progress.epoch < self.config.optim.epochs
         code = (self.interrupt.exit_code or 143) if stopped else 0
@@ -185,6 +191,7 @@ class Session:
             "event",
             event=event,
             step=progress.step,
+            command=shlex.join(sys.argv),
             torch=torch.__version__,
             ranks=plan.ranks,
             device=plan.device_name,
@@ -202,10 +209,7 @@ class Session:
             seconds=round(seconds, 2),
             unreadable_images=bad,
         )
-        if self.config.log.plots:
-            from engine.report import write_report
-
-            write_report(folder.path)
+        self._report()
         if stopped:
             print(f"stopped at step {progress.step}; go on with: --resume {folder.path}", flush=True)
             return
@@ -216,6 +220,17 @@ class Session:
         print(f"weights {folder.weights}")
         if self.config.log.plots:
             print(f"report  {folder.path / 'report.html'}")
+
+    def _report(self) -> None:
+        """Draw the plots and the page; a disk that is full by now does not turn a finished run into a failed one."""
+        if not self.config.log.plots:
+            return
+        from engine.report import write_report
+
+        try:
+            write_report(self.folder.path)
+        except OSError as error:
+            print(f"the report could not be written: {error}", file=sys.stderr, flush=True)
 
     def close(self) -> None:
         """Let go of loaders, DeepSpeed and the process group."""

@@ -43,4 +43,11 @@ def compiled(options: Namespace) -> dict:
     return compile_gain(options.arch, 32, 64, steps=4, rounds=options.rounds)
 
 
-SUITES = {"trainer": trainer, "loader": loader, "startup": startup, "compile": compiled}
+def runs(options: Namespace) -> dict:
+    """What finished runs reached; their folders are given by --runs."""
+    from engine.bench.run_record import run_figures
+
+    return {folder.name: run_figures(folder) for folder in options.runs}
+
+
+SUITES = {"trainer": trainer, "loader": loader, "startup": startup, "compile": compiled, "runs": runs}

@@ -67,10 +67,22 @@ class TinyNet(nn.Module):
 
 
 @pytest.fixture
-def make_trainer(tmp_path):
-    """A factory of trainers in folders of their own."""
+def reset_accelerator():
+    """A function that forgets the state accelerate keeps in class attributes; called now and afterwards too."""
     from accelerate.state import AcceleratorState, GradientState, PartialState
 
+    def reset() -> None:
+        for state in (AcceleratorState, PartialState, GradientState):
+            state._reset_state()
+
+    reset()
+    yield reset
+    reset()
+
+
+@pytest.fixture
+def make_trainer(tmp_path, reset_accelerator):
+    """A factory of trainers in folders of their own."""
     from engine.interrupt import Interrupt
     from engine.optim import build_optimizer
     from engine.planner import Hardware, make_plan
@@ -90,8 +102,7 @@ def make_trainer(tmp_path):
         recompute: str = "none",
         unreadable: frozenset[int] = frozenset(),
     ) -> Trainer:
-        for state in (AcceleratorState, PartialState, GradientState):
-            state._reset_state()
+        reset_accelerator()
         torch.manual_seed(0)
         config = RunConfig(
             model=ModelConfig(compile=compile),
@@ -114,6 +125,4 @@ def make_trainer(tmp_path):
         torch.manual_seed(1)
         return Trainer(config, plan, accelerator, model, optimizer, train, val, ["no", "yes"], folder, Interrupt())
 
-    yield build
-    for state in (AcceleratorState, PartialState, GradientState):
-        state._reset_state()
+    return build

@@ -1,0 +1,35 @@
+"""What real runs reached, read from their folders."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from engine.records import read_records
+
+
+def run_figures(folder: Path) -> dict:
+    """Command, accuracy by epoch, speed and time of the finished run in `folder`.
+
+    Raises ValueError where the run has not finished.
+    """
+    rows = read_records(folder / "metrics.jsonl")
+    events = {row["event"]: row for row in rows if row["kind"] == "event"}
+    epochs = [row for row in rows if row["kind"] == "epoch"]
+    if "finished" not in events:
+        raise ValueError(f"{folder} is not a finished run")
+    start = events["start"]
+    return {
+        "command": start["command"],
+        "device": start["device"],
+        "threads": start["threads"],
+        "ranks": start["ranks"],
+        "epochs": len(epochs),
+        "train_images": epochs[-1]["train_images"],
+        "test_images": epochs[-1]["test_images"],
+        "test_accuracy": [round(row["test_accuracy"], 4) for row in epochs],
+        "best_test_accuracy": round(max(row["test_accuracy"] for row in epochs), 4),
+        "images_per_second": [row["images_per_second"] for row in epochs],
+        "seconds": events["finished"]["seconds"],
+        "startup_seconds": start["startup_seconds"],
+        "unreadable_images": events["finished"]["unreadable_images"],
+    }
