@@ -7,6 +7,7 @@ was asked; a split that does not come out even is refused with the batch sizes t
 from __future__ import annotations
 
 import dataclasses
+import os
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,6 +19,11 @@ from engine.config import ConfigError, RunConfig, require
 Precision = Literal["fp32", "bf16", "fp16"]
 
 OPTIMIZER_STATES = {"sgd": 1, "adam": 2, "adamw": 2}  # fp32 tensors of the parameters' size
+
+
+def use_cuda() -> bool:
+    """Whether to compute on a GPU: there is one, and `accelerate launch --cpu` did not say otherwise."""
+    return torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU", "false").lower() not in ("true", "1")
 
 
 @dataclass(frozen=True)
@@ -33,8 +39,8 @@ class Hardware:
 
     @classmethod
     def detect(cls) -> Hardware:
-        """The current CUDA device where there is one, else this CPU."""
-        if torch.cuda.is_available():
+        """The current CUDA device where there is one and it is wanted, else this CPU."""
+        if use_cuda():
             facts = torch.cuda.get_device_properties(torch.cuda.current_device())
             capability = (facts.major, facts.minor)
             return cls("cuda", facts.name, capability, capability >= (8, 0), facts.total_memory)

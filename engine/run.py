@@ -9,11 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from engine.config import ConfigError, RunConfig
+from engine.config import ConfigError, RankError, RunConfig
 from engine.data.sources import DataError, Source, open_source
 from engine.interrupt import Interrupt, follow_launcher
 
-EXIT_DIVERGED = 1
 EXIT_USAGE = 2
 
 
@@ -23,9 +22,9 @@ def say(text: str) -> None:
         print(text, flush=True)
 
 
-def fail(error: Exception, code: int = EXIT_USAGE) -> int:
-    """Print an error that the person can act on; returns the exit code."""
-    if int(os.environ.get("RANK", 0)) == 0:
+def fail(error: Exception, code: int = EXIT_USAGE, one_rank: bool = False) -> int:
+    """Print an error that the person can act on, once where all ranks meet it; returns the exit code."""
+    if one_rank or int(os.environ.get("RANK", 0)) == 0:
         print(f"error: {error}", file=sys.stderr, flush=True)
     return code
 
@@ -56,12 +55,14 @@ def train(config: RunConfig) -> int:
         follow_launcher()
         try:
             session = Session(config, source, interrupt)
-        except (ValueError, DataError) as error:  # ConfigError and archs.UnknownArch are ValueErrors
+        except RankError as error:
+            return fail(error, one_rank=True)
+        except (ConfigError, DataError) as error:
             return fail(error)
         try:
             return session.run()
-        except DataError as error:
-            return fail(error)
+        except DataError as error:  # an image that one rank read
+            return fail(error, one_rank=True)
         finally:
             session.close()
 

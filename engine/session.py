@@ -28,6 +28,8 @@ from engine.runfolder import RunFolder
 from engine.trainer import Diverged, Trainer
 from engine.wrap import AUTOCAST_DTYPES, Launch, build_accelerator, prepare_device, wrap
 
+EXIT_DIVERGED = 1
+
 FREE_TO_CHANGE = {
     *("config", "resume", "optim.epochs", "model.compile"),
     *("data.root", "data.workers", "data.prefetch", "parallel.threads"),
@@ -38,17 +40,20 @@ FREE_TO_CHANGE = {
 class Session:
     """Everything alive during one process's part of a run.
 
-    Raises ConfigError or archs.UnknownArch before any training where something cannot be meant.
+    Raises ConfigError or DataError before any training where something cannot be meant.
     """
 
     def __init__(self, config: RunConfig, source: Source, interrupt: Interrupt) -> None:
         self.loaders: list = []
         logging.getLogger("accelerate").setLevel(logging.ERROR)
         launch = Launch.detect()
+        device = prepare_device(launch, config.parallel.threads)
         hardware = Hardware.detect()
-        device = prepare_device(hardware, launch, config.parallel.threads)
         torch.manual_seed(config.seed)
-        info = archs.lookup(config.model.arch)
+        try:
+            info = archs.lookup(config.model.arch)
+        except archs.UnknownArch as error:
+            raise ConfigError(str(error)) from None
         require(
             config.data.image_size >= info.minimum_size,
             f"{info.name} needs images of at least {info.minimum_size} px; --image-size is {config.data.image_size}",
@@ -159,7 +164,7 @@ class Session:
             if self.main:
                 print(f"error: {error}", file=sys.stderr, flush=True)
                 self._report()
-            return 1
+            return EXIT_DIVERGED
         stopped = self.trainer.progress.epoch < self.config.optim.epochs
         code = (self.interrupt.exit_code or 143) if stopped else 0
         bad = self._all_bad()

@@ -17,8 +17,8 @@ from accelerate.utils import (
 )
 from torch import nn
 
-from engine.config import ConfigError, OptimConfig
-from engine.planner import Hardware, Plan
+from engine.config import ConfigError, OptimConfig, RankError
+from engine.planner import Plan, use_cuda
 from engine.recompute import recompute_blocks
 
 AUTOCAST_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -154,11 +154,18 @@ def cpu_threads(asked: int, launch: Launch) -> int:
     return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
-def prepare_device(hardware: Hardware, launch: Launch, threads: int = 0) -> torch.device:
-    """Make this rank's GPU the current one; on a machine without one, the CPU with its share of the cores."""
-    if hardware.type == "cpu":
+def prepare_device(launch: Launch, threads: int = 0) -> torch.device:
+    """Make this rank's GPU the current one; where there is none or none is wanted, take a share of the cores.
+
+    Comes before anything else that touches CUDA: a rank would open a context on the first GPU otherwise. Raises
+    RankError for more ranks on this machine than GPUs.
+    """
+    if not use_cuda():
         torch.set_num_threads(cpu_threads(threads, launch))
         return torch.device("cpu")
+    found = torch.cuda.device_count()
+    if launch.local_rank >= found:
+        raise RankError(f"process {launch.rank} has no GPU of its own: this machine has {found}; lower --num_processes")
     torch.cuda.set_device(launch.local_rank)
     return torch.device("cuda", launch.local_rank)
 

@@ -26,12 +26,20 @@ class MadeLoader:
 
     backend = "made"
 
-    def __init__(self, images: int, batch: int, shuffle: bool, unreadable: frozenset[int] = frozenset()) -> None:
+    def __init__(
+        self,
+        images: int,
+        batch: int,
+        shuffle: bool,
+        unreadable: frozenset[int] = frozenset(),
+        device: str = "cpu",
+    ) -> None:
         generator = torch.Generator().manual_seed(0)
         self.images = torch.randn(images, 3, 6, 6, generator=generator)
         self.labels = (self.images.mean(dim=(1, 2, 3)) > 0).long()
         self.batch, self.shuffle, self.unreadable = batch, shuffle, unreadable
         self.steps_per_epoch = -(-images // batch)
+        self.device = device
         self.bad_images: list = []
 
     def __len__(self) -> int:
@@ -43,7 +51,8 @@ class MadeLoader:
         for step in range(start_step, self.steps_per_epoch):
             picked = order[step * self.batch : (step + 1) * self.batch]
             weights = torch.tensor([float(int(index) not in self.unreadable) for index in picked])
-            yield MadeBatch(self.images[picked], self.labels[picked], weights, len(picked), len(picked))
+            tensors = (tensor.to(self.device) for tensor in (self.images[picked], self.labels[picked], weights))
+            yield MadeBatch(*tensors, len(picked), len(picked))
 
     def close(self) -> None:
         pass
@@ -100,6 +109,7 @@ def make_trainer(tmp_path, reset_accelerator):
         compile: str = "off",
         precision: str = "fp32",
         recompute: str = "none",
+        device: str = "cpu",
         unreadable: frozenset[int] = frozenset(),
     ) -> Trainer:
         reset_accelerator()
@@ -113,14 +123,15 @@ def make_trainer(tmp_path, reset_accelerator):
             log=log or LogConfig(every=2),
         )
         model = model or TinyNet()
-        plan = make_plan(config, model, Hardware("cpu", "CPU"))
+        hardware = Hardware.detect() if device == "cuda" else Hardware("cpu", "CPU")
+        plan = make_plan(config, model.to(device), hardware)
         optimizer = build_optimizer(model, config.optim)
         launch = Launch(0, 0, 1, None)
         accelerator = build_accelerator(plan, launch, config.optim)
         folder = RunFolder(Path(tmp_path) / name)
         folder.checkpoints.mkdir(parents=True, exist_ok=True)
-        train = MadeLoader(images, config.optim.batch_size, shuffle=True, unreadable=unreadable)
-        val = MadeLoader(30, config.optim.batch_size, shuffle=False)
+        train = MadeLoader(images, config.optim.batch_size, True, unreadable, device)
+        val = MadeLoader(30, config.optim.batch_size, False, device=device)
         model, optimizer = wrap(model, optimizer, plan, accelerator)
         torch.manual_seed(1)
         return Trainer(config, plan, accelerator, model, optimizer, train, val, ["no", "yes"], folder, Interrupt())

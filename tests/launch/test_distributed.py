@@ -1,6 +1,11 @@
 """Two processes compute what one does: the same losses and weights under DDP and under ZeRO."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
 import torch
@@ -98,6 +103,46 @@ def test_resume_on_another_number_of_processes(launch, tiny, rows, alone, tmp_pa
 def test_uneven_batch_is_refused_on_all_ranks(launch, tiny, tmp_path):
     done = launch(*tiny[:4], "--batch-size", 41, "--output", tmp_path / "run", ranks=2, code=1)
     assert done.stderr.count("41 does not divide over 2 ranks; 40 or 42 would") == 1
+
+
+def test_bad_images_of_every_rank_are_counted(launch, tmp_path, rows):
+    """The second rank reads the second half of each batch; what it finds is told, written down and counted."""
+    from PIL import Image
+
+    photos = tmp_path / "photos"
+    for split in ("train", "val"):
+        for label in ("a", "b"):
+            (photos / split / label).mkdir(parents=True)
+            for number in range(6):
+                Image.new("RGB", (40, 40), (number, 9, 9)).save(photos / split / label / f"{number}.png")
+    broken = photos / "val" / "b" / "5.png"
+    broken.write_bytes(b"nothing")
+    run = tmp_path / "run"
+    flags = ["--arch", "norm_free", "--image-size", 32, "--data.root", photos, "--batch-size", 12, "--epochs", 1]
+    done = launch(*flags, "--log.no-plots", "--output", run, ranks=2)
+    assert str(broken) in done.stdout and "unreadable images left out: 1" in done.stdout
+    assert [row["path"] for row in rows(run, "event") if row["event"] == "bad_image"] == [str(broken)]
+    assert rows(run, "epoch")[0]["test_images"] == 11
+    refused = launch(*flags, "--data.on-bad-image", "error", "--output", tmp_path / "refused", ranks=2, code=1)
+    assert str(broken) in refused.stderr and "Repair or remove" in refused.stderr
+
+
+@pytest.mark.slow
+def test_sigterm_to_torchrun_saves(launch, tiny, tmp_path, rows, root):
+    """The agent passes the signal to both ranks; they agree on a step, save it, and the run goes on from there."""
+    run = tmp_path / "run"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command += ["tests/launch/norm_free.py", *tiny, "--epochs", "200", "--output", str(run)]
+    env = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    with subprocess.Popen(command, cwd=root, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and not list(run.glob("checkpoints/step-*")):
+            time.sleep(0.1)
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=60)
+    stopped = rows(run, "event")[-1]
+    assert stopped["event"] == "interrupted"
+    assert (run / "checkpoints" / f"step-{stopped['step']:08d}" / "trainer.pt").is_file()
 
 
 def test_other_runs_folder_is_refused_on_all_ranks(launch, tiny, alone):

@@ -1,0 +1,56 @@
+"""The loop on a GPU: precisions, no hidden waits, resume. Run with `make test-gpu`."""
+
+import json
+
+import pytest
+import torch
+
+from engine.checkpoint import checkpoint_to_resume
+from engine.config import LogConfig, OptimConfig
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+@pytest.mark.parametrize("compile", ["off", "on"])
+def test_it_learns_in_every_precision(make_trainer, precision, compile):
+    optim = OptimConfig(epochs=12, batch_size=16, lr=0.03)
+    trainer = make_trainer(device="cuda", precision=precision, compile=compile, optim=optim)
+    trainer.fit()
+    rows = [json.loads(line) for line in trainer.folder.metrics.read_text().splitlines()]
+    losses = [row["train_loss"] for row in rows if row["kind"] == "epoch"]
+    assert losses[-1] < 0.8 * losses[0]
+    assert (trainer.accelerator.scaler is not None) == (precision == "fp16")
+    assert all(parameter.dtype == torch.float32 for parameter in trainer.model.parameters())
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+def test_no_step_waits_for_the_device(make_trainer, precision):
+    """CUDA itself reports every synchronisation: torch.cuda.set_sync_debug_mode."""
+    trainer = make_trainer(device="cuda", precision=precision, log=LogConfig(every=1000), images=160)
+    step = trainer._step
+
+    def watched(batch):
+        quiet = trainer.progress.step < 2  # the first steps set things up
+        torch.cuda.set_sync_debug_mode("default" if quiet else "error")
+        try:
+            step(batch)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    trainer._step = watched
+    trainer._train_epoch()
+    assert trainer.progress.step == 10
+
+
+def test_resume_restores_scaler_and_generators(make_trainer):
+    first = make_trainer("a", device="cuda", precision="fp16", optim=OptimConfig(epochs=1, batch_size=16))
+    first.fit()
+    state = first.accelerator.scaler.state_dict()
+    generator = torch.cuda.get_rng_state()
+    second = make_trainer("a", device="cuda", precision="fp16", optim=OptimConfig(epochs=1, batch_size=16))
+    second.resume(checkpoint_to_resume(second.folder.path, second.folder.checkpoints))
+    assert second.accelerator.scaler.state_dict() == state
+    assert torch.equal(torch.cuda.get_rng_state(), generator)
+    for name, tensor in first.model.state_dict().items():
+        assert torch.equal(tensor, second.model.state_dict()[name]), name
