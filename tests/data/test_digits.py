@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+import torch.nn.functional as F
 from PIL import Image
 
 from engine.data import digits as module
@@ -27,21 +29,24 @@ def test_every_digit_is_there_once_stratified(digits: Source):
     assert len(shares) == 10 and all(0.195 < share < 0.205 for share in shares.values())
 
 
-def test_jpeg_keeps_the_grey_levels(digits: Source):
+def enlarged() -> np.ndarray:
+    """All digits at 32×32 by torch's interpolation, in grey levels: [1797, 32, 32]."""
     from sklearn.datasets import load_digits
 
-    images = load_digits().images
+    originals = torch.from_numpy(load_digits().images * (255 / 16))[:, None]
+    return F.interpolate(originals, size=32, mode="bilinear", align_corners=False)[:, 0].numpy()
+
+
+def test_jpeg_keeps_the_grey_levels(digits: Source):
+    images = enlarged()
     for path in digits.val.paths[::40]:
         with Image.open(path) as image:
-            assert (image.format, image.mode, image.size) == ("JPEG", "L", (8, 8))
-            original = images[int(Path(path).stem)] * (255 / 16)
-            assert np.abs(np.asarray(image) - original).mean() < 1.5
+            assert (image.format, image.mode, image.size) == ("JPEG", "L", (32, 32))
+            assert np.abs(np.asarray(image) - images[int(Path(path).stem)]).mean() < 1.5
 
 
 def test_normalisation_is_that_of_the_images(digits: Source):
-    from sklearn.datasets import load_digits
-
-    images = load_digits().images / 16
+    images = enlarged() / 255
     assert digits.mean[0] == pytest.approx(images.mean(), abs=1e-3)
     assert digits.std[0] == pytest.approx(images.std(), abs=1e-3)
     assert not digits.flip
@@ -75,11 +80,11 @@ def test_two_processes_at_once_make_one_whole_cache(tmp_path, root):
         racer.stdin.write(f"{tmp_path}\n")
         racer.stdin.flush()
     assert [racer.communicate(timeout=60)[0] for racer in racers] == ["1438 359\n"] * 2
-    assert [entry.name for entry in tmp_path.iterdir()] == ["digits-v1"]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["digits-v2"]
 
 
 def test_losing_the_race_keeps_the_winner(tmp_path, monkeypatch):
-    folder = tmp_path / "digits-v1"
+    folder = tmp_path / "digits-v2"
 
     def slow(target: Path) -> None:
         (target / "mine").touch()
@@ -89,7 +94,7 @@ def test_losing_the_race_keeps_the_winner(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "write_digits", slow)
     module._create(folder)
     assert [entry.name for entry in folder.iterdir()] == ["theirs"]
-    assert [entry.name for entry in tmp_path.iterdir()] == ["digits-v1"]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["digits-v2"]
 
 
 def test_a_failure_half_way_leaves_nothing(tmp_path, monkeypatch):
@@ -98,7 +103,7 @@ def test_a_failure_half_way_leaves_nothing(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(module, "write_digits", broken)
-    with pytest.raises(DataError, match=r"digits-v1 .*No space left.*HCR_CACHE"):
+    with pytest.raises(DataError, match=r"digits-v2 .*No space left.*HCR_CACHE"):
         open_source("digits", cache=tmp_path)
     assert list(tmp_path.iterdir()) == []
 
@@ -112,12 +117,12 @@ def test_a_cache_that_cannot_be_made(tmp_path):
 @pytest.mark.parametrize("victims", ["val/3", "val/3/*.jpg", "train/0/*0.jpg"])
 def test_a_damaged_cache_is_named(tmp_path, victims):
     open_source("digits", cache=tmp_path)
-    for path in (tmp_path / "digits-v1").glob(victims):
+    for path in (tmp_path / "digits-v2").glob(victims):
         if path.is_file():
             path.unlink()
         else:
             path.rename(tmp_path / "elsewhere")
-    with pytest.raises(DataError, match=r"digits-v1 .*delete it and it will be made again"):
+    with pytest.raises(DataError, match=r"digits-v2 .*delete it and it will be made again"):
         open_source("digits", cache=tmp_path)
 
 
