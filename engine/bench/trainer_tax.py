@@ -14,6 +14,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
+from accelerate.state import AcceleratorState, GradientState
 
 import archs
 from engine.bench.interleave import Comparison, interleave
@@ -82,6 +83,8 @@ def trainer_tax(
         precision=PrecisionConfig(precision),
         log=LogConfig(),
     )
+    AcceleratorState._reset_state(reset_partial_state=True)  # the precision of an earlier call would stay
+    GradientState._reset_state()
     hardware, launch = Hardware.detect(), Launch(0, 0, 1, None)
     torch.manual_seed(0)
     model = archs.build(arch, num_classes=CLASSES)
