@@ -105,7 +105,7 @@ def choose_precision(asked: Precision | Literal["auto"], hardware: Hardware) -> 
 def choose_compile(asked: str, hardware: Hardware) -> bool:
     """On with a GPU whose code Triton can generate (compute capability 7.0 and up); off on a CPU.
 
-    On 2 CPU cores it did not pay: see profiles/README.md, `compile on a CPU`.
+    On a CPU it gains little and takes long: profiles/cpu2-avx512-amx/compile.json.
     """
     if asked != "auto":
         return asked == "on"
