@@ -8,8 +8,6 @@
 SUPPORTED = import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 PYTHON ?= $(shell for python in python3 python3.12 python3.11 python3.13; do \
 	$$python -c '$(SUPPORTED)' 2>/dev/null && echo $$python && break; done)
-EXTRAS ?=
-COMMA := ,
 
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
@@ -40,9 +38,9 @@ bench: .venv/installed-test
 	$(PYTHON) -m venv .venv
 
 .venv/installed: setup.py constraints.txt | .venv/bin/python
-	python -m pip install --disable-pip-version-check --constraint constraints.txt --editable ".$(if $(EXTRAS),[$(EXTRAS)])"
+	python -m pip install --disable-pip-version-check --constraint constraints.txt --editable .
 	@touch $@
 
 .venv/installed-test: .venv/installed
-	python -m pip install --disable-pip-version-check --constraint constraints.txt --editable ".[test$(if $(EXTRAS),$(COMMA)$(EXTRAS))]"
+	python -m pip install --disable-pip-version-check --constraint constraints.txt --editable ".[test]"
 	@touch $@

@@ -5,6 +5,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 DALI_CUDA12 = "nvidia-dali-cuda120>=2.0; platform_system == 'Linux'"
+# The same module `nvidia.dali`: uninstall nvidia-dali-cuda120 before installing this extra.
 DALI_CUDA13 = "nvidia-dali-cuda130>=2.0; platform_system == 'Linux'"
 
 REQUIREMENTS = [

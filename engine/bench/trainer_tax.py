@@ -1,8 +1,4 @@
-"""What the trainer costs over a bare PyTorch loop: same batches, model, precision and optimizer, taking turns.
-
-The bare loop is what a person would write without any of the trainer's services: no metrics, no log, no stop signal,
-no weights for the tail, autocast by hand.
-"""
+"""What the trainer costs over a bare PyTorch loop: same batches, model, precision and optimizer, taking turns."""
 
 from __future__ import annotations
 
@@ -13,57 +9,18 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from accelerate.state import AcceleratorState, GradientState
 
 import archs
+from engine.bench.bare_loop import CLASSES, ReadyBatches, bare_loop, wait
 from engine.bench.interleave import Comparison, interleave
 from engine.config import DataConfig, LogConfig, ModelConfig, OptimConfig, PrecisionConfig, RunConfig
-from engine.data.loader import Batch
 from engine.interrupt import Interrupt
 from engine.optim import build_optimizer
 from engine.planner import Hardware, Precision, make_plan
 from engine.runfolder import RunFolder
 from engine.trainer import Trainer
 from engine.wrap import AUTOCAST_DTYPES, Launch, build_accelerator, wrap
-
-CLASSES = 10
-
-
-class ReadyBatches:
-    """The same batches in memory, again and again: what is timed is the loop."""
-
-    backend = "memory"
-
-    def __init__(self, steps: int, batch_size: int, image_size: int, dtype: torch.dtype, device: torch.device) -> None:
-        torch.manual_seed(0)
-        shape = (batch_size, 3, image_size, image_size)
-        self.batches = [
-            Batch(
-                images=torch.randn(shape).to(device, dtype, memory_format=torch.channels_last),
-                labels=torch.randint(CLASSES, (batch_size,), device=device),
-                weights=torch.ones(batch_size, device=device),
-                global_count=batch_size,
-                count=batch_size,
-            )
-            for _ in range(min(steps, 4))
-        ]
-        self.steps_per_epoch = steps
-        self.bad_images: list = []
-        self._images = steps * batch_size
-
-    def __len__(self) -> int:
-        return self._images
-
-    def epoch(self, epoch: int, start_step: int = 0):
-        for step in range(start_step, self.steps_per_epoch):
-            yield self.batches[step % len(self.batches)]
-
-
-def wait(device: torch.device) -> None:
-    """Let the device finish."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def trainer_tax(
@@ -121,19 +78,5 @@ def trainer_tax(
         bare = bare.to(device).to(memory_format=torch.channels_last).train()
         if plan.compile:
             bare.compile(dynamic=False)
-        plain = build_optimizer(bare, config.optim)
-        low = plan.precision != "fp32"
-
-        def theirs() -> float:
-            wait(device)
-            began = time.perf_counter()
-            for batch in batches.epoch(0):
-                with torch.autocast(device.type, AUTOCAST_DTYPES[plan.precision], enabled=low):
-                    loss = F.cross_entropy(bare(batch.images), batch.labels)
-                loss.backward()
-                plain.step()
-                plain.zero_grad()
-            wait(device)
-            return steps * batch_size / (time.perf_counter() - began)
-
+        theirs = bare_loop(bare, batches, config.optim)
         return interleave({"trainer": ours, "bare loop": theirs}, rounds)
