@@ -226,6 +226,7 @@ class DaliLoader(Loader):
                     raise Unreadable("DALI cannot decode it")
                 rescued = self.files.through_pillow(index, item.loaded[slot].tobytes())
                 self.files.by_pillow.add(index)
+                self._reading.clear()  # what was read ahead may hold this file as DALI cannot decode it
             except Unreadable as error:
                 self._bad[index] = BadImage(self.data.path(index), str(error))
                 continue

@@ -84,6 +84,18 @@ def test_both_backends_show_the_same_and_report_the_same(nasty, files_source, lo
     assert all(image.reason for image in ours.bad_images)
 
 
+@pytest.mark.parametrize("count", [2, 3, 6])
+def test_a_file_that_only_pillow_decodes_stays_good(photo, photo_files, files_source, loader_of, tmp_path, count):
+    """In a set so small that the file is read ahead again before DALI's failure on it is known."""
+    odd = tmp_path / "marker.jpg"
+    data = encode(photo(1), "JPEG")
+    odd.write_bytes(data[:2] + b"\xff\x00" + data[2:])
+    loader = loader_of(files_source([odd, *photo_files[: count - 1]]), "train", backend="dali", global_batch=2)
+    for epoch in range(4):
+        assert sum(batch.weights.sum().item() for batch in loader.epoch(epoch)) == count
+    assert loader.bad_images == []
+
+
 @BACKENDS
 def test_a_bad_images_slot_shows_a_good_one_at_weight_zero(nasty, photo_files, files_source, loader_of, backend):
     _, bad = nasty
