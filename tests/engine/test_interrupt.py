@@ -11,12 +11,15 @@ from engine.interrupt import Interrupt
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_first_signal_is_remembered(number, code, capsys):
-    before = signal.getsignal(number)
-    with Interrupt() as interrupt:
-        assert interrupt.exit_code == 0
-        signal.raise_signal(number)
-        assert interrupt.exit_code == code
-    assert signal.getsignal(number) is before
+    found = signal.signal(number, signal.SIG_DFL)  # under nohup it would be ignored
+    try:
+        with Interrupt() as interrupt:
+            assert interrupt.exit_code == 0
+            signal.raise_signal(number)
+            assert interrupt.exit_code == code
+        assert signal.getsignal(number) is signal.SIG_DFL
+    finally:
+        signal.signal(number, found)
     assert f"{number.name}: finishing this step" in capsys.readouterr().err
 
 

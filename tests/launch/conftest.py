@@ -12,7 +12,8 @@ import pytest
 SECONDS = 120  # of one run, on a busy machine
 SCRIPT = "tests/launch/norm_free.py"
 TINY = ["--arch", "norm_free", "--image-size", "32", "--batch-size", "40", "--data.limit", "260", "--log.every", "1"]
-TINY += ["--precision", "fp32", "--optimizer", "sgd", "--lr", "0.03", "--epochs", "5", "--log.no-plots"]
+# At a rate of 0.03 training is not stable, and rounding grows from 1e-7 to 1e-3 within 20 steps.
+TINY += ["--precision", "fp32", "--optimizer", "sgd", "--lr", "0.01", "--epochs", "5", "--log.no-plots"]
 
 
 def environment(**extra: str) -> dict[str, str]:
