@@ -51,7 +51,7 @@ def test_base_yaml_states_the_defaults(root):
 @pytest.mark.parametrize("path", sorted((Path(__file__).parents[2] / "configs").rglob("*.yaml")), ids=lambda p: p.name)
 def test_every_recipe_reads(path):
     if path.parent.name == "accelerate":
-        pytest.skip("accelerate's own format; tests/launch/test_distributed.py uses it")
+        pytest.skip("accelerate's own format; tests/engine/test_wrap.py reads it")
     assert isinstance(from_yaml(path), RunConfig)
 
 
