@@ -1,18 +1,25 @@
-"""The networks. `build("resnext", num_classes=10)` makes one; an architecture file registers itself on import."""
+"""The networks. `build("resnext", num_classes=10)` makes one; each file here registers its networks on import."""
 
-from archs import darknet53, inceptionv3, inceptionv3_fullres, resnet, resnext, resnext29_2x64d  # noqa: F401
+import pkgutil
+from importlib import import_module
+
 from archs.classifier import AuxiliaryOutput, Classifier
-from archs.registry import ArchInfo, UnknownArch, build, lookup, names
-from archs.weights import WeightsMismatch, load_reference
+from archs.registry import ArchInfo, Reference, UnknownArch, build, lookup, names
+from archs.weights import WeightsMismatch, load_reference, load_weights
+
+for _file in pkgutil.iter_modules(__path__):
+    import_module(f"archs.{_file.name}")
 
 __all__ = [
     "ArchInfo",
     "AuxiliaryOutput",
     "Classifier",
+    "Reference",
     "UnknownArch",
     "WeightsMismatch",
     "build",
     "load_reference",
+    "load_weights",
     "lookup",
     "names",
 ]

@@ -22,12 +22,19 @@ class AuxiliaryOutput(NamedTuple):
 
 
 class Classifier(nn.Module):
-    """images [N, 3, H, W] float, in any memory format (channels-last is the fast one) -> logits [N, num_classes].
+    """images [N, C, H, W] float, in any memory format (channels-last is the fast one) -> logits [N, num_classes].
 
     stem    images -> features, as one module
     stages  `nn.Sequential` of stages, each an `nn.Sequential` of blocks
-    head    features [N, C, H', W'] -> logits
+    head    features [N, C, H', W'] (or tokens [N, T, C]) -> logits; its last layer is called `fc`
     """
+
+    arch: str = "this network"
+    """The name it was built by; `archs.build` sets it."""
+    minimum_size: int = 1
+    """The smallest side of an image in pixels; `archs.build` sets it."""
+    fixed_size: int | None = None
+    """The only side that it takes, for networks with one weight a place; None where any size will do."""
 
     def __init__(self, stem: nn.Module, stages: Iterable[nn.Sequential], head: nn.Module) -> None:
         super().__init__()
@@ -36,7 +43,20 @@ class Classifier(nn.Module):
         self.head = head
 
     def forward(self, images: Tensor) -> Tensor | AuxiliaryOutput:
+        self.refuse_size(images)
         return self.head(self.stages(self.stem(images)))
+
+    def refuse_size(self, images: Tensor) -> None:
+        """Raise ValueError for images [N, C, H, W] of a size that the network does not take, naming the one it does."""
+        height, width = images.shape[-2:]
+        if self.fixed_size is not None and (height, width) != (self.fixed_size, self.fixed_size):
+            raise ValueError(
+                f"{self.arch} was built for {self.fixed_size}x{self.fixed_size} pixels, not ({height}, {width}); "
+                "build it with that image_size"
+            )
+        if min(height, width) < self.minimum_size:
+            least = self.minimum_size
+            raise ValueError(f"{self.arch} needs images of at least {least}x{least} pixels, not ({height}, {width})")
 
     def blocks(self) -> Iterator[nn.Module]:
         """The units of recompute between the images and the head, in execution order.

@@ -1,30 +1,24 @@
 """What one image costs a network, counted on meta tensors: no memory, no arithmetic."""
 
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
-Counted = nn.Conv2d | nn.Linear
-Hook = Callable[[Counted, tuple[Tensor], Tensor], None]
+Hook = Callable[[nn.Conv2d, tuple[Tensor], Tensor], None]
 
 
-def multiply_adds(model: nn.Module, height: int, width: int) -> int:
-    """Multiply-adds of the convolutions and linear layers for one height x width RGB image, in evaluation.
+def multiply_adds(model: nn.Module, height: int, width: int, channels: int = 3) -> int:
+    """Multiply-adds of the convolutions and matrix products for one height x width image, in evaluation.
 
-    The papers' own measure: normalisation, activations, pooling and biases are left out. `model` may be on
-    any device and stays as it is.
+    The papers' own measure: normalisation, activations, pooling and biases are left out. Counted by torch's
+    FlopCounterMode, which counts two operations a multiply-add. `model` may be on any device and stays as it is.
     """
-    total = 0
-
-    def count(module: Counted, inputs: tuple[Tensor], output: Tensor) -> None:
-        nonlocal total
-        # Every output element sums over one filter: input channels of a group x kernel, or input features.
-        total += output.numel() * math.prod(module.weight.shape[1:])
-
-    on_meta(model, count, height, width)
-    return total
+    with FlopCounterMode(display=False) as counter:
+        on_meta(model, height, width, channels)
+    return counter.get_total_flops() // 2
 
 
 def convolution_outputs(model: nn.Module, height: int, width: int) -> int:
@@ -34,26 +28,36 @@ def convolution_outputs(model: nn.Module, height: int, width: int) -> int:
     """
     total = 0
 
-    def count(module: Counted, inputs: tuple[Tensor], output: Tensor) -> None:
+    def count(_module: nn.Conv2d, _inputs: tuple[Tensor], output: Tensor) -> None:
         nonlocal total
-        total += output.numel() if isinstance(module, nn.Conv2d) else 0
+        total += output.numel()
 
-    on_meta(model, count, height, width)
+    with hooked(model, count):
+        on_meta(model, height, width)
     return total
 
 
-def on_meta(model: nn.Module, hook: Hook, height: int, width: int) -> None:
-    """One evaluation forward of `model` on meta tensors that shows `hook` each convolution and linear layer."""
-    handles = [module.register_forward_hook(hook) for module in model.modules() if isinstance(module, Counted)]
+@contextmanager
+def hooked(model: nn.Module, hook: Hook) -> Iterator[None]:
+    """Show `hook` every convolution that runs."""
+    handles = [module.register_forward_hook(hook) for module in model.modules() if isinstance(module, nn.Conv2d)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def on_meta(model: nn.Module, height: int, width: int, channels: int = 3) -> Tensor:
+    """Logits of one evaluation forward of `model` on meta tensors; the model stays as it is."""
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     shadows = {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors.items()}
     training = {module: module.training for module in model.modules()}
     try:
         model.eval()
         with torch.no_grad():
-            torch.func.functional_call(model, shadows, torch.empty(1, 3, height, width, device="meta"))
+            images = torch.empty(1, channels, height, width, device="meta")
+            return torch.func.functional_call(model, shadows, images)
     finally:
         for module, flag in training.items():
             module.training = flag
-        for handle in handles:
-            handle.remove()

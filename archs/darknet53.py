@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from archs.classifier import Classifier
 from archs.layers import ConvNormAct, LinearHead, initialise_fan_out
-from archs.registry import register
+from archs.registry import Reference, register
 
 DEPTHS = (1, 2, 8, 8, 4)
 
@@ -37,11 +37,15 @@ class DarkBlock(nn.Module):
     image_size=256,
     parameters=41_609_928,
     multiply_adds=9_285_115_904,
-    reference="timm:darknet53.c2ns_in1k",
-    renames=(
-        (r"^stem\.conv1\.", "stem."),
-        (r"\.conv_down\.", ".down."),
-        (r"\.blocks\.(\d+)\.", r".block\1."),
+    references=(
+        Reference(
+            "timm:darknet53",
+            (
+                (r"^stem\.conv1\.", "stem."),
+                (r"\.conv_down\.", ".down."),
+                (r"\.blocks\.(\d+)\.", r".block\1."),
+            ),
+        ),
     ),
 )
 class Darknet53(Classifier):
@@ -54,7 +58,9 @@ class Darknet53(Classifier):
     Initialised as timm does: convolutions by fan-out, the linear layer from N(0, 0.01²) with zero bias.
     """
 
-    def __init__(self, num_classes: int, *, negative_slope: float = 0.01, zero_init_last: bool = True) -> None:
+    def __init__(
+        self, num_classes: int, *, in_channels: int = 3, negative_slope: float = 0.01, zero_init_last: bool = True
+    ) -> None:
         act = partial(nn.LeakyReLU, negative_slope, inplace=True)
         stages, channels = [], 32
         for depth in DEPTHS:
@@ -63,7 +69,7 @@ class Darknet53(Classifier):
             blocks = {f"block{index}": DarkBlock(channels, act) for index in range(depth)}
             stages.append(nn.Sequential(OrderedDict(down=down, **blocks)))
         head = LinearHead(channels, num_classes)
-        super().__init__(ConvNormAct(3, 32, 3, act=act), stages, head)
+        super().__init__(ConvNormAct(in_channels, 32, 3, act=act), stages, head)
         initialise_fan_out(self)
         nn.init.normal_(head.fc.weight, std=0.01)
         nn.init.zeros_(head.fc.bias)

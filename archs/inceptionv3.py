@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from archs.classifier import AuxiliaryOutput, Classifier
 from archs.layers import Branches, ConvNormAct, LinearHead
-from archs.registry import register
+from archs.registry import Reference, register
 
 PAPER = "Rethinking the Inception Architecture for Computer Vision, arXiv:1512.00567"
 AUXILIARY_WEIGHT = 0.4
@@ -153,6 +153,19 @@ class TensorFlowScaling(nn.Module):
         return images * self.scale + self.shift
 
 
+RENAMES = (
+    (r"^Conv2d_", "stem.conv_"),
+    *((rf"^Mixed_{grid}([a-e])\.", rf"stages.{stage}.\1.") for stage, grid in enumerate((5, 6, 7))),
+    *((rf"\.(branch\w+)_{position + 1}\.", rf".\1.{position}.") for position in range(5)),
+    *((rf"\.(branch\w+)_{position + 1}([ab])\.", rf".\1.{position}.\2.") for position in range(1, 3)),
+    (r"\.branch_pool\.", ".branch_pool.1."),
+    (r"^AuxLogits\.fc\.", "auxiliary.head.fc."),
+    (r"^AuxLogits\.", "auxiliary."),
+    (r"^fc\.", "head.fc."),
+)
+"""torchvision's key to ours, and timm's, which are the same."""
+
+
 @register(
     "inceptionv3",
     paper=PAPER,
@@ -161,17 +174,7 @@ class TensorFlowScaling(nn.Module):
     minimum_size=75,
     parameters=27_161_264,
     multiply_adds=5_713_216_096,
-    reference="torchvision:inception_v3",
-    renames=(
-        (r"^Conv2d_", "stem.conv_"),
-        *((rf"^Mixed_{grid}([a-e])\.", rf"stages.{stage}.\1.") for stage, grid in enumerate((5, 6, 7))),
-        *((rf"\.(branch\w+)_{position + 1}\.", rf".\1.{position}.") for position in range(5)),
-        *((rf"\.(branch\w+)_{position + 1}([ab])\.", rf".\1.{position}.\2.") for position in range(1, 3)),
-        (r"\.branch_pool\.", ".branch_pool.1."),
-        (r"^AuxLogits\.fc\.", "auxiliary.head.fc."),
-        (r"^AuxLogits\.", "auxiliary."),
-        (r"^fc\.", "head.fc."),
-    ),
+    references=(Reference("torchvision:inception_v3", RENAMES), Reference("timm:inception_v3", RENAMES)),
 )
 class InceptionV3(Classifier):
     """Images of at least 75 pixels a side; made for 299. Three grids, of 35, 17 and 8 at 299 pixels.
@@ -188,13 +191,21 @@ class InceptionV3(Classifier):
     """
 
     def __init__(
-        self, num_classes: int, *, auxiliary: bool = True, dropout: float = 0.5, tensorflow_scaling: bool = False
+        self,
+        num_classes: int,
+        *,
+        in_channels: int = 3,
+        auxiliary: bool = True,
+        dropout: float = 0.5,
+        tensorflow_scaling: bool = False,
     ) -> None:
         conv = partial(ConvNormAct, eps=1e-3)
         stem: OrderedDict[str, nn.Module] = OrderedDict()
         if tensorflow_scaling:
+            if in_channels != 3:
+                raise ValueError(f"tensorflow_scaling is for RGB images, not for {in_channels} channels")
             stem["scaling"] = TensorFlowScaling()
-        stem["conv_1a_3x3"] = conv(3, 32, 3, stride=2, padding=0)
+        stem["conv_1a_3x3"] = conv(in_channels, 32, 3, stride=2, padding=0)
         stem["conv_2a_3x3"] = conv(32, 32, 3, padding=0)
         stem["conv_2b_3x3"] = conv(32, 64, 3)
         stem["pool1"] = nn.MaxPool2d(kernel_size=3, stride=2)
@@ -228,8 +239,7 @@ class InceptionV3(Classifier):
             nn.init.normal_(self.auxiliary.head.fc.weight, std=0.001)
 
     def forward(self, images: Tensor) -> Tensor | AuxiliaryOutput:
-        if min(images.shape[-2:]) < 75:
-            raise ValueError(f"inceptionv3 needs images of at least 75x75 pixels, not {tuple(images.shape[-2:])}")
+        self.refuse_size(images)
         grid35, grid17, grid8 = self.stages
         middle = grid17(grid35(self.stem(images)))
         logits = self.head(grid8(middle))

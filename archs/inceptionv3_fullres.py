@@ -37,10 +37,10 @@ class InceptionV3FullResolution(Classifier):
     dropout  before the last linear layer
     """
 
-    def __init__(self, num_classes: int, *, dropout: float = 0.5) -> None:
+    def __init__(self, num_classes: int, *, in_channels: int = 3, dropout: float = 0.5) -> None:
         conv = ConvNormAct
         stem: OrderedDict[str, nn.Module] = OrderedDict(
-            conv_1a_3x3=conv(3, 32, 3),
+            conv_1a_3x3=conv(in_channels, 32, 3),
             conv_2a_3x3=conv(32, 32, 3),
             conv_2b_3x3=conv(32, 64, 3),
             conv_3b_1x1=conv(64, 80),

@@ -1,4 +1,4 @@
-"""The layers that the networks share.
+"""The convolutional layers that the networks share.
 
 Parameters keep the standard shapes and the names `conv`, `bn` and `fc`, so that a reference's weights
 load by renaming keys alone.
@@ -9,20 +9,25 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
+
+MakeModule = Callable[[], nn.Module]
 
 # Nothing saves a BatchNorm's output for the backward pass, so the activation may overwrite it: one
 # buffer fewer at the peak, and for LeakyReLU one fewer kept until the backward pass.
 relu = partial(nn.ReLU, inplace=True)
+relu6 = partial(nn.ReLU6, inplace=True)
+silu = partial(nn.SiLU, inplace=True)
 
 
 class ConvNormAct(nn.Module):
     """Convolution without bias, BatchNorm, activation: [N, in_channels, H, W] -> [N, out_channels, H', W'].
 
-    kernel_size  one side, or (height, width)
-    padding      None keeps the map's size at stride 1 (half the kernel, which must then be odd)
-    eps          of the BatchNorm; references differ (1e-5 in torch, 1e-3 in Inception)
-    act          makes the activation; None leaves it out, as before a residual sum
+    kernel_size    one side, or (height, width)
+    padding        None keeps the map's size at stride 1 (half the kernel, which must then be odd)
+    eps, momentum  of the BatchNorm; references differ (eps 1e-5 in torch, 1e-3 in Inception)
+    act            makes the activation; None leaves it out, as before a residual sum
 
     Raises ValueError for an even kernel without a padding.
     """
@@ -37,7 +42,8 @@ class ConvNormAct(nn.Module):
         groups: int = 1,
         *,
         eps: float = 1e-5,
-        act: Callable[[], nn.Module] | None = relu,
+        momentum: float = 0.1,
+        act: MakeModule | None = relu,
     ) -> None:
         super().__init__()
         sides = (kernel_size, kernel_size) if isinstance(kernel_size, int) else kernel_size
@@ -46,11 +52,145 @@ class ConvNormAct(nn.Module):
                 raise ValueError(f"a {sides[0]}x{sides[1]} kernel cannot keep the map's size: give its padding")
             padding = (sides[0] // 2, sides[1] // 2)
         self.conv = nn.Conv2d(in_channels, out_channels, sides, stride, padding, groups=groups, bias=False)
-        self.bn = nn.BatchNorm2d(out_channels, eps=eps)
+        self.bn = nn.BatchNorm2d(out_channels, eps=eps, momentum=momentum)
         self.act = act() if act is not None else nn.Identity()
 
     def forward(self, features: Tensor) -> Tensor:
         return self.act(self.bn(self.conv(features)))
+
+
+class ConvAct(nn.Module):
+    """Convolution with bias, ReLU: the layer of the years before BatchNorm. Arguments as nn.Conv2d's."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel_size: int = 1, stride: int = 1, padding: int = 0
+    ) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding)
+        self.act = relu()
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.act(self.conv(features))
+
+
+class DepthwiseSeparable(nn.Sequential):
+    """A 3x3 convolution in each channel alone, then a 1x1 across channels, BatchNorm and activation after both.
+
+    Howard et al., 2017, arXiv:1704.04861, figure 3: [N, in_channels, H, W] -> [N, out_channels, H', W'].
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, stride: int = 1, *, eps: float = 1e-5, act: MakeModule = relu
+    ) -> None:
+        super().__init__(
+            OrderedDict(
+                depthwise=ConvNormAct(in_channels, in_channels, 3, stride, groups=in_channels, eps=eps, act=act),
+                pointwise=ConvNormAct(in_channels, out_channels, eps=eps, act=act),
+            )
+        )
+
+
+class SqueezeExcite(nn.Module):
+    """Scale each channel by a gate computed from the channels' means: [N, channels, H, W] -> the same shape.
+
+    Hu et al., 2017, arXiv:1709.01507, equations 2 to 4: gate = sigmoid(W2 act(W1 mean(x))), with biases.
+
+    squeezed  channels between W1 and W2
+    """
+
+    def __init__(self, channels: int, squeezed: int, act: MakeModule = relu) -> None:
+        super().__init__()
+        self.fc1 = nn.Conv2d(channels, squeezed, 1)
+        self.act = act()
+        self.fc2 = nn.Conv2d(squeezed, channels, 1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        gate = self.fc2(self.act(self.fc1(features.mean((2, 3), keepdim=True)))).sigmoid()
+        return features * gate
+
+
+class DropPath(nn.Module):
+    """In training, drop a residual branch for whole images at `rate`, and scale the others by 1 / (1 - rate).
+
+    Stochastic depth (Huang et al., 2016, arXiv:1603.09382), drawn for each image.
+    """
+
+    def __init__(self, rate: float = 0.0) -> None:
+        super().__init__()
+        if not 0 <= rate < 1:
+            raise ValueError(f"a branch is dropped at a rate in [0, 1), not {rate}")
+        self.rate = rate
+
+    def forward(self, branch: Tensor) -> Tensor:
+        if not self.training or self.rate == 0:
+            return branch
+        keep = 1 - self.rate
+        mask = branch.new_empty(len(branch), *[1] * (branch.ndim - 1)).bernoulli_(keep)
+        return branch * mask.div_(keep)
+
+
+class InvertedResidual(nn.Module):
+    """Expand by a 1x1, filter by a depthwise convolution, project by a linear 1x1; summed with the input.
+
+    Sandler et al., 2018, arXiv:1801.04381, figure 4, with the squeeze-excite of MBConv (Tan and Le, 2019,
+    arXiv:1905.11946): [N, in_channels, H, W] -> [N, out_channels, H / stride, W / stride]. The sum is there where
+    the shapes allow it.
+
+    hidden_channels  after the expansion; equal to in_channels there is none
+    squeezed         channels inside the squeeze-excite; 0 leaves it out
+    drop_path        rate at which the branch is dropped in training
+    eps, momentum    of the BatchNorms
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        hidden_channels: int,
+        out_channels: int,
+        kernel_size: int = 3,
+        stride: int = 1,
+        *,
+        squeezed: int = 0,
+        act: MakeModule = relu6,
+        eps: float = 1e-5,
+        momentum: float = 0.1,
+        drop_path: float = 0.0,
+    ) -> None:
+        super().__init__()
+        layer = partial(ConvNormAct, eps=eps, momentum=momentum)
+        branch: OrderedDict[str, nn.Module] = OrderedDict()
+        if hidden_channels != in_channels:
+            branch["expand"] = layer(in_channels, hidden_channels, act=act)
+        branch["depthwise"] = layer(
+            hidden_channels, hidden_channels, kernel_size, stride, groups=hidden_channels, act=act
+        )
+        if squeezed:
+            branch["se"] = SqueezeExcite(hidden_channels, squeezed, act)
+        branch["project"] = layer(hidden_channels, out_channels, act=None)
+        self.branch = nn.Sequential(branch)
+        self.residual = stride == 1 and in_channels == out_channels
+        self.drop_path = DropPath(drop_path) if drop_path and self.residual else nn.Identity()
+
+    def forward(self, features: Tensor) -> Tensor:
+        branch = self.drop_path(self.branch(features))
+        # In place: the branch ends in a BatchNorm, or in a product, whose output nothing keeps.
+        return branch.add_(features) if self.residual else branch
+
+
+class ChannelShuffle(nn.Module):
+    """Deal the channels of each group over all groups: y[g + groups·i] = x[i + (C / groups)·g], channels of C.
+
+    Zhang et al., 2017, arXiv:1707.01083, section 3.1: [N, C, H, W] -> the same shape, channels-last in memory.
+    """
+
+    def __init__(self, groups: int) -> None:
+        super().__init__()
+        self.groups = groups
+
+    def forward(self, features: Tensor) -> Tensor:
+        # The copy that the shuffle is writes [N, H, W, C], so that the next convolution finds channels-last.
+        shuffled = rearrange(features, "n (g c) h w -> n h w (c g)", g=self.groups)
+        return rearrange(shuffled, "n h w c -> n c h w")
 
 
 class Branches(nn.Module):
@@ -76,6 +216,15 @@ class LinearHead(nn.Sequential):
             layers["dropout"] = nn.Dropout(dropout)
         layers["fc"] = nn.Linear(channels, num_classes)
         super().__init__(layers)
+
+
+def whole_channels(channels: float, divisor: int = 8) -> int:
+    """`channels` to the nearest multiple of `divisor`, at least one and never more than 10 % below.
+
+    The rounding of the MobileNets and EfficientNets under a width multiplier (TensorFlow's models, slim/nets).
+    """
+    nearest = max(divisor, int(channels + divisor / 2) // divisor * divisor)
+    return nearest if nearest >= 0.9 * channels else nearest + divisor
 
 
 def initialise_fan_out(model: nn.Module) -> None:

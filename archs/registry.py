@@ -2,15 +2,29 @@
 
 import difflib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
+
+from torch import Tensor
 
 from archs.classifier import Classifier
 
 
 class UnknownArch(ValueError):
     """No network has this name; the message says which names come nearest."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A library's model whose weights load into a network of ours."""
+
+    source: str
+    """As "library:model", such as "torchvision:resnet18" or "timm:darknet53"."""
+    renames: tuple[tuple[str, str], ...]
+    """(pattern, replacement) for `re.sub`, applied in turn to the library's keys to give ours."""
+    convert: Callable[[Mapping[str, Tensor]], dict[str, Tensor]] | None = None
+    """Applied to the state dict before the renames, where tensors are shaped or split otherwise."""
 
 
 @dataclass(frozen=True)
@@ -28,15 +42,18 @@ class ArchInfo:
     parameters: int
     """Count with 1,000 classes, auxiliary heads included; a test holds the network to it."""
     multiply_adds: float
-    """Of one image at image_size with 1,000 classes in evaluation: convolutions and linear layers."""
-    reference: str | None
-    """Whose weights load, as "library:model"; None where no library has this network."""
+    """Of one image at image_size with 1,000 classes in evaluation: convolutions and matrix products."""
+    references: tuple[Reference, ...] = ()
+    """Whose weights load; none where no library has this network."""
     aliases: tuple[str, ...] = ()
     """Other names for it."""
     minimum_size: int = 1
     """The smallest side in pixels at which every map keeps at least one pixel."""
-    renames: tuple[tuple[str, str], ...] = ()
-    """(pattern, replacement) for `re.sub`, applied in turn to the reference's keys to give ours."""
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The references by name."""
+        return tuple(reference.source for reference in self.references)
 
 
 Constructor = Callable[..., Classifier]
@@ -55,16 +72,16 @@ def register(
     image_size: int,
     parameters: int,
     multiply_adds: float,
-    reference: str | None = None,
+    references: tuple[Reference, ...] = (),
     aliases: tuple[str, ...] = (),
     minimum_size: int = 1,
-    renames: tuple[tuple[str, str], ...] = (),
 ) -> Callable[[C], C]:
     """Decorate a class or function that takes `num_classes` and keyword options and returns a `Classifier`.
 
-    The fields are those of `ArchInfo`. Raises ValueError where the name or an alias is taken.
+    `in_channels` is an option of every network; `image_size` of those with one weight a place. The fields are
+    those of `ArchInfo`. Raises ValueError where the name or an alias is taken.
     """
-    info = ArchInfo(name, paper, year, image_size, parameters, multiply_adds, reference, aliases, minimum_size, renames)
+    info = ArchInfo(name, paper, year, image_size, parameters, multiply_adds, references, aliases, minimum_size)
 
     def add(constructor: C) -> C:
         for taken in (name, *aliases):
@@ -93,27 +110,41 @@ def lookup(name: str) -> ArchInfo:
     return _INFOS[canonical]
 
 
-def by_reference(reference: str) -> ArchInfo:
-    """The network whose weights come from `reference`. Raises ValueError that lists the references there are."""
-    known = {info.reference: info for info in _INFOS.values() if info.reference}
-    if reference not in known:
-        raise ValueError(f"no weights are known by the name {reference!r} (there are {', '.join(sorted(known))})")
-    return known[reference]
+def options_of(name: str) -> list[str]:
+    """The keyword options that `build` takes for the network called `name`. Raises UnknownArch."""
+    constructor = _CONSTRUCTORS[lookup(name).name]
+    return [option for option in inspect.signature(constructor).parameters if option != "num_classes"]
 
 
-def build(name: str, num_classes: int, **options: object) -> Classifier:
-    """The network called `name`, initialised as its reference initialises it, on torch's default device.
+def build(name: str, num_classes: int, *, image_size: int | None = None, **options: object) -> Classifier:
+    """The network called `name`, initialised as its paper or its reference says, on torch's default device.
 
-    options  the keyword arguments of its constructor, in `archs/<file>.py`
+    image_size  side of the images that it will see, in pixels; None is the one that its figures are for. Most
+                networks take any size from their smallest on
+    options     the keyword arguments of its constructor, in `archs/<file>.py`, such as in_channels=1
 
-    Raises UnknownArch; ValueError for fewer than one class; TypeError for an option that it does not take.
+    Raises UnknownArch; ValueError for fewer than one class or channel, or images that are too small; TypeError for
+    an option that it does not take.
     """
     info = lookup(name)
+    side = info.image_size if image_size is None else image_size
     if num_classes < 1:
         raise ValueError(f"{info.name} needs at least one class, not {num_classes}")
-    constructor = _CONSTRUCTORS[info.name]
-    accepted = [option for option in inspect.signature(constructor).parameters if option != "num_classes"]
+    if side < info.minimum_size:
+        least = info.minimum_size
+        raise ValueError(f"{info.name} needs images of at least {least}x{least} pixels, not {side}x{side}")
+    accepted = options_of(name)
     for option in options:
         if option not in accepted:
-            raise TypeError(f"{info.name} takes no option {option!r}; it takes {', '.join(accepted) or 'none'}")
-    return constructor(num_classes, **options)
+            listed = ", ".join(accepted) or "none"
+            raise TypeError(f"{info.name} takes no option {option!r}; it takes {listed}")
+    channels = options.get("in_channels", 3)
+    if not isinstance(channels, int) or channels < 1:
+        raise ValueError(f"{info.name} needs at least one input channel, not {channels}")
+    if "image_size" in accepted:
+        options["image_size"] = side
+    model = _CONSTRUCTORS[info.name](num_classes, **options)
+    model.arch, model.minimum_size = info.name, info.minimum_size
+    if "image_size" in accepted:
+        model.fixed_size = side
+    return model

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from archs.classifier import Classifier
 from archs.layers import ConvNormAct, LinearHead, initialise_fan_out, relu
-from archs.registry import register
+from archs.registry import Reference, register
 
 PAPER = "Deep Residual Learning for Image Recognition, arXiv:1512.03385"
 
@@ -106,6 +106,7 @@ class ResNet(Classifier):
         depths: Sequence[int],
         num_classes: int,
         *,
+        in_channels: int = 3,
         groups: int = 1,
         group_width: int = 64,
         zero_init_residual: bool = False,
@@ -117,7 +118,7 @@ class ResNet(Classifier):
             stages.append(residual_stage(block, depth, channels, width, out_channels, 1 if stage == 0 else 2, groups))
             channels = out_channels
         pool = nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
-        stem = nn.Sequential(OrderedDict(conv=ConvNormAct(3, 64, 7, stride=2), pool=pool))
+        stem = nn.Sequential(OrderedDict(conv=ConvNormAct(in_channels, 64, 7, stride=2), pool=pool))
         super().__init__(stem, stages, LinearHead(channels, num_classes))
         initialise_fan_out(self)
         if zero_init_residual:
@@ -134,9 +135,8 @@ class ResNet(Classifier):
     image_size=224,
     parameters=11_689_512,
     multiply_adds=1_814_073_344,
-    reference="torchvision:resnet18",
-    renames=RENAMES,
+    references=(Reference("torchvision:resnet18", RENAMES),),
 )
-def resnet18(num_classes: int, *, zero_init_residual: bool = False) -> ResNet:
+def resnet18(num_classes: int, *, in_channels: int = 3, zero_init_residual: bool = False) -> ResNet:
     """Two basic blocks a stage."""
-    return ResNet(BasicBlock, (2, 2, 2, 2), num_classes, zero_init_residual=zero_init_residual)
+    return ResNet(BasicBlock, (2, 2, 2, 2), num_classes, in_channels=in_channels, zero_init_residual=zero_init_residual)

@@ -31,7 +31,7 @@ EXPANSION = 2
 class ResNeXt29(Classifier):
     """Maps at 1/1, 1/2 and 1/4 of the image; global average pooling, so any image size will do."""
 
-    def __init__(self, num_classes: int) -> None:
+    def __init__(self, num_classes: int, *, in_channels: int = 3) -> None:
         stages, channels = [], 64
         for stage in range(3):
             width = CARDINALITY * GROUP_WIDTH << stage
@@ -39,4 +39,4 @@ class ResNeXt29(Classifier):
                 residual_stage(Bottleneck, 3, channels, width, EXPANSION * width, 1 if stage == 0 else 2, CARDINALITY)
             )
             channels = EXPANSION * width
-        super().__init__(ConvNormAct(3, 64), stages, LinearHead(channels, num_classes))
+        super().__init__(ConvNormAct(in_channels, 64), stages, LinearHead(channels, num_classes))

@@ -1,11 +1,13 @@
 """A reference implementation's weights into ours, by renaming its keys."""
 
+import difflib
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from archs.registry import by_reference
+from archs.registry import Reference, lookup
 
 SHOWN = 5
 """Keys named of each kind in an error; the rest are counted."""
@@ -15,52 +17,120 @@ class WeightsMismatch(ValueError):
     """The weights are not this network's; the message names keys."""
 
 
-def rename(state_dict: Mapping[str, Tensor], reference: str) -> dict[str, Tensor]:
-    """The same tensors under our keys.
+@dataclass(frozen=True)
+class Loaded:
+    """What `load_weights` did."""
 
-    reference  as in `ArchInfo.reference`, such as "torchvision:resnet18"
+    source: str
+    """Whose keys the weights had: a reference's name, or "hcr"."""
+    replaced: tuple[str, ...] = ()
+    """Keys of heads that kept their initialisation: of another number of classes, or absent from the weights."""
 
-    Raises ValueError for a reference that no network has, WeightsMismatch where two keys become one.
+
+def reference_of(arch: str, source: str) -> Reference:
+    """How weights from `source` ("library:model") become those of `arch`; a pretrained tag (".tv_in1k") is ignored.
+
+    Raises UnknownArch; ValueError that lists the references there are.
     """
-    renames = by_reference(reference).renames
+    info = lookup(arch)
+    for reference in info.references:
+        if reference.source.partition(".")[0] == source.partition(".")[0]:
+            return reference
+    known = ", ".join(info.sources) or "no library's"
+    raise ValueError(f"{info.name} takes no weights from {source!r} (it takes {known})")
+
+
+def rename(state_dict: Mapping[str, Tensor], reference: Reference) -> dict[str, Tensor]:
+    """The same tensors under our keys. Raises WeightsMismatch where two keys become one."""
+    if reference.convert is not None:
+        state_dict = reference.convert(state_dict)
     ours: dict[str, Tensor] = {}
     for key, tensor in state_dict.items():
         name = key
-        for pattern, replacement in renames:
+        for pattern, replacement in reference.renames:
             name = re.sub(pattern, replacement, name)
         if name in ours:
-            raise WeightsMismatch(f"{reference}: two keys would become {name!r}, one of them {key!r}")
+            raise WeightsMismatch(f"{reference.source}: two keys would become {name!r}, one of them {key!r}")
         ours[name] = tensor
     return ours
 
 
-def load_reference(model: nn.Module, state_dict: Mapping[str, Tensor], reference: str) -> None:
+def load_reference(model: nn.Module, state_dict: Mapping[str, Tensor], arch: str, source: str) -> Loaded:
     """Load a torchvision or timm state dict into `model`, in place; dtype and device stay the model's.
 
-    Strict: every parameter and running statistic must be given, with its shape, and nothing more. Only
-    `num_batches_tracked` may be missing (checkpoints from before torch 0.4.1 lack it): ours is kept.
+    arch    the name that `model` was built by
+    source  one of its `ArchInfo.sources`, such as "torchvision:resnet18"
 
-    Raises ValueError for a reference that no network has; WeightsMismatch, with the model unchanged,
-    that names what is missing, what is left over and what has another shape.
+    See `fit` for what must match. Raises ValueError for a source that `arch` does not take weights from.
     """
-    given = rename(state_dict, reference)
-    wanted = model.state_dict()
+    reference = reference_of(arch, source)
+    return fit(model, rename(state_dict, reference), reference.source)
+
+
+def load_weights(model: nn.Module, state_dict: Mapping[str, Tensor], arch: str) -> Loaded:
+    """Load weights of unknown origin: ours or those of any reference of `arch`, whichever keys match best.
+
+    Raises WeightsMismatch, with the model unchanged, that tells about the closest match.
+    """
+    wanted = model.state_dict().keys()
+    candidates = {"hcr": dict(state_dict)}
+    for reference in lookup(arch).references:
+        try:
+            candidates[reference.source] = rename(state_dict, reference)
+        except (WeightsMismatch, KeyError, RuntimeError):
+            continue  # not this library's keys
+    best = max(candidates, key=lambda source: len(wanted & candidates[source].keys()))
+    return fit(model, candidates[best], best)
+
+
+def fit(model: nn.Module, given: Mapping[str, Tensor], source: str) -> Loaded:
+    """Load tensors under our keys into `model`, in place; dtype and device stay the model's.
+
+    Every parameter and running statistic must be given, with its shape, and nothing more. Only
+    `num_batches_tracked` may be missing (checkpoints from before torch 0.4.1 lack it): ours is kept. A head for
+    another number of classes keeps its initialisation, and so do auxiliary heads where the weights have none: the
+    result names their keys. Auxiliary heads that the model was built without are left out.
+
+    Raises WeightsMismatch, with the model unchanged, that names what is missing, left over or of another shape, and
+    our nearest name for what is left over.
+    """
+    given, wanted = dict(given), model.state_dict()
+    theirs, ours = ({key for key in keys if key.startswith("auxiliary.")} for keys in (given, wanted))
     for key, tensor in wanted.items():
         if key.endswith("num_batches_tracked"):
             given.setdefault(key, tensor)
+    if not ours:
+        given = {key: tensor for key, tensor in given.items() if key not in theirs}
+    replaced = [key for key in wanted if key in given and _other_classes(key, given[key], wanted[key])]
+    replaced += [key for key in wanted if key in ours and not theirs]
+    given |= {key: wanted[key] for key in replaced}
     shapes = [
         f"{key} {list(given[key].shape)} for our {list(wanted[key].shape)}"
         for key in wanted
         if key in given and given[key].shape != wanted[key].shape
     ]
+    missing = [key for key in wanted if key not in given]
+    left = [key for key in given if key not in wanted]
     problems = [
-        _listing("missing", [key for key in wanted if key not in given]),
-        _listing("left over", [key for key in given if key not in wanted]),
+        _listing("missing", missing),
+        _listing("left over", [_with_nearest(key, missing) for key in left]),
         _listing("of another shape", shapes),
     ]
     if any(problems):
-        raise WeightsMismatch(f"these weights do not fit as {reference}: {'; '.join(filter(None, problems))}")
+        raise WeightsMismatch(f"these weights do not fit as {source}: {'; '.join(filter(None, problems))}")
     model.load_state_dict(given)
+    return Loaded(source, tuple(replaced))
+
+
+def _other_classes(key: str, given: Tensor, wanted: Tensor) -> bool:
+    """Whether a tensor is a classifier's, right but for the number of classes."""
+    classifier = re.match(r"(head|auxiliary)\.(.*\.)?fc\.(weight|bias)$", key)
+    return classifier is not None and given.shape != wanted.shape and given.shape[1:] == wanted.shape[1:]
+
+
+def _with_nearest(key: str, missing: list[str]) -> str:
+    near = difflib.get_close_matches(key, missing, n=1, cutoff=0.6)
+    return f"{key} (nearest: {near[0]})" if near else key
 
 
 def _listing(kind: str, keys: Iterable[str]) -> str:

@@ -16,7 +16,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 
 import archs
 from engine.checkpoint import checkpoint_to_resume
-from engine.config import ConfigError, RunConfig, find_run, require
+from engine.config import ConfigError, RunConfig, find_run
 from engine.data.loader import make_loader
 from engine.data.sources import Source
 from engine.interrupt import Interrupt
@@ -50,22 +50,14 @@ class Session:
         device = prepare_device(launch, config.parallel.threads)
         hardware = Hardware.detect()
         torch.manual_seed(config.seed)
-        try:
-            info = archs.lookup(config.model.arch)
-        except archs.UnknownArch as error:
-            raise ConfigError(str(error)) from None
-        require(
-            config.data.image_size >= info.minimum_size,
-            f"{info.name} needs images of at least {info.minimum_size} px; --image-size is {config.data.image_size}",
-        )
-        model = archs.build(info.name, num_classes=len(source.classes))
+        model = build_model(config, len(source.classes))
         plan = make_plan(config, model, hardware, launch.ranks, launch.zero_stage)
         optimizer_model = model.to(device)
         optimizer = build_optimizer(optimizer_model, config.optim)
         self.config, self.source, self.plan, self.interrupt = config, source, plan, interrupt
         self.accelerator = build_accelerator(plan, launch, config.optim)
         self.main = self.accelerator.is_main_process
-        self.folder = self._shared_folder(info.name)
+        self.folder = self._shared_folder(model.arch)
         dtype = AUTOCAST_DTYPES[plan.precision]
         shared = {
             "config": config.data,
@@ -245,6 +237,14 @@ class Session:
             self.accelerator.end_training()
             if torch.distributed.is_initialized():
                 torch.distributed.destroy_process_group()
+
+
+def build_model(config: RunConfig, num_classes: int) -> archs.Classifier:
+    """The network that `config` names. Raises ConfigError where it cannot be built so: name, sizes, options."""
+    try:
+        return archs.build(config.model.arch, num_classes, image_size=config.data.image_size, **config.model.options())
+    except (ValueError, TypeError) as error:
+        raise ConfigError(str(error)) from None
 
 
 def refuse_other_run(config: RunConfig, folder: Path) -> None:

@@ -1,13 +1,69 @@
-"""What the tests of the networks share: sizes that stay cheap, and weights that show a mistake."""
+"""What the tests of the networks share: sizes that stay cheap, references, and weights that show a mistake."""
 
 import pytest
 import torch
+import torchvision
 from torch import Tensor, nn
 
 import archs
 
-# The largest maps of a network without strides cost most: the least that leaves every grid a pixel or more.
+# Where 32 pixels will not do: the least that leaves every grid a pixel or more, or four patches.
 SIDES = {"inceptionv3": 75, "inceptionv3_fullres": 13}
+
+
+def cheap_side(name: str) -> int:
+    """The smallest cheap image side that the network of that name takes, in pixels."""
+    return SIDES.get(name, 32)
+
+
+def peer(source: str, num_classes: int, image_size: int) -> nn.Module:
+    """The library's own model, with its random weights, without dropout."""
+    library, _, model = source.partition(":")
+    sized = model.startswith(("vit", "mixer", "resmlp", "gmlp"))
+    if library == "timm":
+        timm = pytest.importorskip("timm", reason=f"timm is not installed: {source} cannot be compared")
+        size = {"img_size": image_size} if sized else {}
+        made = timm.create_model(model, pretrained=False, num_classes=num_classes, **size)
+    else:
+        size = {"image_size": image_size} if sized else {}
+        # Its own draw takes seconds.
+        drawn = {"init_weights": False} if model in ("inception_v3", "googlenet") else {}
+        made = torchvision.models.get_model(model, num_classes=num_classes, **size, **drawn)
+    return without_dropout(made)
+
+
+def without_dropout(model: nn.Module) -> nn.Module:
+    """The same model, with every dropout and every dropped path at rate zero."""
+    for module in model.modules():
+        for rate in ("p", "drop_prob", "rate"):
+            if isinstance(getattr(module, rate, None), float):
+                setattr(module, rate, 0.0)
+    return model
+
+
+def randomised(model: nn.Module) -> nn.Module:
+    """Give every layer values that a mistake in it would show in; returns the model.
+
+    BatchNorm away from its start, and weights scaled so that the image still counts in the last layer: torch's
+    default draw loses it on the way, and the logits are then the biases' alone. Everything else (biases, norms,
+    positions, layer scales) gets noise.
+    """
+    weights = set()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.running_mean, std=0.1)
+            nn.init.uniform_(module.running_var, 0.5, 1.5)
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias, std=0.1)
+            weights |= {module.weight, module.bias}
+        elif isinstance(module, (nn.Conv2d, nn.Linear)):
+            nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")
+            weights.add(module.weight)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter not in weights:
+                parameter.add_(torch.randn_like(parameter), alpha=0.1)
+    return model
 
 
 @pytest.fixture(autouse=True)
@@ -20,7 +76,7 @@ def small_images():
     """images(name, batch=4): the smallest cheap images that the network of that name takes, [N, 3, side, side]."""
 
     def images(name: str, batch: int = 4, dtype: torch.dtype = torch.float32) -> Tensor:
-        side = SIDES.get(name, 32)
+        side = cheap_side(name)
         return torch.randn(batch, 3, side, side, dtype=dtype)
 
     return images
@@ -28,24 +84,21 @@ def small_images():
 
 @pytest.fixture
 def randomise():
-    """Give every layer values that a mistake in it would show in.
+    """See `randomised`."""
+    return randomised
 
-    BatchNorm away from its start, and convolutions scaled so that the image still counts in the last layer: torch's
-    default draw loses it on the way, and the logits are then the biases' alone.
-    """
 
-    def change(model: nn.Module) -> nn.Module:
-        for module in model.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                nn.init.normal_(module.running_mean, std=0.1)
-                nn.init.uniform_(module.running_var, 0.5, 1.5)
-                nn.init.uniform_(module.weight, 0.5, 1.5)
-                nn.init.normal_(module.bias, std=0.1)
-            elif isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")
-        return model
+@pytest.fixture
+def loaded():
+    """loaded(name, source, side): (ours, theirs) in float64, the same random weights and statistics, no dropout."""
 
-    return change
+    def pair(name: str, source: str, side: int, **options) -> tuple[nn.Module, nn.Module]:
+        theirs = randomised(peer(source, 10, side)).double()
+        ours = without_dropout(archs.build(name, 10, image_size=side, **options)).double()
+        archs.load_reference(ours, theirs.state_dict(), name, source)
+        return ours, theirs
+
+    return pair
 
 
 @pytest.fixture(params=archs.names())

@@ -30,7 +30,7 @@ def test_declared_counts_are_the_network_s(name):
 @pytest.mark.parametrize("name", ["resnet18", "resnext50", "inceptionv3"])
 def test_counts_are_torchvision_s(name):
     info = archs.lookup(name)
-    published = torchvision.models.get_model_weights(info.reference.removeprefix("torchvision:")).DEFAULT.meta
+    published = torchvision.models.get_model_weights(info.sources[0].removeprefix("torchvision:")).DEFAULT.meta
     assert info.parameters == published["num_params"]
     assert info.multiply_adds / 1e9 == pytest.approx(published["_ops"], abs=0.0006)
 

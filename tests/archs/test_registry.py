@@ -75,5 +75,4 @@ def test_every_entry_says_where_it_comes_from(name):
     assert "arXiv:" in info.paper
     assert 2012 <= info.year <= 2025
     assert info.minimum_size <= info.image_size
-    # A network with a reference has the names to load from it, and the other way round.
-    assert bool(info.reference) == bool(info.renames)
+    assert all(source.partition(":")[0] in ("torchvision", "timm") for source in info.sources)
