@@ -43,12 +43,11 @@ class Classifier(nn.Module):
         self.head = head
 
     def forward(self, images: Tensor) -> Tensor | AuxiliaryOutput:
-        self.refuse_size(images)
+        self.refuse_size(*images.shape[-2:])
         return self.head(self.stages(self.stem(images)))
 
-    def refuse_size(self, images: Tensor) -> None:
-        """Raise ValueError for images [N, C, H, W] of a size that the network does not take, naming the one it does."""
-        height, width = images.shape[-2:]
+    def refuse_size(self, height: int, width: int) -> None:
+        """Raise ValueError for images of a size in pixels that the network does not take, naming the one it does."""
         if self.fixed_size is not None and (height, width) != (self.fixed_size, self.fixed_size):
             raise ValueError(
                 f"{self.arch} was built for {self.fixed_size}x{self.fixed_size} pixels, not ({height}, {width}); "

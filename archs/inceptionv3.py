@@ -174,7 +174,10 @@ RENAMES = (
     minimum_size=75,
     parameters=27_161_264,
     multiply_adds=5_713_216_096,
-    references=(Reference("torchvision:inception_v3", RENAMES), Reference("timm:inception_v3", RENAMES)),
+    references=(
+        Reference("torchvision:inception_v3", RENAMES, options={"tensorflow_scaling": True}),
+        Reference("timm:inception_v3", RENAMES),
+    ),
 )
 class InceptionV3(Classifier):
     """Images of at least 75 pixels a side; made for 299. Three grids, of 35, 17 and 8 at 299 pixels.
@@ -239,7 +242,7 @@ class InceptionV3(Classifier):
             nn.init.normal_(self.auxiliary.head.fc.weight, std=0.001)
 
     def forward(self, images: Tensor) -> Tensor | AuxiliaryOutput:
-        self.refuse_size(images)
+        self.refuse_size(*images.shape[-2:])
         grid35, grid17, grid8 = self.stages
         middle = grid17(grid35(self.stem(images)))
         logits = self.head(grid8(middle))

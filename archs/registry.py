@@ -3,7 +3,7 @@
 import difflib
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 from torch import Tensor
@@ -25,6 +25,8 @@ class Reference:
     """(pattern, replacement) for `re.sub`, applied in turn to the library's keys to give ours."""
     convert: Callable[[Mapping[str, Tensor]], dict[str, Tensor]] | None = None
     """Applied to the state dict before the renames, where tensors are shaped or split otherwise."""
+    options: Mapping[str, object] = field(default_factory=dict, hash=False)
+    """What `build` must be told for the library's published weights to mean what they mean there."""
 
 
 @dataclass(frozen=True)

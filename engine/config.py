@@ -43,6 +43,8 @@ class ModelConfig:
     """Network name; `resnext` is resnext50."""
     compile: Annotated[Literal["auto", "on", "off"], TopLevel] = "auto"
     """torch.compile: auto is on with a GPU and off without. `--compile` and `--no-compile` work too."""
+    pretrained: Annotated[str | None, TopLevel] = None
+    """Start from these weights: a file, timm:NAME or torchvision:NAME; a head for other classes starts anew."""
     width: Annotated[float, TopLevel] = 1.0
     """Width multiplier of all channels, for networks that have one (the MobileNets, ShuffleNets)."""
     dropout: float | None = None
@@ -73,6 +75,10 @@ class DataConfig:
     """Folder of the data: train/ and val/ for `folder`, torchvision's layout for mnist and cifar10."""
     image_size: Annotated[int, TopLevel] = 224
     """Height and width of the images that the network sees, in pixels."""
+    progressive_from: int = 0
+    """Size in pixels of the first training images, which grow to image_size over the run; 0 is no growth."""
+    progressive_stages: int = 4
+    """Sizes that growing images pass through, the first and the last included."""
     on_bad_image: Literal["skip", "error"] = "skip"
     """An image that does not decode is reported by path, then skipped or refused."""
     backend: Literal["auto", "dali", "torchvision"] = "auto"
@@ -92,6 +98,15 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         require(self.image_size >= 8, f"--image-size must be at least 8 pixels, not {self.image_size}")
+        require(
+            self.progressive_from == 0 or 8 <= self.progressive_from <= self.image_size,
+            f"--data.progressive-from must be 0 (no growth) or from 8 to the image size of {self.image_size} pixels, "
+            f"not {self.progressive_from}",
+        )
+        require(
+            self.progressive_stages >= 2,
+            f"--data.progressive-stages must be at least 2, not {self.progressive_stages}",
+        )
         require(self.workers >= 0, f"--data.workers must be 0 (one a core) or more, not {self.workers}")
         require(self.prefetch >= 1, f"--data.prefetch must be at least 1 batch, not {self.prefetch}")
         require(self.limit >= 0, f"--data.limit must be 0 (all images) or more, not {self.limit}")
@@ -362,4 +377,5 @@ def parse(arguments: Sequence[str] | None = None) -> RunConfig:
 DESCRIPTION = """Train an image classifier.
 
 Without --data.name or --data.root it trains on scikit-learn's handwritten digits, which need no download.
+`--list-archs` shows the networks.
 Several GPUs: put `accelerate launch` in front. Your own pictures: --data.root FOLDER with train/ and val/."""

@@ -45,6 +45,8 @@ class Weights:
 
     tensors: dict
     arch: str
+    options: dict
+    """What `archs.build` was told beside the name."""
     classes: list[str] | None
     image_size: int
     data: DataConfig | None
@@ -58,6 +60,7 @@ def read_weights(path: Path) -> Weights:
     from safetensors import SafetensorError, safe_open
 
     from engine.checkpoint import checkpoint_to_resume, read_state
+    from engine.network import network_options
 
     if path.is_dir() and (path / "config.yaml").is_file():
         path = path / "model.safetensors"
@@ -73,14 +76,16 @@ def read_weights(path: Path) -> Weights:
         require("arch" in facts, f"--checkpoint {path} does not say which network it is of; name a run folder")
         run = path.parent / "config.yaml"
         data = from_yaml(run).data if run.is_file() else None
-        return Weights(tensors, facts["arch"], json.loads(facts["classes"]), int(facts["image_size"]), data)
+        options = json.loads(facts.get("options", "{}"))
+        return Weights(tensors, facts["arch"], options, json.loads(facts["classes"]), int(facts["image_size"]), data)
     checkpoint = checkpoint_to_resume(path, path / "checkpoints")
     if checkpoint is None:
         raise ConfigError(f"--checkpoint {path}: neither a run folder, nor a checkpoint, nor a .safetensors")
     config = from_yaml(find_run(str(checkpoint)) / "config.yaml")
     state = read_state(checkpoint / "trainer.pt")
     require("model" in state, f"--checkpoint {path} is sharded by DeepSpeed; evaluate the run folder's best weights")
-    return Weights(state["model"], config.model.arch, None, config.data.image_size, config.data)
+    model = config.model
+    return Weights(state["model"], model.arch, network_options(model), None, config.data.image_size, config.data)
 
 
 def choose_source(config: EvaluateConfig, trained: DataConfig | None) -> Source:
@@ -124,7 +129,12 @@ def run_evaluation(config: EvaluateConfig) -> dict:
     hardware = Hardware.detect()
     device = torch.device(hardware.type)
     precision = choose_precision(config.precision, hardware)
-    model = archs.build(weights.arch, num_classes=len(source.classes))
+    model = archs.build(weights.arch, len(source.classes), image_size=weights.image_size, **weights.options)
+    if config.image_size:
+        try:
+            model.refuse_size(config.image_size, config.image_size)
+        except ValueError as error:
+            raise ConfigError(f"--image-size: {error}") from None
     try:
         model.load_state_dict(weights.tensors)
     except RuntimeError as error:

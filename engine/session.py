@@ -8,19 +8,21 @@ import sys
 import time
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import psutil
 import torch
 from accelerate.utils import broadcast_object_list, gather_object
 
-import archs
 from engine.checkpoint import checkpoint_to_resume
-from engine.config import ConfigError, RunConfig, find_run
-from engine.data.loader import make_loader
+from engine.config import ConfigError, DataConfig, RunConfig, find_run
+from engine.data.loader import Loader, make_loader
+from engine.data.progressive import ProgressiveLoader
 from engine.data.sources import Source
 from engine.interrupt import Interrupt
 from engine.monitor import Monitor
+from engine.network import build_network
 from engine.optim import build_optimizer
 from engine.planner import Hardware, make_plan
 from engine.progress import clock
@@ -50,7 +52,7 @@ class Session:
         device = prepare_device(launch, config.parallel.threads)
         hardware = Hardware.detect()
         torch.manual_seed(config.seed)
-        model = build_model(config, len(source.classes))
+        model = build_network(config, len(source.classes))
         plan = make_plan(config, model, hardware, launch.ranks, launch.zero_stage)
         optimizer_model = model.to(device)
         optimizer = build_optimizer(optimizer_model, config.optim)
@@ -58,22 +60,31 @@ class Session:
         self.accelerator = build_accelerator(plan, launch, config.optim)
         self.main = self.accelerator.is_main_process
         self.folder = self._shared_folder(model.arch)
-        dtype = AUTOCAST_DTYPES[plan.precision]
-        shared = {
-            "config": config.data,
-            "global_batch": plan.global_batch_size,
-            "rank": launch.rank,
-            "world": launch.ranks,
-            "device": device,
-            "dtype": dtype,
-            "seed": config.seed,
-        }
-        self.train_loader = make_loader(source, "train", minimum_share=2 * plan.accumulation, **shared)
+        loader = partial(
+            make_loader,
+            source,
+            global_batch=plan.global_batch_size,
+            rank=launch.rank,
+            world=launch.ranks,
+            device=device,
+            dtype=AUTOCAST_DTYPES[plan.precision],
+            seed=config.seed,
+        )
+
+        def training_loader(data: DataConfig) -> Loader:
+            return loader("train", minimum_share=2 * plan.accumulation, config=data)
+
+        growing = bool(config.data.progressive_from)
+        self.train_loader: Loader | ProgressiveLoader = (
+            ProgressiveLoader(training_loader, config.data, config.optim.epochs)
+            if growing
+            else training_loader(config.data)
+        )
         self.loaders.append(self.train_loader)
-        self.val_loader = make_loader(source, "val", minimum_share=1, **shared)
+        self.val_loader = loader("val", minimum_share=1, config=config.data)
         self.loaders.append(self.val_loader)
-        for loader in self.loaders:
-            loader.on_bad = self._bad_image
+        for each in self.loaders:
+            each.on_bad = self._bad_image
         wrapped, optimizer = wrap(model, optimizer, plan, self.accelerator)
         torch.manual_seed(config.seed + 1 + launch.rank)  # dropout differs by rank, weights do not
         self.trainer = Trainer(
@@ -237,14 +248,6 @@ class Session:
             self.accelerator.end_training()
             if torch.distributed.is_initialized():
                 torch.distributed.destroy_process_group()
-
-
-def build_model(config: RunConfig, num_classes: int) -> archs.Classifier:
-    """The network that `config` names. Raises ConfigError where it cannot be built so: name, sizes, options."""
-    try:
-        return archs.build(config.model.arch, num_classes, image_size=config.data.image_size, **config.model.options())
-    except (ValueError, TypeError) as error:
-        raise ConfigError(str(error)) from None
 
 
 def refuse_other_run(config: RunConfig, folder: Path) -> None:

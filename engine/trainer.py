@@ -22,6 +22,7 @@ from engine.checkpoint import Checkpointer
 from engine.config import RunConfig
 from engine.evaluate import Evaluation, evaluate
 from engine.interrupt import Interrupt
+from engine.network import network_options
 from engine.optim import learning_rate, set_learning_rate
 from engine.planner import Plan
 from engine.progress import EpochBar, memory_in_use
@@ -105,6 +106,7 @@ class Trainer:
         self.facts = {
             "arch": config.model.arch,
             "classes": json.dumps(classes),
+            "options": json.dumps(network_options(config.model)),
             "image_size": str(config.data.image_size),
         }
         """What model.safetensors says of itself."""

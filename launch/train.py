@@ -15,6 +15,11 @@ from engine.run import fail, train
 
 def main() -> int:
     """Parse the command line, run, return the exit code."""
+    if "--list-archs" in sys.argv[1:]:
+        from engine.arch_table import listing
+
+        print(listing())
+        return 0
     try:
         config = parse()
     except ConfigError as error:
