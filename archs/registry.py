@@ -85,14 +85,14 @@ def register(
     """
     info = ArchInfo(name, paper, year, image_size, parameters, multiply_adds, references, aliases, minimum_size)
 
-    def add(constructor: C) -> C:
+    def add(made: C) -> C:
         for taken in (name, *aliases):
             if taken in _INFOS or taken in _ALIASES:
                 raise ValueError(f"two networks are called {taken!r}")
         _INFOS[name] = info
-        _CONSTRUCTORS[name] = constructor
+        _CONSTRUCTORS[name] = made
         _ALIASES.update(dict.fromkeys(aliases, name))
-        return constructor
+        return made
 
     return add
 
@@ -112,10 +112,14 @@ def lookup(name: str) -> ArchInfo:
     return _INFOS[canonical]
 
 
+def constructor(name: str) -> Constructor:
+    """The class or function that builds the network called `name`. Raises UnknownArch."""
+    return _CONSTRUCTORS[lookup(name).name]
+
+
 def options_of(name: str) -> list[str]:
     """The keyword options that `build` takes for the network called `name`. Raises UnknownArch."""
-    constructor = _CONSTRUCTORS[lookup(name).name]
-    return [option for option in inspect.signature(constructor).parameters if option != "num_classes"]
+    return [option for option in inspect.signature(constructor(name)).parameters if option != "num_classes"]
 
 
 def build(name: str, num_classes: int, *, image_size: int | None = None, **options: object) -> Classifier:
@@ -145,7 +149,7 @@ def build(name: str, num_classes: int, *, image_size: int | None = None, **optio
         raise ValueError(f"{info.name} needs at least one input channel, not {channels}")
     if "image_size" in accepted:
         options["image_size"] = side
-    model = _CONSTRUCTORS[info.name](num_classes, **options)
+    model = constructor(name)(num_classes, **options)
     model.arch, model.minimum_size = info.name, info.minimum_size
     if "image_size" in accepted:
         model.fixed_size = side

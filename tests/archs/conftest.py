@@ -6,6 +6,7 @@ import torchvision
 from torch import Tensor, nn
 
 import archs
+from archs import registry
 
 # Where 32 pixels will not do: the least that leaves every grid a pixel or more, or four patches.
 SIDES = {"inceptionv3": 75, "inceptionv3_fullres": 13}
@@ -101,7 +102,28 @@ def loaded():
     return pair
 
 
-@pytest.fixture(params=archs.names())
+def cheapest_of_each_file() -> set[str]:
+    """One network a file of archs/, the one with the fewest multiply-adds: what the default tests run in full."""
+    cheapest: dict[str, archs.ArchInfo] = {}
+    for info in map(archs.lookup, archs.names()):
+        file = registry.constructor(info.name).__module__
+        if file not in cheapest or info.multiply_adds < cheapest[file].multiply_adds:
+            cheapest[file] = info
+    return {info.name for info in cheapest.values()}
+
+
+SAMPLE = cheapest_of_each_file()
+
+
+@pytest.fixture(
+    params=[name if name in SAMPLE else pytest.param(name, marks=pytest.mark.slow) for name in archs.names()]
+)
 def name(request) -> str:
-    """Every registered network."""
+    """Every registered network: one a file in the default run, all with `-m "slow or not slow"`."""
+    return request.param
+
+
+@pytest.fixture(params=archs.names())
+def every_name(request) -> str:
+    """Every registered network in every run: for what is cheap on the meta device."""
     return request.param

@@ -20,9 +20,9 @@ def parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def test_declared_counts_are_the_network_s(name):
-    info = archs.lookup(name)
-    model = on_meta(name, 1000)
+def test_declared_counts_are_the_network_s(every_name):
+    info = archs.lookup(every_name)
+    model = on_meta(every_name, 1000)
     assert parameters(model) == info.parameters
     assert multiply_adds(model, info.image_size, info.image_size) == info.multiply_adds
 
