@@ -115,9 +115,10 @@ def cheapest_of_each_file() -> set[str]:
 SAMPLE = cheapest_of_each_file()
 
 
-@pytest.fixture(
-    params=[name if name in SAMPLE else pytest.param(name, marks=pytest.mark.slow) for name in archs.names()]
-)
+OTHERS = [pytest.param(name, marks=pytest.mark.slow) for name in archs.names() if name not in SAMPLE]
+
+
+@pytest.fixture(params=[*sorted(SAMPLE), *OTHERS])
 def name(request) -> str:
     """Every registered network: one a file in the default run, all with `-m "slow or not slow"`."""
     return request.param
