@@ -1,0 +1,75 @@
+"""Does every network learn? Each is trained on the digits, through the program that a person would start.
+
+`python -m engine.bench.learn` trains all that profiles/<machine>/learn.json does not have yet; names after it, those
+alone, anew.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from fnmatch import fnmatch
+from pathlib import Path
+
+import archs
+from engine.bench.record import ROOT, machine, record
+from engine.bench.run_record import run_figures
+
+GOAL = 0.95
+"""Test accuracy on the digits that every network reaches."""
+
+DIFFERENT: tuple[tuple[str, dict[str, str]], ...] = (
+    ("inceptionv3", {"--image-size": "96"}),
+    ("inceptionv3_fullres", {"--image-size": "16"}),
+    ("resnext29_*", {"--image-size": "16"}),
+)
+"""What differs from configs/digits.yaml, by name pattern: sizes that a network needs or that it is slow without."""
+
+
+def flags(name: str) -> list[str]:
+    """The command line of one network's training, after `launch/train.py`."""
+    different: dict[str, str] = {}
+    for pattern, changes in DIFFERENT:
+        if fnmatch(name, pattern):
+            different |= changes
+    told = [part for pair in different.items() for part in pair]
+    return ["--arch", name, "--config", "configs/digits.yaml", *told]
+
+
+def learn(name: str) -> dict:
+    """Train the network of that name; returns its figures, or the error that it ended with."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / "run"
+        command = [sys.executable, "launch/train.py", *flags(name), "--output", str(folder)]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        if done.returncode:
+            return {"command": " ".join(["python", *command[1:-2]]), "error": done.stderr.strip().splitlines()[-1:]}
+        figures = run_figures(folder)
+    return figures | {"command": " ".join(["python", *command[1:-2]])}
+
+
+def recorded() -> dict[str, dict]:
+    """What this machine's file has already, by name."""
+    path = ROOT / "profiles" / machine()["key"] / "learn.json"
+    return json.loads(path.read_text(encoding="utf-8"))["figures"] if path.is_file() else {}
+
+
+def main(asked: Sequence[str]) -> int:
+    """Train, write after each network; returns 1 where one has not reached GOAL."""
+    figures = recorded()
+    for name in asked or [name for name in archs.names() if name not in figures]:
+        figures[name] = learn(name)
+        record("learn", dict(sorted(figures.items())))
+        reached = figures[name].get("best_test_accuracy")
+        told = f"{reached:.2%} in {figures[name]['seconds']:.0f} s" if reached else figures[name]["error"]
+        print(f"{name:<20} {told}", flush=True)
+    short = [name for name, row in figures.items() if row.get("best_test_accuracy", 0) < GOAL]
+    print(f"{len(figures) - len(short)} of {len(archs.names())} reach {GOAL:.0%}; not: {', '.join(short) or 'none'}")
+    return int(bool(short))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
