@@ -5,29 +5,32 @@ squeeze by a 1x1 and expand by a 3x3. The activation comes before the sum, not a
 """
 
 from collections import OrderedDict
-from collections.abc import Callable
 from functools import partial
 
 from torch import Tensor, nn
 
 from archs.classifier import Classifier
-from archs.layers import ConvNormAct, LinearHead, initialise_fan_out
+from archs.layers import ConvNormAct, LinearHead, MakeModule, initialise_fan_out
 from archs.registry import Reference, register
 
 DEPTHS = (1, 2, 8, 8, 4)
 
 
-class DarkBlock(nn.Module):
-    """x + 3x3(1x1(x)), the 1x1 to half the channels: [N, channels, H, W] -> the same shape."""
+class SqueezeExpand(nn.Sequential):
+    """A 1x1 to half the channels, a 3x3 back to all: [N, channels, H, W] -> the same shape."""
 
-    def __init__(self, channels: int, act: Callable[[], nn.Module]) -> None:
-        super().__init__()
-        self.conv1 = ConvNormAct(channels, channels // 2, act=act)
-        self.conv2 = ConvNormAct(channels // 2, channels, 3, act=act)
+    def __init__(self, channels: int, act: MakeModule) -> None:
+        conv1 = ConvNormAct(channels, channels // 2, act=act)
+        conv2 = ConvNormAct(channels // 2, channels, 3, act=act)
+        super().__init__(OrderedDict(conv1=conv1, conv2=conv2))
+
+
+class DarkBlock(SqueezeExpand):
+    """x + 3x3(1x1(x)): [N, channels, H, W] -> the same shape."""
 
     def forward(self, features: Tensor) -> Tensor:
         # Not in place: LeakyReLU keeps its output for the backward pass.
-        return features + self.conv2(self.conv1(features))
+        return features + super().forward(features)
 
 
 @register(

@@ -22,10 +22,11 @@ silu = partial(nn.SiLU, inplace=True)
 
 
 class ConvNormAct(nn.Module):
-    """Convolution without bias, BatchNorm, activation: [N, in_channels, H, W] -> [N, out_channels, H', W'].
+    """Convolution, BatchNorm, activation: [N, in_channels, H, W] -> [N, out_channels, H', W'].
 
     kernel_size    one side, or (height, width)
     padding        None keeps the map's size at stride 1 (half the kernel, which must then be odd)
+    bias           of the convolution; the BatchNorm takes it out again, but weights from elsewhere may have one
     eps, momentum  of the BatchNorm; references differ (eps 1e-5 in torch, 1e-3 in Inception)
     act            makes the activation; None leaves it out, as before a residual sum
 
@@ -41,6 +42,7 @@ class ConvNormAct(nn.Module):
         padding: int | tuple[int, int] | None = None,
         groups: int = 1,
         *,
+        bias: bool = False,
         eps: float = 1e-5,
         momentum: float = 0.1,
         act: MakeModule | None = relu,
@@ -51,7 +53,7 @@ class ConvNormAct(nn.Module):
             if any(side % 2 == 0 for side in sides):
                 raise ValueError(f"a {sides[0]}x{sides[1]} kernel cannot keep the map's size: give its padding")
             padding = (sides[0] // 2, sides[1] // 2)
-        self.conv = nn.Conv2d(in_channels, out_channels, sides, stride, padding, groups=groups, bias=False)
+        self.conv = nn.Conv2d(in_channels, out_channels, sides, stride, padding, groups=groups, bias=bias)
         self.bn = nn.BatchNorm2d(out_channels, eps=eps, momentum=momentum)
         self.act = act() if act is not None else nn.Identity()
 

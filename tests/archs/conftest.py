@@ -9,7 +9,7 @@ import archs
 from archs import registry
 
 # Where 32 pixels will not do: the least that leaves every grid a pixel or more, or four patches.
-SIDES = {"inceptionv3": 75, "inceptionv3_fullres": 13}
+SIDES = {"inceptionv3": 75, "inceptionv3_fullres": 13, "alexnet": 63, "alexnet_owt": 63, "nin": 39}
 
 
 def cheap_side(name: str) -> int:
