@@ -26,7 +26,7 @@ RENAMES = (
     (r"\.downsample\.1\.", ".shortcut.bn."),
     (r"^fc\.", "head.fc."),
 )
-"""torchvision's key to ours, for every ResNet and ResNeXt of four stages."""
+"""torchvision's key to ours, and timm's, which are the same: every ResNet, ResNeXt and SE-ResNet of four stages."""
 
 
 class Residual(nn.Module):
@@ -34,6 +34,9 @@ class Residual(nn.Module):
 
     The shortcut is the input itself where the shapes allow it, else a 1x1 convolution with BatchNorm.
     """
+
+    expansion: int
+    """A block's output channels for each of its stage's base channels: 64, 128, 256 and 512."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()
@@ -53,6 +56,8 @@ class Residual(nn.Module):
 class BasicBlock(Residual):
     """Two 3x3 convolutions of `width` = out_channels channels."""
 
+    expansion = 1
+
     def __init__(self, in_channels: int, width: int, out_channels: int, stride: int = 1, groups: int = 1) -> None:
         if width != out_channels or groups != 1:
             raise ValueError("a basic block has one width and no groups: use the bottleneck")
@@ -66,6 +71,8 @@ class BasicBlock(Residual):
 
 class Bottleneck(Residual):
     """1x1 to `width` channels, 3x3 in `groups` groups, 1x1 to out_channels."""
+
+    expansion = 4
 
     def __init__(self, in_channels: int, width: int, out_channels: int, stride: int = 1, groups: int = 1) -> None:
         super().__init__(in_channels, out_channels, stride)
@@ -88,10 +95,16 @@ def residual_stage(
     return nn.Sequential(first, *(block(out_channels, width, out_channels, 1, groups) for _ in range(depth - 1)))
 
 
+def pooled_stem(in_channels: int, channels: int) -> nn.Sequential:
+    """7x7 convolution and 3x3 max pooling, both at stride 2: [N, in_channels, H, W] -> [N, channels, H / 4, W / 4]."""
+    pool = nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
+    return nn.Sequential(OrderedDict(conv=ConvNormAct(in_channels, channels, 7, stride=2), pool=pool))
+
+
 class ResNet(Classifier):
     """7x7 stem at stride 2, pooling, four stages at 1/4, 1/8, 1/16 and 1/32 of the image.
 
-    block               BasicBlock (ResNet-18, 34) or Bottleneck (50 and deeper, ResNeXt)
+    block               BasicBlock (ResNet-18, 34) or Bottleneck (50 and deeper, ResNeXt), or a kind of one
     depths              blocks in each stage
     groups              of the 3x3 convolutions: ResNeXt's cardinality
     group_width         channels of a group in the first stage; it doubles with each stage
@@ -111,15 +124,12 @@ class ResNet(Classifier):
         group_width: int = 64,
         zero_init_residual: bool = False,
     ) -> None:
-        expansion = 4 if block is Bottleneck else 1
         stages, channels = [], 64
         for stage, depth in enumerate(depths):
-            width, out_channels = group_width * groups << stage, 64 * expansion << stage
+            width, out_channels = group_width * groups << stage, 64 * block.expansion << stage
             stages.append(residual_stage(block, depth, channels, width, out_channels, 1 if stage == 0 else 2, groups))
             channels = out_channels
-        pool = nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
-        stem = nn.Sequential(OrderedDict(conv=ConvNormAct(in_channels, 64, 7, stride=2), pool=pool))
-        super().__init__(stem, stages, LinearHead(channels, num_classes))
+        super().__init__(pooled_stem(in_channels, 64), stages, LinearHead(channels, num_classes))
         initialise_fan_out(self)
         if zero_init_residual:
             for module in self.modules():
@@ -128,15 +138,24 @@ class ResNet(Classifier):
                     nn.init.zeros_(last.bn.weight)
 
 
-@register(
-    "resnet18",
-    paper=PAPER,
-    year=2015,
-    image_size=224,
-    parameters=11_689_512,
-    multiply_adds=1_814_073_344,
-    references=(Reference("torchvision:resnet18", RENAMES),),
-)
-def resnet18(num_classes: int, *, in_channels: int = 3, zero_init_residual: bool = False) -> ResNet:
-    """Two basic blocks a stage."""
-    return ResNet(BasicBlock, (2, 2, 2, 2), num_classes, in_channels=in_channels, zero_init_residual=zero_init_residual)
+def _add(name: str, block: Block, depths: Sequence[int], parameters: int, multiply_adds: int) -> None:
+    """Register the ResNet of that block and depth (the paper's table 1)."""
+
+    @register(
+        name,
+        paper=PAPER,
+        year=2015,
+        image_size=224,
+        parameters=parameters,
+        multiply_adds=multiply_adds,
+        references=(Reference(f"torchvision:{name}", RENAMES), Reference(f"timm:{name}", RENAMES)),
+    )
+    def resnet(num_classes: int, *, in_channels: int = 3, zero_init_residual: bool = False) -> ResNet:
+        return ResNet(block, depths, num_classes, in_channels=in_channels, zero_init_residual=zero_init_residual)
+
+
+_add("resnet18", BasicBlock, (2, 2, 2, 2), parameters=11_689_512, multiply_adds=1_814_073_344)
+_add("resnet34", BasicBlock, (3, 4, 6, 3), parameters=21_797_672, multiply_adds=3_663_761_408)
+_add("resnet50", Bottleneck, (3, 4, 6, 3), parameters=25_557_032, multiply_adds=4_089_184_256)
+_add("resnet101", Bottleneck, (3, 4, 23, 3), parameters=44_549_160, multiply_adds=7_801_405_440)
+_add("resnet152", Bottleneck, (3, 8, 36, 3), parameters=60_192_808, multiply_adds=11_513_626_624)

@@ -3,21 +3,14 @@
 Three stages of three bottlenecks, two groups of 64, 128 and 256 channels. The stem is a 1x1
 convolution at stride 1 with no pooling, so that on 224-pixel images the first stage works on
 224x224 maps of 256 channels: 69 G multiply-adds an image, and 83.5 GiB of convolution outputs at
-batch 128 in fp32. The paper's CIFAR networks differ by a 3x3 stem.
+batch 128 in fp32. The paper's CIFAR networks (`resnext29_8x64d`) differ by a 3x3 stem.
 
 Topology and initialisation (torch's defaults) are those of Mayurji/Image-Classification-PyTorch,
 ResNeXt.py, which follows kuangliu/pytorch-cifar.
 """
 
-from archs.classifier import Classifier
-from archs.layers import ConvNormAct, LinearHead
 from archs.registry import register
-from archs.resnet import Bottleneck, residual_stage
-from archs.resnext import PAPER
-
-CARDINALITY = 2
-GROUP_WIDTH = 64
-EXPANSION = 2
+from archs.resnext import PAPER, ResNeXt29
 
 
 @register(
@@ -28,15 +21,6 @@ EXPANSION = 2
     parameters=10_143_528,
     multiply_adds=69_065_678_848,
 )
-class ResNeXt29(Classifier):
-    """Maps at 1/1, 1/2 and 1/4 of the image; global average pooling, so any image size will do."""
-
-    def __init__(self, num_classes: int, *, in_channels: int = 3) -> None:
-        stages, channels = [], 64
-        for stage in range(3):
-            width = CARDINALITY * GROUP_WIDTH << stage
-            stages.append(
-                residual_stage(Bottleneck, 3, channels, width, EXPANSION * width, 1 if stage == 0 else 2, CARDINALITY)
-            )
-            channels = EXPANSION * width
-        super().__init__(ConvNormAct(in_channels, 64), stages, LinearHead(channels, num_classes))
+def resnext29_2x64d(num_classes: int, *, in_channels: int = 3) -> ResNeXt29:
+    """Global average pooling before the linear layer, so any image size will do."""
+    return ResNeXt29(num_classes, groups=2, stem_kernel=1, in_channels=in_channels)
