@@ -18,7 +18,8 @@ MakeModule = Callable[[], nn.Module]
 # buffer fewer at the peak, and for LeakyReLU one fewer kept until the backward pass.
 relu = partial(nn.ReLU, inplace=True)
 relu6 = partial(nn.ReLU6, inplace=True)
-silu = partial(nn.SiLU, inplace=True)
+# Not in place: its backward pass needs its input, which autograd would first copy.
+silu = nn.SiLU
 
 
 class ConvNormAct(nn.Module):
@@ -131,7 +132,26 @@ class DropPath(nn.Module):
         return branch * mask.div_(keep)
 
 
-class InvertedResidual(nn.Module):
+class SummedBranch(nn.Module):
+    """A branch, summed with its input where the shapes allow it, without an activation after the sum.
+
+    summed     whether they do: [N, C, H, W] -> [N, C, H, W]
+    drop_path  rate at which a summed branch is dropped in training
+    """
+
+    def __init__(self, branch: OrderedDict[str, nn.Module], summed: bool, drop_path: float = 0.0) -> None:
+        super().__init__()
+        self.branch = nn.Sequential(branch)
+        self.summed = summed
+        self.drop_path = DropPath(drop_path) if drop_path and summed else nn.Identity()
+
+    def forward(self, features: Tensor) -> Tensor:
+        branch = self.drop_path(self.branch(features))
+        # In place: nothing keeps the output of the BatchNorm, SiLU or product that the branch ends in.
+        return branch.add_(features) if self.summed else branch
+
+
+class InvertedResidual(SummedBranch):
     """Expand by a 1x1, filter by a depthwise convolution, project by a linear 1x1; summed with the input.
 
     Sandler et al., 2018, arXiv:1801.04381, figure 4, with the squeeze-excite of MBConv (Tan and Le, 2019,
@@ -158,7 +178,6 @@ class InvertedResidual(nn.Module):
         momentum: float = 0.1,
         drop_path: float = 0.0,
     ) -> None:
-        super().__init__()
         layer = partial(ConvNormAct, eps=eps, momentum=momentum)
         branch: OrderedDict[str, nn.Module] = OrderedDict()
         if hidden_channels != in_channels:
@@ -169,14 +188,7 @@ class InvertedResidual(nn.Module):
         if squeezed:
             branch["se"] = SqueezeExcite(hidden_channels, squeezed, act)
         branch["project"] = layer(hidden_channels, out_channels, act=None)
-        self.branch = nn.Sequential(branch)
-        self.residual = stride == 1 and in_channels == out_channels
-        self.drop_path = DropPath(drop_path) if drop_path and self.residual else nn.Identity()
-
-    def forward(self, features: Tensor) -> Tensor:
-        branch = self.drop_path(self.branch(features))
-        # In place: the branch ends in a BatchNorm, or in a product, whose output nothing keeps.
-        return branch.add_(features) if self.residual else branch
+        super().__init__(branch, stride == 1 and in_channels == out_channels, drop_path)
 
 
 class ChannelShuffle(nn.Module):
@@ -234,3 +246,10 @@ def initialise_fan_out(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+
+def initialise_by_classes(layer: nn.Linear) -> None:
+    """Draw the weight from U(±1 / sqrt(classes)), bias zero: TensorFlow's MobileNets and EfficientNets."""
+    bound = layer.out_features**-0.5
+    nn.init.uniform_(layer.weight, -bound, bound)
+    nn.init.zeros_(layer.bias)
