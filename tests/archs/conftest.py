@@ -9,7 +9,11 @@ import archs
 from archs import registry
 
 # Where 32 pixels will not do: the least that leaves every grid a pixel or more, or four patches.
-SIDES = {"inceptionv3": 75, "inceptionv3_fullres": 13, "alexnet": 63, "alexnet_owt": 63, "nin": 39}
+SIDES = {
+    **{"inceptionv3": 75, "inceptionv3_fullres": 13},
+    **{"alexnet": 63, "alexnet_owt": 63, "nin": 39},
+    **{"vit_b32": 64, "vit_d6": 64},
+}
 
 
 def cheap_side(name: str) -> int:
