@@ -48,7 +48,7 @@ def filtered(in_channels: int, out_channels: int, stride: int) -> OrderedDict[st
 
 
 def interleave(first: Tensor, second: Tensor) -> Tensor:
-    """Join by channel and shuffle in two groups: twice [N, C, H, W] -> [N, 2C, H, W], y[2c] = first, y[2c + 1] = second.
+    """Join by channel, in turns: twice [N, C, H, W] -> [N, 2C, H, W], y[2c] = first[c], y[2c + 1] = second[c].
 
     One copy for both, and it writes channels-last.
     """
