@@ -26,10 +26,10 @@ class PlainNetwork(Classifier):
 
 
 class GridPool(nn.Module):
-    """Average a map over grid x grid windows: [N, C, H, W] -> [N, C, grid, grid]; a map of that size is left alone.
+    """Average a map over grid x grid windows, and flatten: [N, C, H, W] -> [N, C · grid²].
 
-    The windows are those of adaptive average pooling, which overlap or repeat where the grid does not divide the
-    map. Unlike torch's, the backward pass on a GPU adds in a fixed order.
+    A map of that size is only flattened. The windows are those of adaptive average pooling, which overlap or repeat
+    where the grid does not divide the map; unlike torch's, the backward pass on a GPU adds in a fixed order.
     """
 
     def __init__(self, grid: int) -> None:
@@ -47,7 +47,7 @@ class GridPool(nn.Module):
                     for start, end in zip(starts, ends, strict=True)
                 ]
                 features = torch.cat(windows, axis)
-        return features
+        return features.flatten(1)
 
 
 class GridHead(nn.Sequential):
@@ -62,7 +62,7 @@ class GridHead(nn.Sequential):
     def __init__(
         self, channels: int, grid: int, num_classes: int, dropout: float = 0.0, *, drop_inputs: bool = False
     ) -> None:
-        layers: OrderedDict[str, nn.Module] = OrderedDict(pool=GridPool(grid), flatten=nn.Flatten(1))
+        layers: OrderedDict[str, nn.Module] = OrderedDict(pool=GridPool(grid))
         values = channels * grid**2
         for position in (1, 2):
             hidden = OrderedDict([(f"fc{position}", nn.Linear(values, HIDDEN)), (f"act{position}", relu())])
