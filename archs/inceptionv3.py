@@ -138,13 +138,18 @@ def auxiliary_window(side: int) -> tuple[int, int]:
 
 
 class TensorFlowScaling(nn.Module):
-    """From ImageNet's mean and standard deviation, as our loaders normalise, to TensorFlow's (x - 0.5) / 0.5."""
+    """From ImageNet's mean and standard deviation, as our loaders normalise, to TensorFlow's (x - 0.5) / 0.5.
+
+    Raises ValueError for images of other than three channels.
+    """
 
     scale: Tensor
     shift: Tensor
 
-    def __init__(self) -> None:
+    def __init__(self, in_channels: int = 3) -> None:
         super().__init__()
+        if in_channels != 3:
+            raise ValueError(f"tensorflow_scaling is for RGB images, not for {in_channels} channels")
         mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
         self.register_buffer("scale", (std / 0.5).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("shift", ((mean - 0.5) / 0.5).view(1, 3, 1, 1), persistent=False)
@@ -205,9 +210,7 @@ class InceptionV3(Classifier):
         conv = partial(ConvNormAct, eps=1e-3)
         stem: OrderedDict[str, nn.Module] = OrderedDict()
         if tensorflow_scaling:
-            if in_channels != 3:
-                raise ValueError(f"tensorflow_scaling is for RGB images, not for {in_channels} channels")
-            stem["scaling"] = TensorFlowScaling()
+            stem["scaling"] = TensorFlowScaling(in_channels)
         stem["conv_1a_3x3"] = conv(in_channels, 32, 3, stride=2, padding=0)
         stem["conv_2a_3x3"] = conv(32, 32, 3, padding=0)
         stem["conv_2b_3x3"] = conv(32, 64, 3)
