@@ -34,8 +34,8 @@ BLOCKS = {
     "5b": (384, 192, 384, 48, 128, 128),
 }
 """Table 1: channels of the 1x1, before and of the 3x3, before and of the 5x5, and after the pooling."""
-POOLS = {"4a": 3, "5a": 2}
-"""Side of the max pooling, at stride 2, before these blocks."""
+POOLS = {"4a": ("pool3", 3), "5a": ("pool4", 2)}
+"""Name and side of the max pooling, at stride 2, before these blocks."""
 HEADED = ("4a", "4d")
 """The blocks whose outputs the auxiliary heads see (section 5)."""
 AUXILIARY_WEIGHT = 0.3
@@ -173,7 +173,8 @@ class GoogLeNet(Classifier):
         stages: list[OrderedDict[str, nn.Module]] = [OrderedDict()]
         for name, widths in BLOCKS.items():
             if name in POOLS:
-                stages[-1][f"pool{name}"] = half(POOLS[name])
+                pool, side = POOLS[name]
+                stages[-1][pool] = half(side)
             stages[-1][name] = inception(channels, *widths)
             channels = sum(widths[branch] for branch in (0, 2, 4, 5))
             if name in HEADED:
