@@ -17,8 +17,8 @@ MakeModule = Callable[[], nn.Module]
 # Nothing saves a BatchNorm's output for the backward pass, so the activation may overwrite it: one
 # buffer fewer at the peak, and for LeakyReLU one fewer kept until the backward pass.
 relu = partial(nn.ReLU, inplace=True)
-relu6 = partial(nn.ReLU6, inplace=True)
-# Not in place: its backward pass needs its input, which autograd would first copy.
+# Not in place: their backward passes need their input, which autograd would first copy.
+relu6 = nn.ReLU6
 silu = nn.SiLU
 
 
@@ -194,17 +194,21 @@ class InvertedResidual(SummedBranch):
 class ChannelShuffle(nn.Module):
     """Deal the channels of each group over all groups: y[g + groups·i] = x[i + (C / groups)·g], channels of C.
 
-    Zhang et al., 2017, arXiv:1707.01083, section 3.1: [N, C, H, W] -> the same shape, channels-last in memory.
+    Zhang et al., 2017, arXiv:1707.01083, section 3.1: [N, C, H, W] -> the same shape, channels-last in memory. The
+    groups may also come as one tensor each, [N, C / groups, H, W], not yet joined.
     """
 
     def __init__(self, groups: int) -> None:
         super().__init__()
         self.groups = groups
 
-    def forward(self, features: Tensor) -> Tensor:
-        # The copy that the shuffle is writes [N, H, W, C], so that the next convolution finds channels-last.
-        shuffled = rearrange(features, "n (g c) h w -> n h w (c g)", g=self.groups)
-        return rearrange(shuffled, "n h w c -> n c h w")
+    def forward(self, *features: Tensor) -> Tensor:
+        # The one copy writes [N, H, W, C], so that the next convolution finds channels-last.
+        if len(features) == 1:
+            dealt = rearrange(features[0], "n (g c) h w -> n h w c g", g=self.groups).contiguous()
+        else:
+            dealt = torch.stack([rearrange(group, "n c h w -> n h w c") for group in features], dim=-1)
+        return rearrange(dealt, "n h w c g -> n (c g) h w")
 
 
 class Branches(nn.Module):

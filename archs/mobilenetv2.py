@@ -55,8 +55,8 @@ TIMM_RENAMES = (
 )
 """timm's key to ours, for MobileNetV2 and the EfficientNets: seven stages, the first without an expansion."""
 
-# torchvision numbers all blocks in one row.
-_BLOCKS = [(stage, block) for stage, row in enumerate(ROWS) for block in range(row.depth)]
+# torchvision numbers all blocks in one row, after the stem.
+_BLOCKS = tuple((stage, block) for stage, row in enumerate(ROWS) for block in range(row.depth))
 
 RENAMES = (
     (r"^features\.0\.0\.", "stem.conv."),

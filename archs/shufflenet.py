@@ -45,7 +45,8 @@ class ShuffleUnit(nn.Module):
         hidden = out_channels // 4
         branch: OrderedDict[str, nn.Module] = OrderedDict()
         branch["narrow"] = ConvNormAct(in_channels, hidden, groups=narrow_groups or groups, act=None)
-        branch["shuffle"] = ChannelShuffle(groups)
+        if groups > 1:
+            branch["shuffle"] = ChannelShuffle(groups)
         # The paper's ReLU is before the shuffle. The two commute, and here it overwrites the shuffle's copy.
         branch["act"] = relu()
         branch["depthwise"] = ConvNormAct(hidden, hidden, 3, stride, groups=hidden, act=None)

@@ -7,12 +7,10 @@ pass by untouched, the other half are filtered, and a shuffle mixes the halves f
 
 from collections import OrderedDict
 
-import torch
-from einops import rearrange
 from torch import Tensor, nn
 
 from archs.classifier import Classifier
-from archs.layers import ConvNormAct, LinearHead
+from archs.layers import ChannelShuffle, ConvNormAct, LinearHead
 from archs.registry import Reference, register
 
 STAGES = ((116, 4), (232, 8), (464, 4))
@@ -47,15 +45,6 @@ def filtered(in_channels: int, out_channels: int, stride: int) -> OrderedDict[st
     )
 
 
-def interleave(first: Tensor, second: Tensor) -> Tensor:
-    """Join by channel, in turns: twice [N, C, H, W] -> [N, 2C, H, W], y[2c] = first[c], y[2c + 1] = second[c].
-
-    One copy for both, and it writes channels-last.
-    """
-    pair = torch.stack([rearrange(half, "n c h w -> n h w c") for half in (first, second)], dim=-1)
-    return rearrange(pair, "n h w c pair -> n (c pair) h w")
-
-
 class Unit(nn.Module):
     """Half of the channels through a branch, the other half as they are: [N, channels, H, W] -> the same shape.
 
@@ -65,11 +54,13 @@ class Unit(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         half = channels // 2
-        self.branch = nn.Sequential(OrderedDict(expand=ConvNormAct(half, half), **filtered(half, half, stride=1)))
+        expand = ConvNormAct(half, half)
+        self.branch = nn.Sequential(OrderedDict(expand=expand, **filtered(half, half, stride=1)))
+        self.shuffle = ChannelShuffle(2)
 
     def forward(self, features: Tensor) -> Tensor:
         kept, changed = features.chunk(2, dim=1)
-        return interleave(kept, self.branch(changed))
+        return self.shuffle(kept, self.branch(changed))
 
 
 class DownUnit(nn.Module):
@@ -82,12 +73,12 @@ class DownUnit(nn.Module):
         super().__init__()
         half = out_channels // 2
         self.shortcut = nn.Sequential(filtered(in_channels, half, stride=2))
-        self.branch = nn.Sequential(
-            OrderedDict(expand=ConvNormAct(in_channels, half), **filtered(half, half, stride=2))
-        )
+        expand = ConvNormAct(in_channels, half)
+        self.branch = nn.Sequential(OrderedDict(expand=expand, **filtered(half, half, stride=2)))
+        self.shuffle = ChannelShuffle(2)
 
     def forward(self, features: Tensor) -> Tensor:
-        return interleave(self.shortcut(features), self.branch(features))
+        return self.shuffle(self.shortcut(features), self.branch(features))
 
 
 @register(
