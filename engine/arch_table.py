@@ -23,20 +23,48 @@ LEARNING_REPOSITORY: tuple[tuple[str, float, str, str], ...] = (
     ("DenseNet-40", 0.18, "densenet40", ""),
     ("MobileNetV1", 3.22, "mobilenetv1", ""),
     ("MobileNetV2", 2.24, "mobilenetv2", ""),
-    ("GoogLeNet", 5.98, "googlenet", ""),
+    (
+        "GoogLeNet",
+        5.98,
+        "googlenet",
+        "ours is torchvision's: two auxiliary heads, BatchNorm, 3×3 in place of 5×5 convolutions; theirs has 5×5 and "
+        "neither heads nor BatchNorm.",
+    ),
     ("InceptionV3", 22.13, "inceptionv3_fullres", ""),
     ("Darknet-53", 40.60, "darknet53", ""),
     ("Xception", 20.83, "xception", ""),
     ("ResNeXt-29 2×64d", 9.13, "resnext29_2x64d", ""),
-    ("SE-ResNet-18", 11.23, "se_resnet18", ""),
+    (
+        "SE-ResNet-18",
+        11.23,
+        "se_resnet18",
+        "ours is timm's, a gate with biases in every block; theirs has gates without biases between the stages, and "
+        "biases in its convolutions.",
+    ),
     ("SqueezeNet", 0.73, "squeezenet1_1", ""),
-    ("ShuffleNet g2", 0.89, "shufflenet_g2", ""),
+    (
+        "ShuffleNet g2",
+        0.89,
+        "shufflenet_g2",
+        "in units of stride 2 theirs narrows to a quarter of the branch, ours, as the paper's table, to a quarter of "
+        "the output; its stem is a 1×1 convolution at stride 1.",
+    ),
     ("EfficientNet-B0", 4.02, "efficientnet_b0", ""),
-    ("EfficientNetV2-S", 20.33, "efficientnetv2_s", ""),
+    (
+        "EfficientNetV2-S",
+        20.33,
+        "efficientnetv2_s",
+        "its last convolution has 1,792 channels, the paper's and both libraries' 1,280.",
+    ),
     ("ViT", 53.59, "vit_d6", ""),
     ("MLP-Mixer", 13.63, "mixer_d12", ""),
     ("ResMLP", 14.97, "resmlp_12", ""),
-    ("gMLP", 2.97, "gmlp_d6", ""),
+    (
+        "gMLP",
+        2.97,
+        "gmlp_d6",
+        "its spatial projection is written for 256 positions, but 224-pixel images have 196 patches: ours has 196.",
+    ),
 )
 """Its name, its parameters in millions with 10 classes (counted from its code), ours, and why the two differ."""
 
@@ -120,8 +148,10 @@ BLOCKS = {"networks": networks_table, "comparison": comparison_table}
 def with_tables(text: str) -> str:
     """README text with its tables made anew. Raises ValueError where a pair of marks is missing."""
     for name, make in BLOCKS.items():
-        pattern = rf"(<!-- {name} -->\n).*?(\n<!-- /{name} -->)"
-        text, count = re.subn(pattern, lambda found, make=make: found[1] + make() + found[2], text, flags=re.DOTALL)
+        pattern = rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)"
+        text, count = re.subn(
+            pattern, lambda found, make=make: f"{found[1]}{make()}\n{found[2]}", text, flags=re.DOTALL
+        )
         if count != 1:
             raise ValueError(f"the text has {count} pairs of marks for {name}, not one")
     return text
