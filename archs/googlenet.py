@@ -59,10 +59,12 @@ def inception(
 
 
 def averaging(side: int, windows: int, like: Tensor) -> Tensor:
-    """[windows, side], the matrix that averages a row of pixels over `windows` windows which cover it.
+    """[windows, side], the matrix that averages a row of `side` pixels over windows which cover it.
 
     They are adaptive pooling's: from floor(i · side / windows) to ceil((i + 1) · side / windows), so that they overlap
     where `windows` does not divide `side`, and repeat pixels where it is larger.
+
+    like  gives the dtype and the device
     """
     window, pixel = torch.arange(windows, device=like.device), torch.arange(side, device=like.device)
     first, end = window * side // windows, -(-(window + 1) * side // windows)
@@ -70,12 +72,24 @@ def averaging(side: int, windows: int, like: Tensor) -> Tensor:
     return inside / inside.sum(dim=1, keepdim=True)
 
 
+def averaged(features: Tensor, windows: int) -> Tensor:
+    """Adaptive average pooling as a matrix product: [N, C, H, W] -> [N, C, windows, windows], channels-last.
+
+    The same sums in a fixed order, which the backward pass of torch's does not have on a GPU.
+    """
+    height, width = features.shape[-2:]
+    rows, columns = averaging(height, windows, features), averaging(width, windows, features)
+    window, pixel = (torch.arange(count, device=features.device) for count in (windows**2, height * width))
+    matrix = rows[window // windows][:, pixel // width] * columns[window % windows][:, pixel % width]
+    pixels = rearrange(features, "n c h w -> n c (h w)")
+    return rearrange(torch.bmm(matrix.expand(len(features), -1, -1), pixels.mT).mT, "n c (p q) -> n c p q", p=windows)
+
+
 class AuxiliaryHead(nn.Module):
     """A classifier on a middle map of any size: [N, in_channels, H, W] -> [N, num_classes].
 
-    Averaged down, or up, to 4x4, then a 1x1 convolution to 128 channels, 1,024 units and the classes. The pooling is a
-    matrix product: adaptive pooling's backward pass on a GPU adds in no fixed order. The 1,024 units are a 4x4
-    convolution, which is the same sum without a copy of the map in another layout.
+    Averaged down, or up, to 4x4, then a 1x1 convolution to 128 channels, 1,024 units and the classes. The units are a
+    4x4 convolution: the same sums as a linear layer's, without a copy of the map in another layout.
 
     dropout  before the last layer
     """
@@ -88,10 +102,7 @@ class AuxiliaryHead(nn.Module):
         self.fc = nn.Linear(1024, num_classes)
 
     def forward(self, features: Tensor) -> Tensor:
-        rows, columns = (averaging(side, POOLED, features) for side in features.shape[-2:])
-        pixels = rearrange(features, "n c h w -> n c (h w)")
-        pooled = torch.bmm(torch.kron(rows, columns).expand(len(features), -1, -1), pixels.mT).mT
-        units = self.units(self.conv(rearrange(pooled, "n c (h w) -> n c h w", h=POOLED)))
+        units = self.units(self.conv(averaged(features, POOLED)))
         return self.fc(self.dropout(units.flatten(1)))
 
 

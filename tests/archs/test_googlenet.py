@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import archs
-from archs.googlenet import AuxiliaryHead, averaging
+from archs.googlenet import AuxiliaryHead, averaged
 
 
 def on_meta(**options) -> archs.Classifier:
@@ -66,9 +66,12 @@ def test_the_difference_from_the_learning_repository_s_is_the_one_told():
 @pytest.mark.parametrize("side", [1, 2, 3, 4, 5, 7, 8, 14, 19])
 def test_averaging_is_adaptive_pooling(side):
     features = torch.randn(2, 3, side, side + 2, dtype=torch.float64)
-    rows, columns = averaging(side, 4, features), averaging(side + 2, 4, features)
-    expected = F.adaptive_avg_pool2d(features, 4)
-    torch.testing.assert_close(rows @ features @ columns.T, expected, rtol=1e-12, atol=1e-12)
+    features = features.to(memory_format=torch.channels_last).requires_grad_()
+    outputs = [averaged(features, 4), F.adaptive_avg_pool2d(features, 4)]
+    torch.testing.assert_close(*outputs, rtol=1e-12, atol=1e-12)
+    gradients = [torch.autograd.grad(output.square().sum(), features)[0] for output in outputs]
+    torch.testing.assert_close(*gradients, rtol=1e-12, atol=1e-12)
+    assert outputs[0].is_contiguous(memory_format=torch.channels_last)
 
 
 @pytest.mark.parametrize("side", [32, 64, 224])
