@@ -11,15 +11,7 @@ from torch import Tensor, nn
 from archs.classifier import Classifier
 from archs.layers import DropPath
 from archs.registry import Reference, register
-from archs.tokens import (
-    TIMM_RENAMES,
-    MeanHead,
-    Patches,
-    TokenLinear,
-    lecun_normal_,
-    patch_count,
-    rising_rates,
-)
+from archs.tokens import TIMM_RENAMES, MeanHead, Patches, TokenLinear, lecun_normal_, patch_count, rising_rates
 
 PAPER = "Pay Attention to MLPs, arXiv:2105.08050"
 PATCH = 16

@@ -4,7 +4,7 @@ arXiv:2105.03404. Every block mixes the tokens by one linear layer, then the cha
 residual. Nothing is normalised by statistics: a learned scale and shift for each channel, an affine
 layer, stands before each branch, and a learned scale after it, small at the start, lets deep networks
 begin near the identity. With 10 classes ResMLP-12 has the learning repository's count, 14.97 M; there
-the residual path itself runs through the affine layers, ours is the paper's equations 1 and 2.
+the residual path itself runs through the affine layers, ours is the paper's equations 2 and 3.
 """
 
 import torch
