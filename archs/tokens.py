@@ -110,7 +110,9 @@ class TokenBlock(nn.Module):
 def rising_rates(rate: float, depth: int) -> list[float]:
     """The rate at which each of `depth` blocks is dropped: from 0 in the first to `rate` in the last, evenly.
 
-    The linear decay of Huang et al., 2016, arXiv:1603.09382, section 3, with the first block always kept. Raises ValueError for a rate that is not in [0, 1).
+    The linear decay of Huang et al., 2016, arXiv:1603.09382, section 3, with the first block always kept.
+
+    Raises ValueError for a rate that is not in [0, 1).
     """
     DropPath(rate)  # Its refusal names the rate that was asked for, not a block's share of it.
     return [rate * block / max(depth - 1, 1) for block in range(depth)]
