@@ -149,7 +149,11 @@ def test_blocks_compose_to_forward(name, small_images, randomise):
 
 
 class LayoutWatch(TorchDispatchMode):
-    """Records each operator whose 4-D result is not channels-last, and counts the copies of 4-D tensors."""
+    """Records each operator that writes a 4-D result in another layout, and counts the copies of 4-D tensors.
+
+    Views write nothing: half the channels of a map are still laid out as the map is. The results of attention,
+    [N, heads, tokens, channels], are no maps.
+    """
 
     COPIES = ("aten.clone", "aten._to_copy", "aten.copy_", "aten.contiguous")
 
@@ -160,6 +164,8 @@ class LayoutWatch(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
         result = function(*arguments, **(keywords or {}))
+        if function.is_view or "attention" in str(function):
+            return result
         maps = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor) and leaf.ndim == 4 and is_map(leaf)]
         self.copies += str(function).startswith(self.COPIES) and bool(maps)
         for features in maps:
@@ -175,15 +181,21 @@ def is_map(tensor: Tensor) -> bool:
 
 @pytest.mark.parametrize("training", [True, False])
 def test_channels_last_from_the_first_layer_to_the_last(name, small_images, training):
-    """No operator gives another layout, and none copies: but for the shuffles, each of which is a copy."""
-    images = small_images(name, batch=2).to(memory_format=torch.channels_last)
+    """No operator gives another layout, and none copies: but for the shuffles, each of which is a copy.
+
+    AlexNet's and VGG's first linear layer reads the last map as [C, H, W], as the weights of everybody have it: one
+    copy of that small map, named here. They run at 224 pixels, where their pooling to a fixed grid has nothing to do.
+    """
+    flattened = name.startswith(("alexnet", "vgg"))
+    images = torch.randn(1, 3, 224, 224) if flattened else small_images(name, batch=2)
+    images = images.to(memory_format=torch.channels_last)
     model = build_small(name, images).train(training).to(memory_format=torch.channels_last)
     shuffles = sum(isinstance(module, ChannelShuffle) for module in model.modules())
     with LayoutWatch() as watch:
         model(images)
-    allowed = [told for told in watch.other_layouts if shuffles and "aten.permute" in told]
-    assert watch.other_layouts == allowed
-    assert watch.copies <= shuffles
+    assert len(watch.other_layouts) <= flattened, watch.other_layouts
+    assert all("aten.clone" in told for told in watch.other_layouts)
+    assert watch.copies <= shuffles + flattened
 
 
 def test_the_watch_sees_a_layout_copy():
@@ -195,12 +207,16 @@ def test_the_watch_sees_a_layout_copy():
 
 
 def test_channels_last_changes_nothing(name, small_images, randomise):
+    """Block by block from the same input: deep networks of random weights make 1e-6 of a last bit."""
     images = small_images(name, batch=2, dtype=torch.float64)
     model = randomise(build_small(name, images)).double().eval()
+    other = copy.deepcopy(model).to(memory_format=torch.channels_last)
+    features = images
     with torch.no_grad():
-        expected = model(images)
-        actual = model.to(memory_format=torch.channels_last)(images.to(memory_format=torch.channels_last))
-    torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-12)
+        for block, twin in zip([*model.blocks(), model.head], [*other.blocks(), other.head], strict=True):
+            formatted = features.to(memory_format=torch.channels_last) if features.ndim == 4 else features
+            features, actual = block(features), twin(formatted)
+            torch.testing.assert_close(actual, features, rtol=1e-9, atol=1e-11 * float(features.abs().max()))
 
 
 def test_the_seed_decides_the_weights_and_the_state_dict_is_all(name, small_images, randomise):
