@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from archs.classifier import AuxiliaryOutput, Classifier
 from archs.inceptionv3 import TensorFlowScaling
-from archs.layers import Branches, ConvAct, ConvNormAct, LinearHead
+from archs.layers import Branches, ConvNormAct, LinearHead, relu
 from archs.registry import Reference, register
 
 BLOCKS = {
@@ -73,7 +73,7 @@ def averaging(side: int, windows: int, like: Tensor) -> Tensor:
 
 
 def averaged(features: Tensor, windows: int) -> Tensor:
-    """Adaptive average pooling as a matrix product: [N, C, H, W] -> [N, C, windows, windows], channels-last.
+    """Adaptive average pooling as a matrix product: [N, C, H, W] -> [N, C, windows, windows].
 
     The same sums in a fixed order, which the backward pass of torch's does not have on a GPU.
     """
@@ -88,8 +88,8 @@ def averaged(features: Tensor, windows: int) -> Tensor:
 class AuxiliaryHead(nn.Module):
     """A classifier on a middle map of any size: [N, in_channels, H, W] -> [N, num_classes].
 
-    Averaged down, or up, to 4x4, then a 1x1 convolution to 128 channels, 1,024 units and the classes. The units are a
-    4x4 convolution: the same sums as a linear layer's, without a copy of the map in another layout.
+    Averaged down, or up, to 4x4, then a 1x1 convolution to 128 channels, 1,024 units and the classes. The units take
+    the pixels in turn with all their channels, as channels-last memory has them.
 
     dropout  before the last layer
     """
@@ -97,13 +97,15 @@ class AuxiliaryHead(nn.Module):
     def __init__(self, in_channels: int, num_classes: int, dropout: float) -> None:
         super().__init__()
         self.conv = conv(in_channels, 128)
-        self.units = ConvAct(128, 1024, POOLED)
+        self.units = nn.Linear(128 * POOLED**2, 1024)
+        self.act = relu()
         self.dropout = nn.Dropout(dropout)
         self.fc = nn.Linear(1024, num_classes)
 
     def forward(self, features: Tensor) -> Tensor:
-        units = self.units(self.conv(averaged(features, POOLED)))
-        return self.fc(self.dropout(units.flatten(1)))
+        pixels = rearrange(self.conv(averaged(features, POOLED)), "n c h w -> n c (h w)")
+        units = self.act(self.units(rearrange(pixels, "n c p -> n (p c)")))
+        return self.fc(self.dropout(units))
 
 
 RENAMES = (
@@ -116,17 +118,17 @@ RENAMES = (
     (r"\.branch3\.", ".branch5x5."),
     (r"\.branch4\.", ".branch_pool."),
     *((rf"^aux{head + 1}\.", f"auxiliary.{head}.") for head in range(2)),
-    (r"\.fc1\.", ".units.conv."),
+    (r"\.fc1\.", ".units."),
     (r"\.fc2\.", ".fc."),
     (r"^fc\.", "head.fc."),
 )
 """torchvision's key to ours."""
 
 
-def units_as_convolutions(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """torchvision's weights with those of each auxiliary head's first linear layer shaped as a 4x4 convolution's."""
+def pixels_first(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """torchvision's weights, where each auxiliary head's first linear layer takes a channel's pixels in turn."""
     return {
-        key: rearrange(tensor, "o (i h w) -> o i h w", h=POOLED, w=POOLED) if key.endswith(".fc1.weight") else tensor
+        key: rearrange(tensor, "units (c p) -> units (p c)", p=POOLED**2) if key.endswith(".fc1.weight") else tensor
         for key, tensor in state_dict.items()
     }
 
@@ -140,9 +142,7 @@ def units_as_convolutions(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]
     parameters=13_004_888,
     multiply_adds=1_498_376_192,
     references=(
-        Reference(
-            "torchvision:googlenet", RENAMES, convert=units_as_convolutions, options={"tensorflow_scaling": True}
-        ),
+        Reference("torchvision:googlenet", RENAMES, convert=pixels_first, options={"tensorflow_scaling": True}),
     ),
 )
 class GoogLeNet(Classifier):
