@@ -45,8 +45,9 @@ class NIN(PlainNetwork):
                    classes do not load
     dropout        before the last layer
 
-    Initialised by fan-in (He et al., 2015, arXiv:1502.01852, equation 10) with zero biases. The paper gives no
-    figures ("proper initializations", set by hand), and twelve layers need the signal kept.
+    Initialised by fan-in (He et al., 2015, arXiv:1502.01852, equation 10) with zero biases: the paper sets it by hand
+    and gives no figures, and twelve layers need the signal kept. The last convolution is drawn as SqueezeNet's, from
+    N(0, 0.01²) with biases of one, so that the ReLU over the classes' maps starts open.
     """
 
     def __init__(
@@ -67,8 +68,11 @@ class NIN(PlainNetwork):
         if dropout:
             layers = OrderedDict(dropout=nn.Dropout(dropout)) | layers
         stages.append(nn.Sequential(layers))
-        super().__init__(stages[0], stages[1:], ConvHead(last, num_classes, rectified=True))
+        head = ConvHead(last, num_classes, rectified=True)
+        super().__init__(stages[0], stages[1:], head)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
                 nn.init.zeros_(module.bias)
+        nn.init.normal_(head.fc.weight, std=0.01)
+        nn.init.ones_(head.fc.bias)

@@ -52,7 +52,9 @@ class SqueezeNet(PlainNetwork):
     version  "1.0", the paper's, or "1.1"
     dropout  before the last convolution
 
-    Initialised as torchvision does: uniformly by fan-in, the last convolution from N(0, 0.01²), biases zero.
+    Initialised as torchvision does: uniformly by fan-in, the last convolution from N(0, 0.01²), biases zero. But the
+    last biases are one: a shift of all logits changes nothing, and keeps the ReLU behind them open. From zero the maps
+    of some classes are soon negative everywhere, and nothing brings them back.
     """
 
     def __init__(self, version: str, num_classes: int, *, in_channels: int = 3, dropout: float = 0.5) -> None:
@@ -75,6 +77,7 @@ class SqueezeNet(PlainNetwork):
                 nn.init.kaiming_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
         nn.init.normal_(head.fc.weight, std=0.01)
+        nn.init.ones_(head.fc.bias)
 
 
 def renames(version: str) -> tuple[tuple[str, str], ...]:
