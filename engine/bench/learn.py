@@ -39,9 +39,9 @@ DIFFERENT: tuple[tuple[str, dict[str, str]], ...] = (
     ("mobilenetv2", {"--image-size": "64", "--epochs": "8", "--lr": "0.004"}),
     ("shufflenet*", {"--image-size": "64", "--lr": "0.003"}),
     ("efficientnet*", {"--image-size": "64", "--epochs": "8", "--lr": "0.002"}),
-    # The BatchNorms of B5 to B7 have momentum 0.01: they need hundreds of steps, and those are slow.
-    ("efficientnet_b[567]", {"--image-size": "32"}),
-    ("efficientnetv2_[ml]", {"--image-size": "32"}),
+    # The BatchNorms of B5 to B7 have momentum 0.01: they need hundreds of steps, and deep networks' are slow.
+    ("efficientnet_b[234567]", {"--image-size": "32"}),
+    ("efficientnetv2_*", {"--image-size": "32", "--epochs": "5"}),
     # Their smallest size, or maps so large that the digits' own eight pixels do.
     ("inceptionv3", {"--image-size": "75"}),
     ("inceptionv3_fullres", {"--image-size": "12"}),
