@@ -1,20 +1,80 @@
-"""Activation recompute: keep a block's input only, run its forward again in the backward pass.
+"""Activation recompute: keep some inputs only, run the forward again in the backward pass.
 
-Chen et al. 2016, "Training deep nets with sublinear memory cost", arXiv:1604.06174.
+Chen et al. 2016, "Training deep nets with sublinear memory cost", arXiv:1604.06174. A Policy says which runs of a
+network's blocks are recomputed as one (a segment), whether layers within them are recomputed once more (nested), and
+whether what is kept goes to host memory.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 BatchNorm = nn.modules.batchnorm._BatchNorm  # the base of BatchNorm1d, 2d, 3d and SyncBatchNorm
+
+Kind = Literal["none", "block", "first", "segments", "nested"]
+
+REWRITES: dict[str, Callable[[nn.Module], Any]] = {}
+"""Ways to make a network save less without recompute, by name; a Policy's `rewrite` is one of them. For fused operators
+that keep a convolution's raw output only. A rewrite changes a model in place and keeps its outputs and state dict."""
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What is kept for the backward pass. Units are `model.blocks()`, counted from 0."""
+
+    kind: Kind = "none"
+    segments: tuple[tuple[int, int], ...] = ()
+    """(first, behind the last) unit of each run that is recomputed as one; units in no segment keep what they save."""
+    nested: bool = False
+    """Layers inside a segment (a convolution with what follows it) are recomputed once more, each by itself."""
+    offload: bool = False
+    """What is kept goes to pinned host memory."""
+    rewrite: str = ""
+    """One of REWRITES, applied first."""
+
+    def around_forward(self, keep: Sequence[Tensor] = (), fake: bool = False) -> AbstractContextManager:
+        """Context of the forward pass: moves what is saved to the host where the policy says so."""
+        if not self.offload:
+            return nullcontext()
+        from engine.offload import Offload
+
+        if fake:  # a simulation's host memory is the meta device, which is not counted
+            return Offload(list(keep), store=lambda tensor: tensor.to("meta"), fetch=_fake_fetch)
+        return Offload(list(keep))
+
+    def describe(self) -> str:
+        """For tables: `none`, `block`, `first 5`, `segments 3+4+2`, `nested 3+4`, with `+ offload`."""
+        lengths = "+".join(str(stop - start) for start, stop in self.segments)
+        text = {
+            "first": f"first {len(self.segments)}",
+            "segments": f"segments {lengths}",
+            "nested": f"nested {lengths}",
+        }
+        named = text.get(self.kind, self.kind)
+        named += f" + {self.rewrite}" if self.rewrite else ""
+        return named + (" + offload" if self.offload else "")
+
+
+def _fake_fetch(copy: Tensor, device: torch.device) -> Tensor:
+    return torch.empty_strided(copy.shape, copy.stride(), dtype=copy.dtype, device=device)
+
+
+def by_block(units: int) -> Policy:
+    """Every unit by itself."""
+    return Policy("block", tuple((index, index + 1) for index in range(units)))
+
+
+def first_blocks(count: int) -> Policy:
+    """The first `count` units, each by itself: they have the largest maps."""
+    return Policy("first", tuple((index, index + 1) for index in range(count)))
 
 
 @contextmanager
@@ -53,14 +113,53 @@ def _contexts(norms: list[BatchNorm]) -> tuple:
     return nullcontext(), statistics_suspended(norms)
 
 
-def recompute_blocks(model: Any) -> int:
-    """Make every block of `model.blocks()` (archs.Classifier) recompute its activations; returns how many there are.
+def _norms(modules: Sequence[nn.Module]) -> list[BatchNorm]:
+    return [module for parent in modules for module in parent.modules() if isinstance(module, BatchNorm)]
 
-    Outputs, gradients, BatchNorm statistics and dropout masks stay as they were.
+
+def _in_turn(forwards: list[Callable], features: Tensor) -> Tensor:
+    for forward in forwards:
+        features = forward(features)
+    return features
+
+
+def _unchanged(features: Tensor) -> Tensor:
+    return features
+
+
+def layer_groups(unit: nn.Module) -> list[nn.Module]:
+    """The modules within a unit that hold a convolution themselves (with its normalisation and activation)."""
+    inside = [module for module in unit.modules() if module is not unit]
+    return [module for module in inside if any(isinstance(child, nn.Conv2d) for child in module.children())]
+
+
+def apply_policy(model: Any, policy: Policy) -> Any:
+    """Make `model` keep what `policy` says, in place; returns the model.
+
+    Outputs, gradients, BatchNorm statistics and dropout masks stay as they were, and so do the names of the state
+    dict. The first unit of a segment runs the whole segment, and the others hand their input on. Raises ValueError for
+    a segment that the network does not have.
     """
-    count = 0
-    for block in model.blocks():
-        norms = [module for module in block.modules() if isinstance(module, BatchNorm)]
-        block.forward = partial(recomputed, block.forward, norms)
-        count += 1
+    if policy.rewrite:
+        REWRITES[policy.rewrite](model)
+    units: list[nn.Module] = list(model.blocks()) if policy.segments else []
+    for start, stop in policy.segments:
+        if not 0 <= start < stop <= len(units):
+            raise ValueError(f"there is no segment {start}:{stop} in a network of {len(units)} units")
+        run = units[start:stop]
+        if policy.nested:
+            for unit in run:
+                for group in layer_groups(unit):
+                    group.forward = partial(recomputed, group.forward, _norms([group]))
+        forward = run[0].forward if len(run) == 1 else partial(_in_turn, [unit.forward for unit in run])
+        run[0].forward = partial(recomputed, forward, _norms(run))  # type: ignore[method-assign]
+        for unit in run[1:]:
+            unit.forward = _unchanged  # type: ignore[method-assign]
+    return model
+
+
+def recompute_blocks(model: Any) -> int:
+    """Make every block of `model.blocks()` (archs.Classifier) recompute its activations; returns how many there are."""
+    count = len(list(model.blocks()))
+    apply_policy(model, by_block(count))
     return count

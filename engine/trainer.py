@@ -14,7 +14,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor
 
@@ -22,6 +21,7 @@ from engine.checkpoint import Checkpointer
 from engine.config import RunConfig
 from engine.evaluate import Evaluation, evaluate
 from engine.interrupt import Interrupt
+from engine.loss import loss_and_hits
 from engine.network import network_options
 from engine.optim import learning_rate, set_learning_rate
 from engine.planner import Plan
@@ -62,20 +62,6 @@ class LogPoint:
     images: int = 0
     waited: float = 0.0
     totals: tuple[float, float, float] = field(default=(0.0, 0.0, 0.0))
-
-
-def loss_and_hits(output, labels: Tensor, weights: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
-    """(summed loss, number of right guesses) of a micro-batch; images of weight 0 do not count.
-
-    output    logits [N, classes], or an AuxiliaryOutput whose auxiliary losses are added with the paper's weights
-    """
-    logits = getattr(output, "logits", output)
-    losses = F.cross_entropy(logits.float(), labels, reduction="none", label_smoothing=smoothing)
-    for auxiliary, share in zip(getattr(output, "auxiliary", ()), getattr(output, "weights", ()), strict=True):
-        extra = F.cross_entropy(auxiliary.float(), labels, reduction="none", label_smoothing=smoothing)
-        losses = losses + share * extra
-    hits = (logits.detach().argmax(dim=1) == labels) * weights
-    return torch.where(weights > 0, losses * weights, 0.0).sum(), hits.sum()
 
 
 class Trainer:

@@ -1,0 +1,8 @@
+"""How many bytes a training step needs, moment by moment, before any of them is allocated.
+
+tracker   counts every allocation and free of the tensors that operators return, real or fake
+trace     what was counted, as a function of the batch size: live bytes by category, peak, roofline cost
+simulate  two optimizer steps on FakeTensors through the trainer's own loss, optimizer and autocast
+cuda      what a GPU allocates beside those tensors: workspaces, layout copies, reserves, context
+sharding  what several GPUs change: DDP's buckets, ZeRO's shards
+"""

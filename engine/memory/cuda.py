@@ -1,0 +1,110 @@
+"""What a GPU allocates beside the tensors that operators return, and what leaves torch's allocator altogether.
+
+Not measured here: each figure says where it comes from, and a measured peak corrects them (engine.calibration). They
+are chosen to err upwards, since a plan that claims to fit must fit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from engine.memory.trace import Category
+from engine.memory.tracker import NORMS, DeviceModel, Extra
+
+MIB = 1 << 20
+aten = torch.ops.aten
+
+CONVOLUTIONS = (aten.convolution.default, aten.convolution_backward.default)
+
+
+def nbytes(tensor: Tensor) -> int:
+    """Bytes of a tensor's elements."""
+    return tensor.numel() * tensor.element_size()
+
+
+class CudaModel(DeviceModel):
+    """Workspaces and layout copies of convolutions, and cuDNN's BatchNorm reserve.
+
+    precision  of the run: its 16-bit dtype decides who normalises
+
+    Max-pooling's int64 indices need no rule: the CPU's operator returns the same.
+    """
+
+    def __init__(self, precision: str = "fp32") -> None:
+        # in a simulation bfloat16 stands for the run's 16-bit dtype
+        self.reserved = {torch.float32} | ({torch.bfloat16} if precision == "fp16" else set())
+
+    def extras(self, function: Any, arguments: tuple, results: list[Tensor]) -> Iterable[Extra]:
+        if function in CONVOLUTIONS:
+            operands = [value for value in arguments if isinstance(value, Tensor) and value.ndim == 4]
+            yield from convolution_extras(operands, results)
+        elif function in NORMS and len(results) == 3 and arguments[0].dtype in self.reserved:
+            yield norm_reserve(arguments[0], results[1])
+
+
+def convolution_extras(operands: list[Tensor], results: list[Tensor]) -> Iterable[Extra]:
+    """The algorithm's workspace, and channels-last copies of operands that are not laid out so.
+
+    cuDNN gets every operand in one layout (`cudnn_conv_suggest_memory_format` in aten/src/ATen/native/ConvUtils.h). The
+    workspace is taken as large as the largest operand, up to the cap that the run sets (CUDNN_CONV_WSCAP_DBG).
+    """
+    if any(last(tensor) for tensor in operands):
+        for tensor in operands:
+            if not tensor.is_contiguous(memory_format=torch.channels_last):
+                yield Extra(nbytes(tensor), Category.TRANSIENT)
+    yield Extra(max(map(nbytes, [*operands, *results])), Category.WORKSPACE, capped=True)
+
+
+def last(tensor: Tensor) -> bool:
+    """Whether a tensor is channels-last and not contiguous at the same time."""
+    return tensor.is_contiguous(memory_format=torch.channels_last) and not tensor.is_contiguous()
+
+
+def norm_reserve(features: Tensor, statistics: Tensor) -> Extra:
+    """cuDNN's reserve of a training BatchNorm, kept until its backward pass: taken as one bit an element.
+
+    torch takes cuDNN for fp32 and fp16, and for bf16 its own kernel, which has none.
+    """
+    return Extra(features.numel() // 8, Category.SAVED, like=statistics)
+
+
+@dataclass(frozen=True)
+class Device:
+    """What of a card a training process cannot use for tensors. Bytes."""
+
+    context: int = 448 * MIB
+    """CUDA context and loaded modules; 0.3-0.6 GiB on today's cards."""
+    cublas: int = 32 * MIB
+    """cuBLAS's workspace: 32 MiB from Hopper on, 8 MiB before (aten/src/ATen/cuda/CublasHandlePool.cpp)."""
+    nccl: int = 256 * MIB
+    """NCCL's channels, with several GPUs."""
+    fragmentation: float = 0.02
+    """Share of the allocator's peak that is reserved and cannot be used."""
+
+
+def workspace_cap(budget: int) -> int:
+    """Bytes a convolution's workspace may take: a thirty-second of the card, from 128 MiB to 1 GiB.
+
+    Whole MiB, as CUDNN_CONV_WSCAP_DBG counts.
+    """
+    return max(128, min(1024, budget // 32 // MIB)) * MIB
+
+
+DECODED_SIDE = 512
+"""Pixels a side of the photographs that the loader's decoder is taken to hold; ImageNet's mean is about 470 × 390."""
+
+
+def loader_bytes(share: int, image_size: int, prefetch: int, half: bool) -> int:
+    """Device bytes of DALI's graph for a rank's `share` of images: decoded pixels, the resize's intermediate, outputs.
+
+    Outside torch's allocator. The resize works in two passes, the first of which leaves fp32 rows.
+    """
+    decoded = DECODED_SIDE * DECODED_SIDE * 3
+    intermediate = DECODED_SIDE * image_size * 3 * 4
+    output = image_size * image_size * 3 * (2 if half else 4)
+    return share * (decoded + intermediate + (prefetch + 1) * output)

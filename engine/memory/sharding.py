@@ -1,0 +1,71 @@
+"""What several GPUs change: DDP's buckets, and what ZeRO shards, gathers and buffers.
+
+Rajbhandari et al. 2020, "ZeRO", arXiv:1910.02054; buffer sizes are those of configs/deepspeed/.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from engine.memory.cuda import Device
+from engine.memory.trace import Category
+
+ELEMENT = 4  # parameters, gradients and states are fp32
+REDUCE_BUCKET = 50_000_000
+PREFETCH_BUCKET = 20_000_000
+PERSISTENT = 100_000
+"""Elements up to which stage 3 keeps a parameter whole on every GPU."""
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """Elements of a network's parameters."""
+
+    total: int
+    largest: int
+    """Of the largest tensor."""
+    small: int
+    """In tensors of at most PERSISTENT elements."""
+    states: int
+    """fp32 values an optimizer keeps a parameter: 1 for momentum, 2 for Adam."""
+
+
+@dataclass(frozen=True)
+class Sharding:
+    """Static bytes on one GPU, by category, and what a step moves between GPUs."""
+
+    static: dict[Category, int]
+    traffic: int
+    """Bytes each GPU sends a step."""
+
+
+def shard(parameters: Parameters, ranks: int, stage: int, offload_optimizer: bool, device: Device) -> Sharding:
+    """Parameters, gradients, optimizer states and communication buffers of one of `ranks` GPUs under ZeRO `stage`.
+
+    stage              0 is DDP (or one GPU), whose buckets are the gradients themselves (gradient_as_bucket_view)
+    offload_optimizer  states and the fp32 shard that they update are in host memory
+    """
+    whole = ELEMENT * parameters.total
+    part = -(-whole // ranks)
+    static = {
+        Category.PARAMETERS: whole,
+        Category.GRADIENTS: whole,
+        Category.OPTIMIZER: parameters.states * (part if stage else whole),
+        Category.COMMUNICATION: device.nccl if ranks > 1 else 0,
+    }
+    if stage:
+        # DeepSpeed updates a separate fp32 copy of its shard and copies that back.
+        static[Category.OPTIMIZER] += part
+        buffers = 2 if stage >= 2 else 1  # overlap_comm fills one while the other is reduced
+        static[Category.COMMUNICATION] += buffers * ELEMENT * REDUCE_BUCKET
+    if stage >= 2:
+        static[Category.GRADIENTS] = part
+    if stage == 3:
+        kept = ELEMENT * parameters.small
+        static[Category.PARAMETERS] = kept + -(-(whole - kept) // ranks)
+        gathered = min(whole, ELEMENT * (PREFETCH_BUCKET + parameters.largest))
+        static[Category.COMMUNICATION] += gathered
+    if offload_optimizer:
+        static[Category.OPTIMIZER] = 0
+    hops = 0 if ranks == 1 else 3 if stage == 3 else 2  # reduce-scatter and all-gather; stage 3 gathers twice
+    return Sharding(static, hops * whole * (ranks - 1) // ranks)

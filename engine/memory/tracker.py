@@ -1,0 +1,226 @@
+"""Counts every allocation and free of tensors that operators return, by storage: views and in-place results are free.
+
+Works the same on real tensors and on FakeTensors. What an operator allocates and frees within itself is not seen; on a
+GPU those are the workspaces and copies of engine.memory.cuda.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+
+from engine.memory.trace import Affine, Category, Operators, Trace
+
+CASTS = (torch.ops.aten._to_copy.default,)
+NORMS = (torch.ops.aten.native_batch_norm.default, torch.ops.aten._native_batch_norm_legit.default)
+"""Training BatchNorm: (images, weight, bias, ...) -> (images, mean, inverse deviation)."""
+
+
+@dataclass
+class Extra:
+    """Bytes that a device allocates around an operator, beside its results.
+
+    like  the lifetime is that of this result; None is the operator's own duration
+    """
+
+    nbytes: int
+    category: Category
+    like: Tensor | None = None
+    capped: bool = False
+
+
+class DeviceModel:
+    """What a device allocates around an operator; this one allocates nothing."""
+
+    def extras(self, function: Any, arguments: tuple, results: list[Tensor]) -> Iterable[Extra]:
+        """Called after every operator, with all its arguments and its result tensors."""
+        return ()
+
+
+@dataclass
+class _Storages:
+    """One row a storage ever seen."""
+
+    nbytes: list[int] = field(default_factory=list)
+    category: list[int] = field(default_factory=list)
+    unit: list[int] = field(default_factory=list)
+    capped: list[bool] = field(default_factory=list)
+    rounded: list[bool] = field(default_factory=list)
+
+    def add(self, nbytes: int, category: Category, unit: int, capped: bool = False) -> int:
+        self.nbytes.append(nbytes)
+        self.category.append(category)
+        self.unit.append(unit)
+        self.capped.append(capped)
+        self.rounded.append(nbytes > 0)
+        return len(self.nbytes) - 1
+
+
+class Tracker(TorchDispatchMode):
+    """Records allocations and frees while it is entered.
+
+    batch   the recording's prime batch size; 0 takes all sizes as they are
+    device  what the device allocates beside the results
+
+    `hold` counts tensors that were there before; `mark` names the phase that begins; `settle` gives tensors their
+    category once it is known; `trace` closes the record.
+    """
+
+    def __init__(self, batch: int = 0, device: DeviceModel | None = None) -> None:
+        super().__init__()
+        self.batch, self.device = batch, device or DeviceModel()
+        self.storages = _Storages()
+        self.events: list[int] = []  # storage + 1, negative where it is freed
+        self.marks: list[tuple[int, str]] = []
+        self.unit = -1
+        """Unit of recompute whose forward is running; -1 outside."""
+        self.unit_flops: dict[int, int] = {}
+        self.forward_reads: dict[int, set[int]] = {}
+        """Storage -> units (-1: none) whose operators read it in the forward pass."""
+        self._known: dict[int, tuple[weakref.ref, int]] = {}
+        self._names: list[str] = []
+        self._flops: list[int] = []
+        self._traffic: list[int] = []
+        self._start_operator = 0
+
+    # --- storages ----------------------------------------------------------------------------------------------
+
+    def _index(self, tensor: Tensor) -> int | None:
+        """The row of a tensor's storage, if it has been seen and is alive."""
+        storage = tensor.untyped_storage()
+        known = self._known.get(id(storage))
+        return known[1] if known is not None and known[0]() is storage else None
+
+    def _allocate(self, tensor: Tensor, category: Category = Category.TRANSIENT) -> int:
+        storage = tensor.untyped_storage()
+        key = id(storage)
+        known = self._known.get(key)
+        if known is not None and known[0]() is storage:
+            return known[1]
+        row = self.storages.add(storage.nbytes(), category, self.unit)
+        self.events.append(row + 1)
+        events, registry = self.events, self._known
+
+        def freed(_: weakref.ref) -> None:
+            events.append(-row - 1)
+            if registry.get(key, (None, -1))[1] == row:
+                del registry[key]
+
+        registry[key] = (weakref.ref(storage, freed), row)
+        return row
+
+    def _charge(self, extra: Extra) -> int | None:
+        """Allocate an extra; returns its row where it ends with the operator."""
+        row = self.storages.add(int(extra.nbytes), extra.category, self.unit, extra.capped)
+        self.events.append(row + 1)
+        if extra.like is None:
+            return row
+        weakref.finalize(extra.like.untyped_storage(), self.events.append, -row - 1).atexit = False
+        return None
+
+    def hold(self, tensors: Iterable[Tensor], category: Category) -> None:
+        """Count tensors that are there already."""
+        for tensor in tensors:
+            self.storages.category[self._allocate(tensor, category)] = category
+
+    def settle(self, tensors: Iterable[Tensor | None], category: Category) -> None:
+        """Say what tensors turned out to be, from their allocation on; those never seen are counted from now on."""
+        self.hold((tensor for tensor in tensors if tensor is not None), category)
+
+    def settle_alive(self, category: Category) -> None:
+        """Say that what is alive now and has no category yet is of this one."""
+        for _, row in list(self._known.values()):
+            if self.storages.category[row] == Category.TRANSIENT:
+                self.storages.category[row] = category
+
+    def alive(self) -> int:
+        """Bytes alive, unrounded."""
+        return sum((1 if event > 0 else -1) * self.storages.nbytes[abs(event) - 1] for event in self.events)
+
+    # --- operators ---------------------------------------------------------------------------------------------
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        keywords = keywords or {}
+        result = function(*arguments, **keywords)
+        outputs = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor) and leaf.device.type != "meta"]
+        inputs = [leaf for leaf in tree_leaves((arguments, keywords)) if isinstance(leaf, Tensor)]
+        read = [row for row in map(self._index, inputs) if row is not None]
+        if self.marks and self.marks[-1][1] == "forward":
+            for row in read:
+                self.forward_reads.setdefault(row, set()).add(self.unit)
+        category = Category.TRANSIENT
+        if function in CASTS and read and self.storages.category[read[0]] == Category.PARAMETERS:
+            category = Category.AUTOCAST
+        fresh = 0
+        for tensor in outputs:
+            before = len(self.storages.nbytes)
+            row = self._allocate(tensor, category)
+            fresh += self.storages.nbytes[row] if row == before else 0
+        if function in NORMS and self.batch and arguments[1] is not None:
+            self._correct_statistics(arguments[0], arguments[1], outputs)
+        passing = [self._charge(extra) for extra in self.device.extras(function, arguments, outputs)]
+        self.events += [-row - 1 for row in passing if row is not None]
+        counter = flop_registry.get(function._overloadpacket)
+        flops = counter(*arguments, **keywords, out_val=result) if counter else 0
+        in_place = sum(tensor.numel() * tensor.element_size() for tensor in outputs) if not fresh else 0
+        moved = fresh or (in_place if function._schema.is_mutable else 0)
+        if moved:
+            self._names.append(function._overloadpacket.__name__)
+            self._flops.append(int(flops))
+            self._traffic.append(moved + sum(tensor.numel() * tensor.element_size() for tensor in inputs))
+            if self.unit >= 0:
+                self.unit_flops[self.unit] = self.unit_flops.get(self.unit, 0) + int(flops)
+        return result
+
+    def _correct_statistics(self, features: Tensor, weight: Tensor, outputs: list[Tensor]) -> None:
+        """A BatchNorm of 16-bit images with fp32 weights keeps fp32 statistics; FakeTensors say 16-bit ones."""
+        for tensor in outputs[1:]:
+            if tensor.dtype == features.dtype != weight.dtype and tensor.numel():
+                row = self._index(tensor)
+                assert row is not None
+                self.storages.nbytes[row] = tensor.numel() * weight.element_size()
+
+    # --- the record --------------------------------------------------------------------------------------------
+
+    def mark(self, phase: str) -> None:
+        """A phase begins."""
+        self.marks.append((len(self.events), phase))
+
+    def begin(self) -> None:
+        """The step that counts begins: forget the phases and operators so far, not what is alive."""
+        self.marks.clear()
+        self._start_operator = len(self._names)
+        self.events.append(0)  # an event of its own, so that what is alive now belongs to the step
+
+    def trace(self) -> Trace:
+        """What was recorded since `begin`."""
+        events = np.array(self.events, dtype=np.int64)
+        first = max((i for i, event in enumerate(self.events) if event == 0), default=0)
+        category = np.array([*self.storages.category, Category.CONTEXT], dtype=np.int8)
+        nothing = len(self.storages.nbytes)  # the row of event 0
+        operators = Operators(
+            self._names[self._start_operator :],
+            Affine.split(self._flops[self._start_operator :], self.batch),
+            Affine.split(self._traffic[self._start_operator :], self.batch),
+        )
+        return Trace(
+            sizes=Affine.split([*self.storages.nbytes, 0], self.batch),
+            category=category,
+            whole_share=category == Category.INPUT,
+            capped=np.array([*self.storages.capped, False]),
+            rounded=np.array([*self.storages.rounded, False]),
+            storage=np.where(events == 0, nothing, np.abs(events) - 1),
+            sign=np.sign(events),
+            start=first,
+            phases=tuple(self.marks),
+            operators=operators,
+        )

@@ -1,0 +1,154 @@
+"""The simulator against real steps on this CPU and against torch's own tracker."""
+
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+
+import archs
+import archs.cost
+from engine.config import OptimConfig
+from engine.memory.cuda import CudaModel
+from engine.memory.simulate import Step, Untraceable, run_step, simulate
+from engine.memory.trace import Category
+from engine.memory.tracker import Tracker
+from engine.memory.validate import NETWORKS, POLICIES, compare, good
+from engine.recompute import Policy, by_block
+
+resnet18 = partial(archs.build, "resnet18", 10)
+SMALL = Step(32, 10, cuda=False)
+
+
+@pytest.mark.parametrize(
+    ("arch", "precision", "kind", "size"),
+    [
+        ("resnet18", "fp32", "none", 32),
+        ("resnet18", "bf16", "segments", 32),
+        ("inceptionv3", "fp32", "block", 75),
+        ("inceptionv3", "bf16", "none", 75),
+    ],
+)
+def test_as_counted_on_real_tensors(arch, precision, kind, size):
+    row = compare(arch, precision, kind, 4, size)
+    assert good(row), row
+    assert row["predicted_saved"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", POLICIES)
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("arch", NETWORKS)
+def test_every_network_as_counted(arch, precision, kind):
+    row = compare(arch, precision, kind, 4, max(64, archs.lookup(arch).minimum_size))
+    assert good(row), row
+
+
+def test_another_batch_needs_no_other_recording():
+    trace = simulate(resnet18, SMALL)
+    for batch in (2, 7, 16):
+        model = resnet18().to(memory_format=torch.channels_last).train()
+        assert trace.peak(batch) == run_step(model, SMALL, batch, Tracker()).peak(batch)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_as_torchs_own_tracker_says(optimizer):
+    """MemTracker's peak of one step with states, gradients and images on the same footing (unrounded on a CPU)."""
+    from torch.distributed._tools.mem_tracker import MemTracker
+
+    step = replace(SMALL, optim=OptimConfig(optimizer=optimizer))
+    trace = simulate(resnet18, step)
+    from engine.loss import loss_and_hits
+    from engine.optim import build_optimizer
+
+    model = resnet18().to(memory_format=torch.channels_last).train()
+    adam = build_optimizer(model, step.optim)
+    images = torch.zeros(8, 3, 32, 32).to(memory_format=torch.channels_last)
+    labels, weights = torch.zeros(8, dtype=torch.long), torch.ones(8)
+
+    def once():
+        loss, _ = loss_and_hits(model(images), labels, weights, 0.0)
+        (loss * 1.0).backward()
+        adam.step()
+        adam.zero_grad()
+
+    once()
+    memory = MemTracker()
+    memory.track_external(model, adam, images, labels, weights)
+    with memory:
+        once()
+    theirs = memory.get_tracker_snapshot("peak")[torch.device("cpu")]["Total"]
+    timeline = trace.timeline(8)
+    ours = (timeline.total - timeline.live[Category.ROUNDING]).max()
+    assert ours == pytest.approx(theirs, rel=1e-4)
+
+
+def test_the_second_step_has_states_and_no_gradients():
+    timeline = simulate(resnet18, SMALL).timeline(4)
+    parameters = 4 * sum(parameter.numel() for parameter in resnet18().parameters())
+    assert timeline.live[Category.OPTIMIZER][0] == pytest.approx(2 * parameters, rel=1e-3)
+    assert timeline.live[Category.GRADIENTS][0] == 0
+    assert timeline.live[Category.GRADIENTS].max() == parameters
+    kept = simulate(resnet18, replace(SMALL, gradients_kept=True)).timeline(4)
+    assert kept.live[Category.GRADIENTS].min() == parameters
+    assert [name for _, name in kept.phases] == ["forward", "backward", "optimizer"]
+
+
+def test_half_precision_keeps_half_and_copies_of_weights():
+    full, half = simulate(resnet18, SMALL), simulate(resnet18, replace(SMALL, precision="bf16"))
+    assert 0.5 <= half.saved(64) / full.saved(64) < 0.55
+    convolutions = sum(module.weight.numel() for module in resnet18().modules() if isinstance(module, nn.Conv2d))
+    assert half.timeline(64).live[Category.AUTOCAST].max() == pytest.approx(2 * convolutions, rel=0.01)
+    assert simulate(resnet18, replace(SMALL, precision="fp16")).peak(64) == half.peak(64)
+
+
+def test_units_are_the_blocks_and_taps_end_segments():
+    trace = simulate(partial(archs.build, "inceptionv3", 10), Step(75, 10))
+    units = trace.units
+    assert len(units) == len(list(archs.build("inceptionv3", 10).blocks()))
+    assert [index for index, unit in enumerate(units) if unit.tapped] == [14]  # the grid the auxiliary head hangs on
+    plain = sum(unit.inner + unit.output for unit in units) * 8
+    assert plain == pytest.approx(trace.saved(8), rel=0.1)
+    pools = [index for index, unit in enumerate(units) if unit.flops == 0]
+    assert pools == [3, 6]  # the stem's
+
+
+def test_recompute_costs_a_forward_pass():
+    plain = simulate(resnet18, SMALL).operators
+    block = simulate(resnet18, replace(SMALL, policy=by_block(9))).operators
+    gain = block.flops.at(8).sum() / plain.flops.at(8).sum()
+    assert 1.2 < gain < 1.4
+
+
+def test_gpu_side_adds_workspaces_and_reserves():
+    plain, cuda = simulate(resnet18, SMALL), simulate(resnet18, SMALL, CudaModel())
+    maps = archs.cost.convolution_outputs(resnet18(), 32, 32) * 64
+    assert cuda.saved(64) - plain.saved(64) == pytest.approx(maps / 8, rel=0.01)
+    half = replace(SMALL, precision="bf16")
+    assert simulate(resnet18, half, CudaModel("bf16")).saved(64) == simulate(resnet18, half).saved(64)
+    assert simulate(resnet18, half, CudaModel("fp16")).saved(64) > simulate(resnet18, half).saved(64)
+    capped = cuda.timeline(64, cap=1 << 20).live[Category.WORKSPACE].max()
+    assert capped == 1 << 20
+    assert cuda.timeline(64, cap=1 << 62).live[Category.WORKSPACE].max() > capped
+
+
+def test_offloaded_activations_leave_the_device():
+    plain = simulate(resnet18, SMALL)
+    offloaded = simulate(resnet18, replace(SMALL, policy=Policy(offload=True)))
+    assert plain.saved(4096) > 0.5 * plain.peak(4096)
+    assert offloaded.saved(4096) < 0.01 * plain.saved(4096)
+    assert offloaded.peak(4096) < 0.55 * plain.peak(4096)
+
+
+def test_an_operator_without_a_rule_is_named():
+    class Odd(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(3 * 64, 10)
+
+        def forward(self, images):
+            return self.fc(images.flatten(1)[images.flatten(1).sum(1) > float(images.sum().item())])
+
+    with pytest.raises(Untraceable, match=r"aten\._local_scalar_dense"):
+        simulate(Odd, Step(8, 10))

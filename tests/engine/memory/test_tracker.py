@@ -1,0 +1,98 @@
+"""What is counted: storages, not tensors; from allocation to free."""
+
+import pytest
+import torch
+from torch import nn
+
+from engine.memory.trace import Category
+from engine.memory.tracker import DeviceModel, Extra, Tracker
+
+KIB = 1024
+
+
+def peak_of(work) -> int:
+    tracker = Tracker()
+    with tracker:
+        tracker.begin()
+        tracker.mark("forward")
+        work()
+    return tracker.trace().peak(1)
+
+
+def test_views_and_in_place_results_are_free():
+    def work():
+        one = torch.zeros(256)  # 1 KiB
+        one.view(16, 16).t().add_(1).relu_()
+
+    assert peak_of(work) == KIB
+
+
+def test_what_is_freed_does_not_count_later():
+    def work():
+        first = torch.zeros(1024)
+        second = first * 2
+        del first
+        third = second + 1
+        del second, third
+
+    assert peak_of(work) == 2 * 4 * KIB
+
+
+def test_an_address_that_is_used_again_is_another_storage():
+    def work():
+        for _ in range(20):
+            torch.zeros(1024)
+
+    assert peak_of(work) == 4 * KIB
+
+
+def test_categories_are_settled_afterwards():
+    tracker = Tracker()
+    weight = nn.Parameter(torch.ones(128))
+    tracker.hold([weight], Category.PARAMETERS)
+    with tracker:
+        tracker.begin()
+        tracker.mark("forward")
+        loss = (weight * 2).sum()
+        tracker.mark("backward")
+        loss.backward()
+        tracker.settle([weight.grad], Category.GRADIENTS)
+    live = tracker.trace().timeline(1).live
+    assert live[Category.PARAMETERS].max() == live[Category.GRADIENTS].max() == 512
+
+
+def test_extras_live_as_long_as_they_are_said_to():
+    class Device(DeviceModel):
+        def extras(self, function, arguments, results):
+            if function is torch.ops.aten.mul.Tensor:
+                yield Extra(4 * KIB, Category.WORKSPACE)
+                yield Extra(1 * KIB, Category.SAVED, like=results[0])
+
+    tracker = Tracker(device=Device())
+    with tracker:
+        tracker.begin()
+        tracker.mark("forward")
+        product = torch.ones(256) * 2
+        later = product + 1
+        del product
+        last = later + 1
+        del later, last
+    total = tracker.trace().timeline(1).total
+    # the ones, the product, the workspace and the reserve
+    assert total.max() == (1 + 1 + 4 + 1) * KIB
+    assert total[-1] == 0
+
+
+@pytest.mark.parametrize("sizes", [(64, 32)])
+def test_operators_have_flops_and_traffic(sizes):
+    rows, columns = sizes
+    tracker = Tracker()
+    left, right = torch.ones(rows, columns), torch.ones(columns, rows)
+    with tracker:
+        tracker.begin()
+        tracker.mark("forward")
+        left @ right
+    operators = tracker.trace().operators
+    assert operators.names == ["mm"]
+    assert operators.flops.at(1)[0] == 2 * rows * columns * rows
+    assert operators.traffic.at(1)[0] == 4 * (2 * rows * columns + rows * rows)
