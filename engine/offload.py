@@ -22,6 +22,7 @@ class Offload(torch.autograd.graph.saved_tensors_hooks):
     keep   tensors that stay where they are (parameters: they are there anyway)
     store  tensor -> its copy off the device; None is pinned host memory
     fetch  (copy, device) -> the tensor on the device again
+    smallest  bytes of a storage from which on it moves; None is SMALLEST
 
     Copies are made on the current stream, so they are ordered with the kernels that write and read the tensors; the
     pinned buffer comes from torch's host allocator, which keeps it until the copy has ended.
@@ -32,10 +33,11 @@ class Offload(torch.autograd.graph.saved_tensors_hooks):
         keep: list[Tensor] | None = None,
         store: Callable[[Tensor], Tensor] | None = None,
         fetch: Callable[[Tensor, torch.device], Tensor] | None = None,
-        smallest: int = SMALLEST,
+        smallest: int | None = None,
     ) -> None:
         self.kept = {id(tensor.untyped_storage()) for tensor in keep or ()}
-        self.store, self.fetch, self.smallest = store or to_host, fetch or to_device, smallest
+        self.store, self.fetch = store or to_host, fetch or to_device
+        self.smallest = SMALLEST if smallest is None else smallest
         self.copies: dict[tuple, tuple[weakref.ref, Any]] = {}
         super().__init__(self._pack, self._unpack)
 

@@ -29,21 +29,13 @@ def nbytes(tensor: Tensor) -> int:
 
 class CudaModel(DeviceModel):
     """Workspaces and layout copies of convolutions, and cuDNN's BatchNorm reserve.
-
-    precision  of the run: its 16-bit dtype decides who normalises
-
-    Max-pooling's int64 indices need no rule: the CPU's operator returns the same.
     """
-
-    def __init__(self, precision: str = "fp32") -> None:
-        # in a simulation bfloat16 stands for the run's 16-bit dtype
-        self.reserved = {torch.float32} | ({torch.bfloat16} if precision == "fp16" else set())
 
     def extras(self, function: Any, arguments: tuple, results: list[Tensor]) -> Iterable[Extra]:
         if function in CONVOLUTIONS:
             operands = [value for value in arguments if isinstance(value, Tensor) and value.ndim == 4]
             yield from convolution_extras(operands, results)
-        elif function in NORMS and len(results) == 3 and arguments[0].dtype in self.reserved:
+        elif function in NORMS and len(results) == 3:
             yield norm_reserve(arguments[0], results[1])
 
 
@@ -68,9 +60,11 @@ def last(tensor: Tensor) -> bool:
 def norm_reserve(features: Tensor, statistics: Tensor) -> Extra:
     """cuDNN's reserve of a training BatchNorm, kept until its backward pass: taken as one bit an element.
 
-    torch takes cuDNN for fp32 and fp16, and for bf16 its own kernel, which has none.
+    torch takes cuDNN for fp32 and fp16, and for bf16 its own kernel, which has none. A simulation's bfloat16 stands for
+    both 16-bit dtypes.
     """
-    return Extra(features.numel() // 8, Category.SAVED, like=statistics)
+    half = features.dtype != torch.float32
+    return Extra(features.numel() // 8, Category.SAVED, like=statistics, fp16_only=half)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ the others do not. Every batch size is then read off the same record exactly, wi
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 
 import numpy as np
@@ -124,6 +124,8 @@ class Operators:
     flops: Affine
     traffic: Affine
     """Bytes read and written."""
+    optimizer: int = 0
+    """The first operator of the last phase: the optimizer's, once a step and not once a micro-batch."""
 
 
 @dataclass
@@ -138,8 +140,8 @@ class Trace:
     """bool [storages]: grows with the rank's whole share, not with a micro-batch (the images)."""
     capped: np.ndarray
     """bool [storages]: a workspace, at most as large as the cap."""
-    rounded: np.ndarray
-    """bool [storages]: a request of its own to the allocator."""
+    fp16_only: np.ndarray
+    """bool [storages]: not there in a bf16 run."""
     storage: np.ndarray
     """int32 [events]: which storage"""
     sign: np.ndarray
@@ -156,7 +158,7 @@ class Trace:
         """(bytes, what rounding adds) of every storage."""
         size = np.where(self.whole_share, self.sizes.at(share), self.sizes.at(micro))
         size = np.where(self.capped, np.minimum(size, cap), size)
-        padding = np.where(self.rounded, -size % ROUND, 0.0)
+        padding = -size % ROUND
         return size, padding
 
     def timeline(self, micro: int, share: int | None = None, cap: float = float("inf")) -> Timeline:
@@ -173,6 +175,51 @@ class Trace:
         """Bytes live at the peak; `timeline` without the categories."""
         size, padding = self.bytes_at(micro, share or micro, cap)
         return int((self.sign * (size + padding)[self.storage]).cumsum()[self.start :].max())
+
+    def in_bf16(self) -> Trace:
+        """A record of an fp16 run as the bf16 run that differs from it by cuDNN's reserves alone."""
+        there = ~self.fp16_only
+        sizes = Affine(self.sizes.constant * there, self.sizes.slope * there)
+        return replace(self, sizes=sizes, fp16_only=np.zeros_like(there))
+
+    def with_gradients_kept(self) -> Trace:
+        """The same step where all gradients are there from the start: a later micro-batch of a step, or DDP's buckets.
+
+        Autograd's own gradient of a parameter then lives until it has been added, at once.
+        """
+        gradients = set(np.flatnonzero(self.category == Category.GRADIENTS).tolist())
+        events = list(zip(self.storage.tolist(), self.sign.tolist(), strict=True))
+        kept = [row for row, sign in events[self.start :] if sign > 0 and row in gradients]
+        storage, sign, moved = [], [], []
+        for event, (row, way) in enumerate(events):
+            moved.append(len(storage))
+            mine = event >= self.start and row in gradients
+            if event == self.start:
+                storage += range(len(self.category), len(self.category) + len(kept))
+                sign += [1] * len(kept)
+            if mine and way < 0:
+                continue
+            storage += [row, row] if mine else [row]
+            sign += [1, -1] if mine else [way]
+        category = np.concatenate([self.category, np.full(len(kept), Category.GRADIENTS, dtype=np.int8)])
+        category[kept] = Category.TRANSIENT
+
+        def again(array: np.ndarray) -> np.ndarray:
+            return np.concatenate([array, array[kept]])
+
+        start = moved[self.start] + len(kept)
+        return replace(
+            self,
+            sizes=Affine(again(self.sizes.constant), again(self.sizes.slope)),
+            category=category,
+            whole_share=again(self.whole_share),
+            capped=again(self.capped),
+            fp16_only=again(self.fp16_only),
+            storage=np.array(storage),
+            sign=np.array(sign),
+            start=start,
+            phases=tuple((max(start, moved[first]), name) for first, name in self.phases),
+        )
 
     def saved(self, micro: int) -> int:
         """Bytes kept from the forward pass for the backward pass, rounded, beside parameters and images."""

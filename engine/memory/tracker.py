@@ -36,6 +36,8 @@ class Extra:
     category: Category
     like: Tensor | None = None
     capped: bool = False
+    fp16_only: bool = False
+    """Not there in a bf16 run, whose record otherwise is the same."""
 
 
 class DeviceModel:
@@ -54,14 +56,14 @@ class _Storages:
     category: list[int] = field(default_factory=list)
     unit: list[int] = field(default_factory=list)
     capped: list[bool] = field(default_factory=list)
-    rounded: list[bool] = field(default_factory=list)
+    fp16_only: list[bool] = field(default_factory=list)
 
-    def add(self, nbytes: int, category: Category, unit: int, capped: bool = False) -> int:
+    def add(self, nbytes: int, category: Category, unit: int, capped: bool = False, fp16_only: bool = False) -> int:
         self.nbytes.append(nbytes)
         self.category.append(category)
         self.unit.append(unit)
         self.capped.append(capped)
-        self.rounded.append(nbytes > 0)
+        self.fp16_only.append(fp16_only)
         return len(self.nbytes) - 1
 
 
@@ -91,6 +93,7 @@ class Tracker(TorchDispatchMode):
         self._flops: list[int] = []
         self._traffic: list[int] = []
         self._start_operator = 0
+        self._optimizer = 0
 
     # --- storages ----------------------------------------------------------------------------------------------
 
@@ -120,7 +123,7 @@ class Tracker(TorchDispatchMode):
 
     def _charge(self, extra: Extra) -> int | None:
         """Allocate an extra; returns its row where it ends with the operator."""
-        row = self.storages.add(int(extra.nbytes), extra.category, self.unit, extra.capped)
+        row = self.storages.add(int(extra.nbytes), extra.category, self.unit, extra.capped, extra.fp16_only)
         self.events.append(row + 1)
         if extra.like is None:
             return row
@@ -194,6 +197,7 @@ class Tracker(TorchDispatchMode):
     def mark(self, phase: str) -> None:
         """A phase begins."""
         self.marks.append((len(self.events), phase))
+        self._optimizer = len(self._names) - self._start_operator
 
     def begin(self) -> None:
         """The step that counts begins: forget the phases and operators so far, not what is alive."""
@@ -211,13 +215,14 @@ class Tracker(TorchDispatchMode):
             self._names[self._start_operator :],
             Affine.split(self._flops[self._start_operator :], self.batch),
             Affine.split(self._traffic[self._start_operator :], self.batch),
+            self._optimizer,
         )
         return Trace(
             sizes=Affine.split([*self.storages.nbytes, 0], self.batch),
             category=category,
             whole_share=category == Category.INPUT,
             capped=np.array([*self.storages.capped, False]),
-            rounded=np.array([*self.storages.rounded, False]),
+            fp16_only=np.array([*self.storages.fp16_only, False]),
             storage=np.where(events == 0, nothing, np.abs(events) - 1),
             sign=np.sign(events),
             start=first,
