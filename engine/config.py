@@ -18,6 +18,8 @@ from typing import Annotated, Any, Literal
 import tyro
 import yaml
 
+from engine.byte_sizes import parse_bytes
+
 TopLevel = tyro.conf.arg(prefix_name=False)
 
 
@@ -162,10 +164,28 @@ class PrecisionConfig:
 
 @dataclass(frozen=True)
 class MemoryConfig:
-    """What is kept for the backward pass."""
+    """What is kept for the backward pass, and in how much memory."""
 
-    recompute: Annotated[Literal["none", "block"], TopLevel] = "none"
-    """block: keep only the inputs of the network's blocks and run each block's forward again in the backward pass."""
+    recompute: Annotated[Literal["auto", "none", "block", "segments", "nested"], TopLevel] = "auto"
+    """Run forward passes again in the backward pass and keep less. block: each of the network's blocks by itself;
+    segments: the best runs of blocks; nested: the layers inside the blocks as well. auto is the cheapest that fits
+    the GPU's memory, and none where there is no GPU."""
+    gpu_memory: Annotated[str, TopLevel] = "auto"
+    """Device memory to plan for, with its unit, as in 8GiB. auto is what is free on the GPU, and no plan without one;
+    off plans nothing."""
+    offload: Literal["auto", "on", "off"] = "auto"
+    """Keep saved activations in pinned host memory; auto is where nothing else fits."""
+
+    def __post_init__(self) -> None:
+        try:
+            _ = self.budget
+        except ValueError as error:
+            raise ConfigError(f"--gpu-memory {error}") from None
+
+    @property
+    def budget(self) -> int:
+        """Bytes of gpu_memory; 0 for auto and off."""
+        return 0 if self.gpu_memory in ("auto", "off") else parse_bytes(self.gpu_memory)
 
 
 @dataclass(frozen=True)
@@ -175,6 +195,9 @@ class ParallelConfig:
     micro_batch_size: int = 0
     """Images a GPU takes at once; the rest of its share is accumulated. 0 is the whole share. BatchNorm sees one
     micro-batch at a time, so this changes what such a network computes."""
+
+    sync_bn: Annotated[bool, TopLevel] = False
+    """BatchNorm over the images of all ranks together, not each rank's own."""
 
     threads: int = 0
     """CPU threads of a process that trains without a GPU; 0 is OMP_NUM_THREADS, or this machine's cores shared out."""

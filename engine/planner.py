@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from engine.config import ConfigError, RunConfig, require
+from engine.recompute import Policy, by_block
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
+GIB = 2**30
 OPTIMIZER_STATES = {"sgd": 1, "adam": 2, "adamw": 2}  # fp32 tensors of the parameters' size
 
 
@@ -62,7 +64,8 @@ class Plan:
     micro_batch_size: int
     accumulation: int
     ranks: int
-    recompute: Literal["none", "block"]
+    recompute: str
+    """In words, as `Policy.describe`."""
     compile: bool
     channels_last: bool
     zero_stage: int
@@ -71,10 +74,34 @@ class Plan:
     optimizer_bytes: int
     changes: tuple[str, ...] = ()
     """In words, what the plan computes differently from one GPU taking the whole batch at once."""
+    policy: Policy = Policy()
+    sync_bn: bool = False
+    offload_optimizer: bool = False
+    budget_bytes: int = 0
+    """Device memory that the plan was made for; 0 is none: nothing was searched."""
+    workspace_cap_bytes: int = 0
+    """The most that a convolution's workspace may take; 0 is no cap."""
+    predicted_bytes: dict[str, int] = field(default_factory=dict)
+    """At the step's peak, by category."""
+    predicted_peak_bytes: int = 0
+    """All of them: what the device needs."""
+    predicted_allocated_bytes: int = 0
+    """Those in torch's allocator: what `torch.cuda.max_memory_allocated` will say."""
+    relative_cost: float = 0.0
+    """Predicted time of a step over the cheapest candidate's, whether that fits or not."""
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for plan.json."""
         return dataclasses.asdict(self) | {"changes": list(self.changes)}
+
+    def memory_line(self) -> str:
+        """The predicted peak and its largest parts, for the terminal; empty where nothing was predicted."""
+        if not self.predicted_bytes:
+            return ""
+        parts = sorted(self.predicted_bytes.items(), key=lambda item: -item[1])[:3]
+        text = ", ".join(f"{name} {size / GIB:.2f}" for name, size in parts)
+        budget = f" of {self.budget_bytes / GIB:.2f} GiB" if self.budget_bytes else ""
+        return f"predicted peak {self.predicted_peak_bytes / GIB:.2f} GiB{budget}: {text}"
 
     def describe(self) -> str:
         """One line for the terminal."""
@@ -83,8 +110,9 @@ class Plan:
             split += f" = {self.micro_batch_size} × {self.accumulation} accumulated × {self.ranks} ranks"
         parts = [self.device_name, self.precision + (" with loss scaling" if self.loss_scaling else ""), split]
         parts += ["torch.compile"] if self.compile else []
-        parts += [f"recompute by {self.recompute}"] if self.recompute != "none" else []
+        parts += [f"recompute {self.recompute}"] if self.recompute != "none" else []
         parts += [f"ZeRO-{self.zero_stage}"] if self.zero_stage else []
+        parts += ["SyncBatchNorm"] if self.sync_bn else []
         return " · ".join(parts)
 
 
@@ -132,6 +160,22 @@ def split_batch(batch_size: int, ranks: int, micro_batch_size: int) -> tuple[int
     return micro, share // micro
 
 
+def function_changes(
+    normalised: bool, batch: int, micro: int, accumulation: int, ranks: int, sync_bn: bool
+) -> tuple[str, ...]:
+    """In words, where BatchNorm sees other images than on one GPU that takes the whole batch at once."""
+    if not normalised or micro * (ranks if sync_bn else 1) >= batch:
+        return ()
+    if sync_bn and ranks > 1:
+        return (f"BatchNorm sees {micro * ranks} images over all ranks, not the whole batch of {batch}",)
+    changes = []
+    if accumulation > 1:
+        changes.append(f"BatchNorm sees micro-batches of {micro} images, not {batch // ranks}")
+    if ranks > 1:
+        changes.append(f"BatchNorm sees each rank's {micro} images, not the whole batch of {batch}")
+    return tuple(changes)
+
+
 def make_plan(config: RunConfig, model: nn.Module, hardware: Hardware, ranks: int = 1, zero_stage: int = 0) -> Plan:
     """Decide how `config` runs on `ranks` devices like `hardware`; the model may lie on the meta device.
 
@@ -142,11 +186,14 @@ def make_plan(config: RunConfig, model: nn.Module, hardware: Hardware, ranks: in
     compiled = choose_compile(config.model.compile, hardware)
     require(not (compiled and zero_stage == 3), "--compile with ZeRO-3 is not supported; use --no-compile or ZeRO-2")
     normalised = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
-    changes = []
-    if normalised and accumulation > 1:
-        changes.append(f"BatchNorm sees micro-batches of {micro} images, not {config.optim.batch_size // ranks}")
-    if normalised and ranks > 1:
-        changes.append(f"BatchNorm sees each rank's {micro} images, not the whole batch of {config.optim.batch_size}")
+    synchronised = config.parallel.sync_bn and ranks > 1
+    changes = function_changes(normalised, config.optim.batch_size, micro, accumulation, ranks, synchronised)
+    asked = config.memory.recompute
+    require(
+        asked in ("auto", "none", "block"),
+        f"--recompute {asked} depends on the network's sizes: give a --gpu-memory to plan for",
+    )
+    policy = by_block(len(list(model.blocks()))) if asked == "block" else Policy()  # type: ignore[attr-defined,operator]
     parameters = 4 * sum(parameter.numel() for parameter in model.parameters())
     states = OPTIMIZER_STATES[config.optim.optimizer] * parameters
     return Plan(
@@ -158,12 +205,14 @@ def make_plan(config: RunConfig, model: nn.Module, hardware: Hardware, ranks: in
         micro_batch_size=micro,
         accumulation=accumulation,
         ranks=ranks,
-        recompute=config.memory.recompute,
+        recompute=policy.describe(),
         compile=compiled,
         channels_last=config.model.channels_last,
         zero_stage=zero_stage,
         parameter_bytes=parameters // (ranks if zero_stage >= 3 else 1),
         gradient_bytes=parameters // (ranks if zero_stage >= 2 else 1),
         optimizer_bytes=states // (ranks if zero_stage >= 1 else 1),
-        changes=tuple(changes),
+        changes=changes,
+        policy=policy,
+        sync_bn=synchronised,
     )

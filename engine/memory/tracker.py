@@ -91,7 +91,7 @@ class Tracker(TorchDispatchMode):
         self._known: dict[int, tuple[weakref.ref, int]] = {}
         self._names: list[str] = []
         self._flops: list[int] = []
-        self._traffic: list[int] = []
+        self._traffic: list[tuple[int, int]] = []  # what grows with the batch, and what does not
         self._start_operator = 0
         self._optimizer = 0
 
@@ -163,23 +163,20 @@ class Tracker(TorchDispatchMode):
         category = Category.TRANSIENT
         if function in CASTS and read and self.storages.category[read[0]] == Category.PARAMETERS:
             category = Category.AUTOCAST
-        fresh = 0
-        for tensor in outputs:
-            before = len(self.storages.nbytes)
-            row = self._allocate(tensor, category)
-            fresh += self.storages.nbytes[row] if row == before else 0
+        seen = len(self.storages.nbytes)
+        rows = [self._allocate(tensor, category) for tensor in outputs]
         if function in NORMS and self.batch and arguments[1] is not None:
             self._correct_statistics(arguments[0], arguments[1], outputs)
         passing = [self._charge(extra) for extra in self.device.extras(function, arguments, outputs)]
         self.events += [-row - 1 for row in passing if row is not None]
         counter = flop_registry.get(function._overloadpacket)
         flops = counter(*arguments, **keywords, out_val=result) if counter else 0
-        in_place = sum(tensor.numel() * tensor.element_size() for tensor in outputs) if not fresh else 0
-        moved = fresh or (in_place if function._schema.is_mutable else 0)
-        if moved:
+        if function._schema.is_mutable or any(row >= seen for row in rows):  # else a view: nothing moves
             self._names.append(function._overloadpacket.__name__)
             self._flops.append(int(flops))
-            self._traffic.append(moved + sum(tensor.numel() * tensor.element_size() for tensor in inputs))
+            sizes = [tensor.numel() * tensor.element_size() for tensor in (*outputs, *inputs)]
+            grows = sum(size for size in sizes if self.batch and size % self.batch == 0)
+            self._traffic.append((grows, sum(sizes) - grows))
             if self.unit >= 0:
                 self.unit_flops[self.unit] = self.unit_flops.get(self.unit, 0) + int(flops)
         return result
@@ -214,7 +211,10 @@ class Tracker(TorchDispatchMode):
         operators = Operators(
             self._names[self._start_operator :],
             Affine.split(self._flops[self._start_operator :], self.batch),
-            Affine.split(self._traffic[self._start_operator :], self.batch),
+            Affine(
+                np.array([constant for _, constant in self._traffic[self._start_operator :]], dtype=np.float64),
+                np.array([grows / (self.batch or 1) for grows, _ in self._traffic[self._start_operator :]]),
+            ),
             self._optimizer,
         )
         return Trace(

@@ -1,0 +1,380 @@
+"""Which plan to train by: candidates are simulated, and the cheapest that fits is taken.
+
+Order: what keeps the function and the activations on the device (precision, recompute) comes before micro-batches,
+which change what BatchNorm sees, and those come before offload to the host. Without BatchNorm micro-batches change
+nothing and compete on cost alone. The global batch is always what was asked for.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import nn
+
+from engine.config import OptimConfig
+from engine.memory.cost import NOMINAL, seconds
+from engine.memory.cuda import CudaModel, Device, loader_bytes, workspace_cap
+from engine.memory.fake import on_meta
+from engine.memory.sharding import PERSISTENT, Parameters, Sharding, shard
+from engine.memory.simulate import Step, simulate
+from engine.memory.trace import Category, Timeline, Trace, Unit
+from engine.planner import OPTIMIZER_STATES, function_changes
+from engine.recompute import REWRITES, Policy, by_block, first_blocks
+from engine.segments import best_segments
+
+FEWEST_FOR_NORM = 16
+"""Images under which BatchNorm's error grows: 23.7 % at 16, 24.8 at 8, 27.3 at 4 and 34.7 at 2 on ImageNet (Wu & He
+2018, arXiv:1803.08494, table 2). Smaller micro-batches are taken where nothing else fits."""
+Stage = Callable[[str, int, int, bool], Iterator["Candidate"]]
+TRIES = 4
+"""Simulations spent on finding how many first blocks to recompute."""
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What is to be trained, on what."""
+
+    name: str
+    build: Callable[[], nn.Module]
+    """The network; it is built on the meta device."""
+    image_size: int
+    num_classes: int
+    global_batch: int
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    ranks: int = 1
+    zero_stage: int = 0
+    offload_optimizer: bool = False
+    sync_bn: bool = False
+    channels_last: bool = True
+    prefetch: int = 2
+    """Batches the loader holds on the device; -1 is no loader there."""
+    cuda: bool = True
+    """Planned for a GPU; off plans for CPU tensors alone."""
+    device: Device = field(default_factory=Device)
+    correction: float = 1.0
+    """Measured over predicted peak of earlier runs on this GPU (engine.calibration)."""
+
+    @property
+    def share(self) -> int:
+        """Images of one rank's share of the global batch."""
+        return self.global_batch // self.ranks
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One way to run a step, what it needs and what it costs."""
+
+    precision: str
+    micro: int
+    accumulation: int
+    policy: Policy
+    predicted: dict[Category, int]
+    """Bytes at the peak of one GPU."""
+    allocated: int
+    """Bytes of them in torch's allocator."""
+    seconds: float
+    """On the nominal card of engine.memory.cost; only ratios mean something."""
+    changes: tuple[str, ...]
+    tier: int
+    """0 keeps function and place, 1 micro-batches a network with BatchNorm, 2 offloads, 3 does both."""
+    small_norm: bool
+    """BatchNorm sees fewer than FEWEST_FOR_NORM images."""
+
+    @property
+    def peak(self) -> int:
+        """Bytes that the device needs."""
+        return sum(self.predicted.values())
+
+    @property
+    def order(self) -> tuple:
+        """Candidates that fit are taken by this, smallest first."""
+        return self.small_norm, self.tier, self.seconds
+
+    @property
+    def plain(self) -> bool:
+        """Nothing is recomputed, split or moved."""
+        return self.policy == Policy() and self.accumulation == 1
+
+
+class Search:
+    """Simulates a workload's candidates, each recording once.
+
+    precisions  in order of preference; candidates of a later one are looked at where none of an earlier one fits
+    policies    kinds of recompute that may be used; None is all
+    micro       the only micro-batch size; 0 is any
+    offload     whether activations may go to the host
+    """
+
+    def __init__(
+        self,
+        workload: Workload,
+        precisions: Iterable[str],
+        policies: tuple[str, ...] | None = None,
+        micro: int = 0,
+        offload: bool = True,
+        only_offload: bool = False,
+    ) -> None:
+        self.workload, self.precisions, self.micro = workload, tuple(precisions), micro
+        self.kinds = policies or ("none", "first", "block", "segments", "nested")
+        self.offload, self.only_offload = offload, only_offload
+        self._traces: dict[tuple[bool, Policy], Trace] = {}
+        self._variants: dict[tuple[str, Policy, bool], Trace] = {}
+        model = on_meta(workload.build)
+        self.normalised = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
+        self.units = len(list(model.blocks())) if hasattr(model, "blocks") else 0
+        sizes = [parameter.numel() for parameter in model.parameters()]
+        self.parameters = Parameters(
+            total=sum(sizes),
+            largest=max(sizes, default=0),
+            small=sum(size for size in sizes if size <= PERSISTENT),
+            states=OPTIMIZER_STATES[workload.optim.optimizer],
+        )
+        self.norms = sum(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
+
+    # --- simulation --------------------------------------------------------------------------------------------
+
+    def trace(self, precision: str, policy: Policy, kept: bool = False) -> Trace:
+        """The recording of a step; fp16 and bf16 share one, and so do gradients that are kept or not.
+
+        Raises Untraceable.
+        """
+        key = precision != "fp32", policy
+        if key not in self._traces:
+            load = self.workload
+            step = Step(
+                load.image_size,
+                load.num_classes,
+                precision,
+                load.optim,
+                policy,
+                load.channels_last,
+                cuda=load.cuda,
+            )
+            self._traces[key] = simulate(load.build, step, CudaModel() if load.cuda else None)
+        variant = precision, policy, kept
+        if variant not in self._variants:
+            trace = self._traces[key]
+            trace = trace.in_bf16() if precision == "bf16" else trace
+            self._variants[variant] = trace.with_gradients_kept() if kept else trace
+        return self._variants[variant]
+
+    def watched(self, precision: str) -> list[Unit]:
+        """The network's units with their bytes."""
+        return self.trace(precision, Policy()).units
+
+    def timeline(self, precision: str, policy: Policy, micro: int, accumulation: int, cap: int) -> Timeline:
+        """The step on one GPU, everything included that the device has to hold."""
+        load = self.workload
+        trace = self.trace(precision, policy, kept=accumulation > 1 or load.ranks > 1)
+        timeline = trace.timeline(micro, load.share, cap)
+        live = timeline.live
+        allocator = timeline.peak
+        if load.ranks > 1 or load.zero_stage or load.offload_optimizer:
+            sharded = self._sharding()
+            for category in (Category.PARAMETERS, Category.GRADIENTS, Category.OPTIMIZER):
+                live[category] = sharded.static[category]
+            live[Category.COMMUNICATION] += sharded.static[Category.COMMUNICATION]
+        live[Category.WORKSPACE] += (load.correction - 1) * allocator
+        if load.cuda:
+            live[Category.WORKSPACE] += load.device.cublas
+            live[Category.ROUNDING] += load.device.fragmentation * allocator
+            live[Category.CONTEXT] += load.device.context
+            if load.prefetch >= 0:
+                half = precision == "fp16"
+                live[Category.LOADER] += loader_bytes(load.share, load.image_size, load.prefetch, half)
+        return timeline
+
+    def _sharding(self) -> Sharding:
+        load = self.workload
+        return shard(self.parameters, load.ranks, load.zero_stage, load.offload_optimizer, load.device)
+
+    def candidate(self, precision: str, policy: Policy, accumulation: int, cap: int) -> Candidate:
+        """What a step in `accumulation` micro-batches needs and costs."""
+        load = self.workload
+        micro = -(-load.share // accumulation)
+        timeline = self.timeline(precision, policy, micro, accumulation, cap)
+        predicted = timeline.by_category()
+        outside = (Category.CONTEXT, Category.LOADER)
+        allocated = sum(size for category, size in predicted.items() if category not in outside)
+        if load.cuda:
+            allocated -= int(load.device.fragmentation * allocated / (1 + load.device.fragmentation))
+        if load.ranks > 1:
+            allocated -= load.device.nccl
+        changed = function_changes(
+            self.normalised, load.global_batch, micro, accumulation, load.ranks, load.sync_bn and load.ranks > 1
+        )
+        split = self.normalised and accumulation > 1
+        return Candidate(
+            precision,
+            micro,
+            accumulation,
+            policy,
+            predicted,
+            allocated,
+            self._seconds(precision, policy, micro, accumulation),
+            changed,
+            tier=split + 2 * policy.offload,
+            small_norm=split and micro * (load.ranks if load.sync_bn else 1) < FEWEST_FOR_NORM,
+        )
+
+    def _seconds(self, precision: str, policy: Policy, micro: int, accumulation: int) -> float:
+        load, rates = self.workload, NOMINAL
+        total = seconds(self.trace(precision, policy).operators, micro, accumulation, precision != "fp32")
+        if policy.offload:  # out and back again, in no kernel's shadow
+            kept = self.trace(precision, replace(policy, offload=False)).saved(micro)
+            total += 2 * kept * accumulation / rates.host
+        if load.offload_optimizer:
+            total += 2 * 4 * self.parameters.total / rates.host
+        if load.ranks > 1:
+            total += self._sharding().traffic / rates.network
+            total += 2 * self.norms * accumulation * rates.collective if load.sync_bn else 0
+        return total
+
+    # --- candidates --------------------------------------------------------------------------------------------
+
+    def policies(self, precision: str) -> Iterator[Policy]:
+        """What may be recomputed, cheapest kinds first, without `first` (which depends on the budget)."""
+        if "none" in self.kinds:
+            yield Policy()
+        for name in REWRITES if "none" in self.kinds else ():
+            yield Policy(rewrite=name)
+        if not self.units:
+            return
+        block = by_block(self.units)
+        best = best_segments(self.watched(precision)) if {"segments", "nested"} & set(self.kinds) else block
+        if "block" in self.kinds:
+            yield block
+        if "segments" in self.kinds and best.segments != block.segments:
+            yield best
+        if "nested" in self.kinds:
+            for segments in dict.fromkeys((best.segments, block.segments)):
+                yield Policy("nested", segments, nested=True)
+
+    def first(self, precision: str, budget: int, cap: int) -> Candidate | None:
+        """The fewest first blocks whose recompute fits the whole share, if there are."""
+        if "first" not in self.kinds or not self.units:
+            return None
+        load = self.workload
+        plain = self.candidate(precision, Policy(), 1, cap)
+        units = self.watched(precision)
+        saved, count = 0.0, 0
+        while count < self.units - 1 and plain.peak - saved * load.share > budget:
+            saved += units[count].inner
+            count += 1
+        for _ in range(TRIES):
+            if not 0 < count < self.units:
+                return None
+            found = self.candidate(precision, first_blocks(count), 1, cap)
+            if found.peak <= budget:
+                return found
+            count += max(1, self.units // 10)
+        return None
+
+    def split(self, precision: str, policy: Policy, budget: int, cap: int) -> Candidate | None:
+        """The largest micro-batches that fit with a policy, if any do; all of them have the same shape."""
+        counts = self.accumulations()
+
+        def fits(count: int) -> bool:
+            micro = -(-self.workload.share // count)
+            return self.timeline(precision, policy, micro, count, cap).peak <= budget
+
+        where = bisect.bisect_left(counts, True, key=fits)
+        return self.candidate(precision, policy, counts[where], cap) if where < len(counts) else None
+
+    def accumulations(self) -> list[int]:
+        """Numbers of micro-batches that give different sizes, fewest first."""
+        share = self.workload.share
+        if self.micro:
+            return [share // self.micro]
+        sizes = dict.fromkeys(-(-share // count) for count in range(2, share + 1))
+        return [-(-share // size) for size in sizes]
+
+    def whole(self, precision: str, budget: int, cap: int, offload: bool) -> Iterator[Candidate]:
+        """Candidates that take the whole share at once."""
+        if self.micro and self.micro != self.workload.share:
+            return
+        for policy in self.policies(precision):
+            yield self.candidate(precision, replace(policy, offload=offload), 1, cap)
+            if policy == Policy() and not offload and (found := self.first(precision, budget, cap)):
+                yield found
+
+    def parts(self, precision: str, budget: int, cap: int, offload: bool) -> Iterator[Candidate]:
+        """Candidates in micro-batches, for each policy the largest that fit."""
+        if self.micro == self.workload.share:
+            return
+        for policy in self.policies(precision):
+            if found := self.split(precision, replace(policy, offload=offload), budget, cap):
+                yield found
+
+    def run(self, budget: int, every: bool = False) -> Result:
+        """Look for a plan within `budget` bytes of device memory.
+
+        every  look at all kinds of candidates, for a table; else stop where nothing later can be better
+
+        Raises Untraceable for a network that FakeTensors cannot run.
+        """
+        cap = workspace_cap(budget)
+        seen: list[Candidate] = []
+
+        def best() -> Candidate | None:
+            return min((one for one in seen if one.peak <= budget), key=lambda one: one.order, default=None)
+
+        for precision in self.precisions:
+            for stage, offload in self._stages():
+                for candidate in stage(precision, budget, cap, offload):
+                    seen.append(candidate)
+                    if candidate.plain and candidate.peak <= budget and not every:
+                        return Result(self.workload, budget, cap, seen, candidate, None)
+                found = best()
+                compared = self.normalised or stage == self.parts
+                if found and compared and not found.small_norm and not every:
+                    return Result(self.workload, budget, cap, seen, found, None)
+            if best() and not every:
+                break
+        found = best()
+        return Result(self.workload, budget, cap, seen, found, None if found else self.least(cap))
+
+    def _stages(self) -> list[tuple[Stage, bool]]:
+        """Where to look, in order, and whether what is kept goes to the host there."""
+        places = (True,) if self.only_offload else (False, True) if self.offload else (False,)
+        return [(stage, offload) for offload in places for stage in (self.whole, self.parts)]
+
+    def least(self, cap: int) -> Candidate:
+        """The candidate that needs the least of all: one image at a time."""
+        share = self.workload.share
+        count = share // self.micro if self.micro else share
+        found = [
+            self.candidate(precision, replace(policy, offload=offload), count, cap)
+            for precision in self.precisions
+            for policy in self.policies(precision)
+            for offload in dict.fromkeys(offload for _, offload in self._stages())
+        ]
+        return min(found, key=lambda candidate: candidate.peak)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a search found."""
+
+    workload: Workload
+    budget: int
+    cap: int
+    candidates: list[Candidate]
+    chosen: Candidate | None
+    least: Candidate | None
+    """Where nothing fits: the candidate with the smallest need."""
+
+    def dominating(self) -> str:
+        """The largest term of the smallest need, in words."""
+        assert self.least is not None
+        category, _ = max(self.least.predicted.items(), key=lambda item: item[1])
+        return category.label
+
+
+def free_memory() -> int:
+    """Bytes free on the current GPU for this process: what the driver says is free, and its own context."""
+    free, _ = torch.cuda.mem_get_info()
+    return free + Device().context
