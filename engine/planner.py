@@ -75,6 +75,8 @@ class Plan:
     changes: tuple[str, ...] = ()
     """In words, what the plan computes differently from one GPU taking the whole batch at once."""
     policy: Policy = Policy()
+    normalised: bool = False
+    """The network has BatchNorm."""
     sync_bn: bool = False
     offload_optimizer: bool = False
     budget_bytes: int = 0
@@ -214,5 +216,6 @@ def make_plan(config: RunConfig, model: nn.Module, hardware: Hardware, ranks: in
         optimizer_bytes=states // (ranks if zero_stage >= 1 else 1),
         changes=changes,
         policy=policy,
+        normalised=normalised,
         sync_bn=synchronised,
     )

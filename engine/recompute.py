@@ -51,14 +51,10 @@ class Policy:
         return Offload(list(keep))
 
     def describe(self) -> str:
-        """For tables: `none`, `block`, `first 5`, `segments 3+4+2`, `nested 3+4`, with `+ offload`."""
-        lengths = "+".join(str(stop - start) for start, stop in self.segments)
-        text = {
-            "first": f"first {len(self.segments)}",
-            "segments": f"segments {lengths}",
-            "nested": f"nested {lengths}",
-        }
-        named = text.get(self.kind, self.kind)
+        """For tables: `none`, `block`, `first 5 blocks`, `9 segments`, `9 nested segments`, with `+ offload`."""
+        count = len(self.segments)
+        shown = {"first": f"first {count} blocks", "segments": f"{count} segments", "nested": f"{count} nested segments"}
+        named = shown.get(self.kind, self.kind)
         named += f" + {self.rewrite}" if self.rewrite else ""
         return named + (" + offload" if self.offload else "")
 

@@ -250,8 +250,14 @@ class Search:
         if "segments" in self.kinds and best.segments != block.segments:
             yield best
         if "nested" in self.kinds:
-            for segments in dict.fromkeys((best.segments, block.segments)):
-                yield Policy("nested", segments, nested=True)
+            yield Policy("nested", self._lower(precision, best, block).segments, nested=True)
+
+    def _lower(self, precision: str, best: Policy, block: Policy) -> Policy:
+        """Whichever peaks lower: the dynamic program's own model is not exact."""
+        if best.segments == block.segments:
+            return block
+        peaks = [self.trace(precision, policy).peak(self.workload.share) for policy in (best, block)]
+        return best if peaks[0] <= peaks[1] else block
 
     def first(self, precision: str, budget: int, cap: int) -> Candidate | None:
         """The fewest first blocks whose recompute fits the whole share, if there are."""

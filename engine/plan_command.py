@@ -1,0 +1,270 @@
+"""What `launch/plan.py` does: plans on any machine for a GPU that need not be there."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from engine.byte_sizes import GIB, gib, parse_bytes
+from engine.config import (
+    ConfigError,
+    DataConfig,
+    MemoryConfig,
+    ModelConfig,
+    OptimConfig,
+    ParallelConfig,
+    PrecisionConfig,
+    RunConfig,
+    require,
+)
+from engine.text_table import text_table
+
+HEADS = ("precision", "images × parts × GPUs", "recompute", "peak", "largest terms", "cost", "BatchNorm sees", "")
+
+
+@dataclass(frozen=True)
+class PlanConfig:
+    """What is to be trained, and on what."""
+
+    arch: str = "resnext50"
+    """Network name, or with --matrix a list of names between commas."""
+    batch_size: int = 128
+    """Images a step over all GPUs together."""
+    image_size: int = 224
+    """Side of the images in pixels."""
+    gpu_memory: str = "8GiB"
+    """Memory of one GPU, with its unit; auto is what is free on the GPU of this machine."""
+    gpus: int = 1
+    """GPUs that share the batch."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Compute dtype; auto is that of this machine's GPU, or bf16 where there is none."""
+    recompute: Literal["auto", "none", "block", "segments", "nested"] = "auto"
+    """Only this kind of recompute."""
+    offload: Literal["auto", "on", "off"] = "auto"
+    """Saved activations in pinned host memory: where nothing else fits, always, or never."""
+    micro_batch_size: int = 0
+    """Only this micro-batch; 0 is any."""
+    sync_bn: bool = False
+    """BatchNorm over the images of all GPUs together."""
+    zero_stage: Literal[0, 1, 2, 3] = 0
+    """ZeRO stage under DeepSpeed; 0 is DDP."""
+    offload_optimizer: bool = False
+    """Optimizer states in host memory (DeepSpeed)."""
+    optimizer: Literal["sgd", "adam", "adamw"] = "adam"
+    """Its states are part of the memory."""
+    num_classes: int = 1000
+    """Classes of the data."""
+    matrix: bool = False
+    """Plan every network for 8, 12, 16, 24 and 80 GiB in fp32, fp16 and bf16 instead."""
+    processes: int = 0
+    """Processes for --matrix; 0 is one a core."""
+    explain: bool = False
+    """Also print every term of the chosen plan's peak, the assumptions, and what earlier runs measured."""
+    output: Path | None = None
+    """Folder of plan.json and memory.png (--matrix: plan-matrix.json and .md); none is runs/plan-ARCH."""
+
+    def run_config(self) -> RunConfig:
+        """The same as a run's description. Raises ConfigError."""
+        require(self.gpus >= 1, f"--gpus must be at least 1, not {self.gpus}")
+        return RunConfig(
+            model=ModelConfig(arch=self.arch),
+            data=DataConfig(image_size=self.image_size),
+            optim=OptimConfig(batch_size=self.batch_size, optimizer=self.optimizer),
+            precision=PrecisionConfig(self.precision),
+            memory=MemoryConfig(self.recompute, self.gpu_memory, self.offload),
+            parallel=ParallelConfig(self.micro_batch_size, self.sync_bn),
+        )
+
+
+def parse(arguments: list[str] | None = None) -> PlanConfig:
+    """The command line."""
+    description = "Which plan trains a network in a GPU's memory, what it costs, and what it changes. Needs no GPU."
+    return tyro.cli(PlanConfig, args=arguments, description=description)
+
+
+def run_plan(options: PlanConfig) -> int:
+    """Print the candidates and the one that is chosen; write plan.json and a picture. Returns the exit code.
+
+    Raises ConfigError where nothing fits, or something asked for cannot be meant.
+    """
+    if options.matrix:
+        from engine.plan_matrix import run_matrix
+
+        return run_matrix(options)
+    from engine.calibration import correction_for
+    from engine.memory.simulate import Untraceable
+    from engine.plan_run import nothing_fits, plan_lines, search_of, workload_of
+
+    config = options.run_config()
+    hardware = planned_hardware()
+    budget = budget_of(options.gpu_memory)
+    correction = correction_for(hardware.name)
+    workload = workload_of(
+        config,
+        builder(config, options.num_classes),
+        options.num_classes,
+        ranks=options.gpus,
+        zero_stage=options.zero_stage,
+        offload_optimizer=options.offload_optimizer,
+        correction=correction.factor,
+    )
+    from engine.planner import choose_precision
+
+    precision = choose_precision(config.precision.precision, hardware)
+    try:
+        search = search_of(config, workload, precision)
+        result = search.run(budget, every=True)
+    except Untraceable as error:
+        raise ConfigError(
+            f"{error}. No plan can be made ahead; launch/train.py measures instead: it starts with the whole batch and "
+            "splits a step that runs out of memory"
+        ) from None
+    print(f"{options.arch}, batch {options.batch_size}, {options.image_size} px, {options.gpus} × {gib(budget)}")
+    print(candidate_table(result))
+    if result.chosen is None:
+        raise ConfigError(nothing_fits(result))
+    from engine.memory.picture import memory_picture
+    from engine.plan_run import Planned, ladder, to_plan
+    from engine.planner import Plan, make_plan
+    from engine.runfolder import atomic_file
+
+    plain: Plan = make_plan(
+        replace(config, memory=replace(config.memory, recompute="none")),
+        workload.build(),
+        hardware,
+        options.gpus,
+        options.zero_stage,
+    )
+    planned = Planned(to_plan(plain, result, result.chosen), ladder(plain, result), result)
+    print("\nchosen")
+    for line in plan_lines(planned):
+        print(f"  {line}")
+    if options.explain:
+        print("\n" + explanation(result, correction))
+    folder = options.output or Path("runs") / f"plan-{options.arch}"
+    folder.mkdir(parents=True, exist_ok=True)
+    chosen = result.chosen
+    timeline = search.timeline(chosen.precision, chosen.policy, chosen.micro, chosen.accumulation, result.cap)
+    picture = memory_picture(
+        timeline,
+        f"{options.arch}, batch {options.batch_size}, {options.image_size} px",
+        f"{chosen.precision}, {split_of(chosen, options.gpus)}, recompute {chosen.policy.describe()}: "
+        f"peak {gib(chosen.peak)}",
+        budget,
+    )
+    for name, content in (
+        ("plan.json", (json.dumps(planned.plan.as_dict(), indent=2) + "\n").encode()),
+        ("memory.png", picture),
+    ):
+        with atomic_file(folder / name) as temporary:
+            temporary.write_bytes(content)
+    print(f"written to {folder / 'plan.json'} and {folder / 'memory.png'}")
+    return 0
+
+
+def builder(config: RunConfig, num_classes: int) -> Callable:
+    """Builds the network of `config` on the meta device. Raises ConfigError where there is none of that name or size."""
+    import torch
+
+    import archs
+    from engine.network import network_options
+
+    build = partial(
+        archs.build,
+        config.model.arch,
+        num_classes,
+        image_size=config.data.image_size,
+        **network_options(config.model),
+    )
+
+    def on_meta():
+        with torch.device("meta"):
+            return build()
+
+    try:
+        on_meta()
+    except (ValueError, TypeError) as error:
+        raise ConfigError(str(error)) from None
+    return on_meta
+
+
+def planned_hardware():
+    """This machine's GPU, or any card with bf16 where there is none."""
+    from engine.planner import Hardware, use_cuda
+
+    return Hardware.detect() if use_cuda() else Hardware("cuda", "a GPU", (8, 0), native_bf16=True)
+
+
+def budget_of(text: str) -> int:
+    """Bytes of --gpu-memory. Raises ConfigError for what is no size, and for more than this machine's GPU has."""
+    from engine.planner import Hardware, use_cuda
+
+    if text == "auto":
+        require(use_cuda(), "--gpu-memory auto: there is no GPU here; give its memory, as in --gpu-memory 8GiB")
+        from engine.search import free_memory
+
+        return free_memory()
+    try:
+        budget = parse_bytes(text)
+    except ValueError as error:
+        raise ConfigError(f"--gpu-memory {error}") from None
+    refuse_more_than_the_card(budget, Hardware.detect() if use_cuda() else None)
+    return budget
+
+
+def refuse_more_than_the_card(budget: int, hardware) -> None:
+    """Raise ConfigError for a budget above the memory of a GPU that is there."""
+    if hardware is not None and hardware.type == "cuda" and budget > hardware.memory_bytes > 0:
+        raise ConfigError(
+            f"--gpu-memory {gib(budget)}: {hardware.name} has {gib(hardware.memory_bytes)}; give that or less, or auto"
+        )
+
+
+def split_of(candidate, gpus: int) -> str:
+    """`32 × 4 × 2`: images at a time, micro-batches, GPUs."""
+    return f"{candidate.micro} × {candidate.accumulation} × {gpus}"
+
+
+def candidate_table(result) -> str:
+    """Every candidate that was simulated, the chosen one marked."""
+    cheapest = min(candidate.seconds for candidate in result.candidates)
+    rows = []
+    for candidate in sorted(result.candidates, key=lambda one: (one.tier, one.seconds)):
+        terms = sorted(candidate.predicted.items(), key=lambda item: -item[1])[:2]
+        load = result.workload
+        sees = candidate.micro * (load.ranks if load.sync_bn else 1) if candidate.changes else load.global_batch
+        mark = "chosen" if candidate is result.chosen else "" if candidate.peak <= result.budget else "too large"
+        rows.append(
+            (
+                candidate.precision,
+                split_of(candidate, load.ranks),
+                candidate.policy.describe(),
+                gib(candidate.peak),
+                ", ".join(f"{category.label} {size / GIB:.1f}" for category, size in terms),
+                f"{candidate.seconds / cheapest:.2f}",
+                f"{sees} images",
+                mark,
+            )
+        )
+    return text_table(HEADS, rows, left=3)
+
+
+def explanation(result, correction) -> str:
+    """The chosen plan's peak term by term, what is assumed, and what earlier runs on this GPU measured."""
+    load, chosen = result.workload, result.chosen
+    rows = [(category.label, gib(size)) for category, size in sorted(chosen.predicted.items(), key=lambda it: -it[1])]
+    device = load.device
+    return "\n".join(
+        [
+            text_table(("at the peak", ""), [*rows, ("all", gib(chosen.peak))]),
+            f"assumed: context {gib(device.context)}, cuBLAS workspace {gib(device.cublas)}, convolution workspaces at "
+            f"most {gib(result.cap)} (CUDNN_CONV_WSCAP_DBG), {device.fragmentation:.0%} of the allocator's peak unusable",
+            correction.describe(),
+        ]
+    )

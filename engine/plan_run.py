@@ -1,0 +1,201 @@
+"""The plan of a run: searched for where there is a memory to plan for, as asked for where there is none."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from torch import nn
+
+from engine.byte_sizes import gib
+from engine.config import ConfigError, RunConfig, require
+from engine.memory.simulate import Untraceable
+from engine.memory.trace import Category
+from engine.planner import Hardware, Plan, choose_precision, function_changes, make_plan, split_batch
+from engine.search import Candidate, Result, Search, Workload
+
+logger = logging.getLogger("hcr")
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A plan, and what to do if the run needs more than it says."""
+
+    plan: Plan
+    ladder: tuple[Plan, ...]
+    """Plans that need less, to be tried in order when memory runs out all the same."""
+    result: Result | None = None
+    """What was searched; None where nothing was."""
+
+
+def workload_of(config: RunConfig, build: Callable[[], nn.Module], num_classes: int, **more) -> Workload:
+    """What `config` trains, for the search; `build` makes its network."""
+    return Workload(
+        name=config.model.arch,
+        build=build,
+        image_size=config.data.image_size,
+        num_classes=num_classes,
+        global_batch=config.optim.batch_size,
+        optim=config.optim,
+        sync_bn=config.parallel.sync_bn,
+        channels_last=config.model.channels_last,
+        prefetch=config.data.prefetch,
+        **more,
+    )
+
+
+def search_of(config: RunConfig, workload: Workload, precision: str) -> Search:
+    """A search that keeps to what `config` asks for."""
+    asked, offload = config.memory.recompute, config.memory.offload
+    require(
+        workload.share >= 1 and workload.global_batch % workload.ranks == 0,
+        f"--batch-size {workload.global_batch} does not divide over {workload.ranks} GPUs",
+    )
+    if config.parallel.micro_batch_size:
+        split_batch(workload.global_batch, workload.ranks, config.parallel.micro_batch_size)
+    return Search(
+        workload,
+        [precision],
+        None if asked == "auto" else (asked,),
+        config.parallel.micro_batch_size,
+        offload=offload != "off",
+        only_offload=offload == "on",
+    )
+
+
+def plan_run(
+    config: RunConfig,
+    model: nn.Module,
+    build: Callable[[], nn.Module],
+    num_classes: int,
+    hardware: Hardware,
+    budget: int,
+    ranks: int = 1,
+    zero_stage: int = 0,
+    correction: float = 1.0,
+) -> Planned:
+    """How `config` runs in `budget` bytes of device memory on each of `ranks` devices; 0 searches nothing.
+
+    model  the network itself; `build` makes another one
+
+    Raises ConfigError where nothing fits, with the smallest budget that would do. A network that cannot be simulated is
+    planned as it was asked for: the first real step then measures it.
+    """
+    if not budget:
+        plan = make_plan(config, model, hardware, ranks, zero_stage)
+        return Planned(plan, halvings(plan))
+    asked = replace(config, memory=replace(config.memory, recompute="none"))
+    plain = make_plan(asked, model, hardware, ranks, zero_stage)
+    workload = workload_of(
+        config,
+        build,
+        num_classes,
+        ranks=ranks,
+        zero_stage=zero_stage,
+        cuda=hardware.type == "cuda",
+        correction=correction,
+    )
+    try:
+        result = search_of(config, workload, choose_precision(config.precision.precision, hardware)).run(budget)
+    except Untraceable as error:
+        logger.info("%s. The first steps measure it instead: a step that runs out of memory is split", error)
+        return Planned(plain, halvings(plain))
+    if result.chosen is None:
+        raise ConfigError(nothing_fits(result))
+    plan = to_plan(plain, result, result.chosen)
+    return Planned(plan, ladder(plain, result), result)
+
+
+def to_plan(plain: Plan, result: Result, candidate: Candidate) -> Plan:
+    """A candidate as a Plan; `plain` has what no candidate changes."""
+    cheapest = min(other.seconds for other in result.candidates)
+    predicted = candidate.predicted
+    return replace(
+        plain,
+        precision=candidate.precision,
+        loss_scaling=candidate.precision == "fp16",
+        micro_batch_size=candidate.micro,
+        accumulation=candidate.accumulation,
+        recompute=candidate.policy.describe(),
+        policy=candidate.policy,
+        offload_optimizer=result.workload.offload_optimizer,
+        parameter_bytes=predicted.get(Category.PARAMETERS, 0),
+        gradient_bytes=plain.gradient_bytes,
+        optimizer_bytes=predicted.get(Category.OPTIMIZER, 0),
+        changes=candidate.changes,
+        budget_bytes=result.budget,
+        workspace_cap_bytes=result.cap if result.workload.cuda else 0,
+        predicted_bytes={category.label: size for category, size in predicted.items()},
+        predicted_peak_bytes=candidate.peak,
+        predicted_allocated_bytes=candidate.allocated,
+        relative_cost=round(candidate.seconds / cheapest, 3),
+    )
+
+
+def ladder(plain: Plan, result: Result) -> tuple[Plan, ...]:
+    """Plans after the chosen one, each needing at least 5 % less than the one before, then its halvings."""
+    assert result.chosen is not None
+    steps, last = [], result.chosen
+    for candidate in sorted(result.candidates, key=lambda one: one.order):
+        if candidate.peak < 0.95 * last.peak and candidate.policy.offload == last.policy.offload:
+            steps.append(to_plan(plain, result, candidate))
+            last = candidate
+    end = steps[-1] if steps else to_plan(plain, result, result.chosen)
+    return (*steps, *halvings(end))
+
+
+def halvings(plan: Plan) -> tuple[Plan, ...]:
+    """The same plan in twice as many micro-batches, again and again, down to one image."""
+    share, steps = plan.global_batch_size // plan.ranks, []
+    while plan.micro_batch_size > 1:
+        count = min(share, 2 * plan.accumulation)
+        micro = -(-share // count)
+        normalised = plan.normalised
+        changes = function_changes(normalised, plan.global_batch_size, micro, count, plan.ranks, plan.sync_bn)
+        # What was predicted was for the whole plan: the halved one's need is not known.
+        plan = replace(
+            plan,
+            micro_batch_size=micro,
+            accumulation=count,
+            changes=changes,
+            predicted_bytes={},
+            predicted_peak_bytes=0,
+            predicted_allocated_bytes=0,
+        )
+        steps.append(plan)
+    return tuple(steps)
+
+
+def nothing_fits(result: Result) -> str:
+    """What to say where no candidate fits: the smallest budget that would do, and its largest term."""
+    least = result.least
+    assert least is not None
+    would = -(-least.peak // 2**26) / 16  # up to a sixteenth of a GiB
+    return (
+        f"{result.workload.name} at batch {result.workload.global_batch} has no plan in {gib(result.budget)}: the least "
+        f"is {gib(least.peak)} ({least.precision}, {least.micro} image{'s' if least.micro > 1 else ''} at a time, "
+        f"recompute {least.policy.describe()}), most of it {result.dominating()}; --gpu-memory {would:g}GiB would do"
+    )
+
+
+def plan_lines(planned: Planned) -> list[str]:
+    """What a run says of its plan before it starts: at most five lines."""
+    plan, result = planned.plan, planned.result
+    lines = [plan.describe()]
+    if result is None:
+        return lines + [f"note: {change}" for change in plan.changes]
+    lines.append(plan.memory_line())
+    lines.append("function: " + ("; ".join(plan.changes) or "the same as on one GPU that takes the whole batch"))
+    cheapest = min(result.candidates, key=lambda one: one.seconds)
+    lines.append(
+        f"cost: {plan.relative_cost:.2f} × the cheapest of {len(result.candidates)} simulated"
+        + ("" if cheapest is result.chosen else f" ({cheapest.policy.describe()}, which needs {gib(cheapest.peak)})")
+    )
+    if planned.ladder:
+        after = planned.ladder[0]
+        lines.append(
+            f"if memory runs out: {after.micro_batch_size} × {after.accumulation}, recompute {after.recompute}"
+        )
+    return lines
+

@@ -1,0 +1,27 @@
+"""Plan: `python launch/plan.py --arch inceptionv3_fullres --gpu-memory 8GiB --gpus 2`; needs no GPU."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from engine.imports import refuse_foreign_packages
+
+refuse_foreign_packages()
+
+from engine.config import ConfigError
+from engine.plan_command import parse, run_plan
+from engine.run import fail, show_notices
+
+
+def main() -> int:
+    """Parse the command line, plan, print; returns the exit code."""
+    show_notices()
+    try:
+        return run_plan(parse())
+    except ConfigError as error:
+        return fail(error)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
