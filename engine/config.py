@@ -167,25 +167,19 @@ class MemoryConfig:
     """What is kept for the backward pass, and in how much memory."""
 
     recompute: Annotated[Literal["auto", "none", "block", "segments", "nested"], TopLevel] = "auto"
-    """Run forward passes again in the backward pass and keep less. block: each of the network's blocks by itself;
-    segments: the best runs of blocks; nested: the layers inside the blocks as well. auto is the cheapest that fits
-    the GPU's memory, and none where there is no GPU."""
+    """Run forward passes again in the backward pass: block by block, in the best runs of blocks (segments), or nested,
+    the layers within those once more. auto is the cheapest that fits the GPU's memory, and none without a GPU."""
     gpu_memory: Annotated[str, TopLevel] = "auto"
-    """Device memory to plan for, with its unit, as in 8GiB. auto is what is free on the GPU, and no plan without one;
-    off plans nothing."""
+    """Device memory to plan for, as in 8GiB; auto is what is free on the GPU, off plans nothing."""
     offload: Literal["auto", "on", "off"] = "auto"
     """Keep saved activations in pinned host memory; auto is where nothing else fits."""
 
     def __post_init__(self) -> None:
-        try:
-            _ = self.budget
-        except ValueError as error:
-            raise ConfigError(f"--gpu-memory {error}") from None
-
-    @property
-    def budget(self) -> int:
-        """Bytes of gpu_memory; 0 for auto and off."""
-        return 0 if self.gpu_memory in ("auto", "off") else parse_bytes(self.gpu_memory)
+        if self.gpu_memory not in ("auto", "off"):
+            try:
+                parse_bytes(self.gpu_memory)
+            except ValueError as error:
+                raise ConfigError(f"--gpu-memory {error}") from None
 
 
 @dataclass(frozen=True)
@@ -200,7 +194,7 @@ class ParallelConfig:
     """BatchNorm over the images of all ranks together, not each rank's own."""
 
     threads: int = 0
-    """CPU threads of a process that trains without a GPU; 0 is OMP_NUM_THREADS, or this machine's cores shared out."""
+    """CPU threads of a process without a GPU; 0 is OMP_NUM_THREADS, or this machine's cores shared out."""
 
     def __post_init__(self) -> None:
         require(self.threads >= 0, f"--parallel.threads must be 0 (all cores) or more, not {self.threads}")

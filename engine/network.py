@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,6 +52,15 @@ def build_network(config: RunConfig, num_classes: int) -> archs.Classifier:
     if model.pretrained is not None:
         load_pretrained(network, model.pretrained)
     return network
+
+
+def network_builder(config: RunConfig, num_classes: int) -> Callable[[], archs.Classifier]:
+    """Builds the network that `config` describes without pretrained weights: for planning, which needs its shapes.
+
+    Raises ConfigError for an unknown library's weights.
+    """
+    model = config.model
+    return partial(archs.build, model.arch, num_classes, image_size=config.data.image_size, **network_options(model))
 
 
 def load_pretrained(network: archs.Classifier, pretrained: str) -> Loaded:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 import tyro
 
@@ -129,6 +128,7 @@ def run_plan(options: PlanConfig) -> int:
     print(candidate_table(result))
     if result.chosen is None:
         raise ConfigError(nothing_fits(result))
+    from engine.memory.fake import on_meta
     from engine.memory.picture import memory_picture
     from engine.plan_run import Planned, ladder, to_plan
     from engine.planner import Plan, make_plan
@@ -136,7 +136,7 @@ def run_plan(options: PlanConfig) -> int:
 
     plain: Plan = make_plan(
         replace(config, memory=replace(config.memory, recompute="none")),
-        workload.build(),
+        on_meta(workload.build),
         hardware,
         options.gpus,
         options.zero_stage,
@@ -169,29 +169,16 @@ def run_plan(options: PlanConfig) -> int:
 
 
 def builder(config: RunConfig, num_classes: int) -> Callable:
-    """Builds the network of `config` on the meta device. Raises ConfigError where there is none of that name or size."""
-    import torch
+    """Builds the network of `config`. Raises ConfigError where there is none of that name, or not of that size."""
+    from engine.memory.fake import on_meta
+    from engine.network import network_builder
 
-    import archs
-    from engine.network import network_options
-
-    build = partial(
-        archs.build,
-        config.model.arch,
-        num_classes,
-        image_size=config.data.image_size,
-        **network_options(config.model),
-    )
-
-    def on_meta():
-        with torch.device("meta"):
-            return build()
-
+    build = network_builder(config, num_classes)
     try:
-        on_meta()
+        on_meta(build)
     except (ValueError, TypeError) as error:
         raise ConfigError(str(error)) from None
-    return on_meta
+    return build
 
 
 def planned_hardware():
@@ -207,23 +194,17 @@ def budget_of(text: str) -> int:
 
     if text == "auto":
         require(use_cuda(), "--gpu-memory auto: there is no GPU here; give its memory, as in --gpu-memory 8GiB")
-        from engine.search import free_memory
+        from engine.plan_run import free_memory
 
         return free_memory()
     try:
         budget = parse_bytes(text)
     except ValueError as error:
         raise ConfigError(f"--gpu-memory {error}") from None
+    from engine.plan_run import refuse_more_than_the_card
+
     refuse_more_than_the_card(budget, Hardware.detect() if use_cuda() else None)
     return budget
-
-
-def refuse_more_than_the_card(budget: int, hardware) -> None:
-    """Raise ConfigError for a budget above the memory of a GPU that is there."""
-    if hardware is not None and hardware.type == "cuda" and budget > hardware.memory_bytes > 0:
-        raise ConfigError(
-            f"--gpu-memory {gib(budget)}: {hardware.name} has {gib(hardware.memory_bytes)}; give that or less, or auto"
-        )
 
 
 def split_of(candidate, gpus: int) -> str:
@@ -263,8 +244,8 @@ def explanation(result, correction) -> str:
     return "\n".join(
         [
             text_table(("at the peak", ""), [*rows, ("all", gib(chosen.peak))]),
-            f"assumed: context {gib(device.context)}, cuBLAS workspace {gib(device.cublas)}, convolution workspaces at "
-            f"most {gib(result.cap)} (CUDNN_CONV_WSCAP_DBG), {device.fragmentation:.0%} of the allocator's peak unusable",
+            f"assumed: context {gib(device.context)}, cuBLAS workspace {gib(device.cublas)}, a convolution's workspace at "
+            f"most {gib(result.cap)} (CUDNN_CONV_WSCAP_DBG), {device.fragmentation:.0%} of the allocator's peak lost",
             correction.describe(),
         ]
     )

@@ -32,7 +32,7 @@ def network_rows(options: PlanConfig, name: str) -> list[dict]:
     options = replace(options, arch=info.name, image_size=size)
     config = options.run_config()
     workload = workload_of(config, builder(config, options.num_classes), options.num_classes, ranks=options.gpus)
-    search = Search(workload, PRECISIONS)
+    search = Search(workload, PRECISIONS, quick=True)
     rows = []
     for precision in PRECISIONS:
         search.precisions = (precision,)
@@ -79,8 +79,8 @@ def short(row: dict) -> str:
 
 LEGEND = (
     "✓ as it is · R some forward passes run again · N nested, twice again · ÷n in n micro-batches · H activations in "
-    "host memory · *italic*: BatchNorm sees a micro-batch, which changes the function · – no plan (the least that would "
-    "do, in GiB)"
+    "host memory · *italic*: BatchNorm sees a micro-batch, which changes the function · – no plan (the least that does, "
+    "in GiB)"
 )
 
 
@@ -160,4 +160,3 @@ def run_matrix(options: PlanConfig) -> int:
             temporary.write_text(text, encoding="utf-8")
     print(f"{len(names)} networks in {seconds:.0f} s; written to {folder / 'plan-matrix.json'} and plan-matrix.md")
     return 0
-

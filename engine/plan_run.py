@@ -6,14 +6,17 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import torch
 from torch import nn
 
-from engine.byte_sizes import gib
+from engine.byte_sizes import gib, parse_bytes
 from engine.config import ConfigError, RunConfig, require
+from engine.memory.cuda import Device
 from engine.memory.simulate import Untraceable
 from engine.memory.trace import Category
 from engine.planner import Hardware, Plan, choose_precision, function_changes, make_plan, split_batch
 from engine.search import Candidate, Result, Search, Workload
+from engine.wrap import Launch
 
 logger = logging.getLogger("hcr")
 
@@ -167,14 +170,51 @@ def halvings(plan: Plan) -> tuple[Plan, ...]:
     return tuple(steps)
 
 
+def budget_bytes(config: RunConfig) -> int:
+    """Bytes that --gpu-memory names; 0 for auto and off."""
+    given = config.memory.gpu_memory
+    return 0 if given in ("auto", "off") else parse_bytes(given)
+
+
+def free_memory() -> int:
+    """Bytes of the current GPU that this process can have: what is free, and the context that it holds already."""
+    free, _ = torch.cuda.mem_get_info()
+    return free + Device().context
+
+
+def least_free_memory(launch: Launch) -> int:
+    """The least of all ranks' free memory, so that all make the same plan; 0 under DeepSpeed, which plans nothing.
+
+    DeepSpeed sets up the ranks' exchange itself, later: there `--gpu-memory` has to name a size.
+    """
+    if launch.ranks == 1:
+        return free_memory()
+    if launch.deepspeed is not None:
+        return 0
+    from accelerate import PartialState
+
+    state = PartialState()
+    free = torch.tensor([free_memory()], device=state.device, dtype=torch.int64)
+    torch.distributed.all_reduce(free, torch.distributed.ReduceOp.MIN)
+    return int(free.item())
+
+
+def refuse_more_than_the_card(budget: int, hardware: Hardware | None) -> None:
+    """Raise ConfigError for a budget above the memory of a GPU that is there."""
+    if hardware is not None and hardware.type == "cuda" and budget > hardware.memory_bytes > 0:
+        raise ConfigError(
+            f"--gpu-memory {gib(budget)}: {hardware.name} has {gib(hardware.memory_bytes)}; give that or less, or auto"
+        )
+
+
 def nothing_fits(result: Result) -> str:
     """What to say where no candidate fits: the smallest budget that would do, and its largest term."""
     least = result.least
     assert least is not None
     would = -(-least.peak // 2**26) / 16  # up to a sixteenth of a GiB
     return (
-        f"{result.workload.name} at batch {result.workload.global_batch} has no plan in {gib(result.budget)}: the least "
-        f"is {gib(least.peak)} ({least.precision}, {least.micro} image{'s' if least.micro > 1 else ''} at a time, "
+        f"{result.workload.name} at batch {result.workload.global_batch} has no plan in {gib(result.budget)}: it needs "
+        f"{gib(least.peak)} ({least.precision}, {least.micro} image{'s' if least.micro > 1 else ''} at a time, "
         f"recompute {least.policy.describe()}), most of it {result.dominating()}; --gpu-memory {would:g}GiB would do"
     )
 
@@ -198,4 +238,3 @@ def plan_lines(planned: Planned) -> list[str]:
             f"if memory runs out: {after.micro_batch_size} × {after.accumulation}, recompute {after.recompute}"
         )
     return lines
-

@@ -74,7 +74,7 @@ class Plan:
     optimizer_bytes: int
     changes: tuple[str, ...] = ()
     """In words, what the plan computes differently from one GPU taking the whole batch at once."""
-    policy: Policy = Policy()
+    policy: Policy = field(default_factory=Policy)
     normalised: bool = False
     """The network has BatchNorm."""
     sync_bn: bool = False

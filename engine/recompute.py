@@ -19,6 +19,9 @@ from torch.utils.checkpoint import checkpoint
 
 BatchNorm = nn.modules.batchnorm._BatchNorm  # the base of BatchNorm1d, 2d, 3d and SyncBatchNorm
 
+REPLACED = "_hcr_replaced_forwards"
+"""Where a model keeps what `clear_policy` puts back."""
+
 Kind = Literal["none", "block", "first", "segments", "nested"]
 
 REWRITES: dict[str, Callable[[nn.Module], Any]] = {}
@@ -53,7 +56,11 @@ class Policy:
     def describe(self) -> str:
         """For tables: `none`, `block`, `first 5 blocks`, `9 segments`, `9 nested segments`, with `+ offload`."""
         count = len(self.segments)
-        shown = {"first": f"first {count} blocks", "segments": f"{count} segments", "nested": f"{count} nested segments"}
+        shown = {
+            "first": f"first {count} blocks",
+            "segments": f"{count} segments",
+            "nested": f"{count} nested segments",
+        }
         named = shown.get(self.kind, self.kind)
         named += f" + {self.rewrite}" if self.rewrite else ""
         return named + (" + offload" if self.offload else "")
@@ -129,6 +136,21 @@ def layer_groups(unit: nn.Module) -> list[nn.Module]:
     return [module for module in inside if any(isinstance(child, nn.Conv2d) for child in module.children())]
 
 
+def _replace_forward(model: nn.Module, module: nn.Module, forward: Callable) -> None:
+    """Give `module` another forward and note on `model` what it had."""
+    model.__dict__.setdefault(REPLACED, []).append((module, module.__dict__.get("forward")))
+    module.forward = forward  # type: ignore[method-assign]
+
+
+def clear_policy(model: nn.Module) -> None:
+    """Take back what `apply_policy` did to `model`, rewrites excepted."""
+    for module, before in reversed(model.__dict__.pop(REPLACED, [])):
+        if before is None:
+            del module.forward
+        else:
+            module.forward = before
+
+
 def apply_policy(model: Any, policy: Policy) -> Any:
     """Make `model` keep what `policy` says, in place; returns the model.
 
@@ -146,11 +168,11 @@ def apply_policy(model: Any, policy: Policy) -> Any:
         if policy.nested:
             for unit in run:
                 for group in layer_groups(unit):
-                    group.forward = partial(recomputed, group.forward, _norms([group]))
+                    _replace_forward(model, group, partial(recomputed, group.forward, _norms([group])))
         forward = run[0].forward if len(run) == 1 else partial(_in_turn, [unit.forward for unit in run])
-        run[0].forward = partial(recomputed, forward, _norms(run))  # type: ignore[method-assign]
+        _replace_forward(model, run[0], partial(recomputed, forward, _norms(run)))
         for unit in run[1:]:
-            unit.forward = _unchanged  # type: ignore[method-assign]
+            _replace_forward(model, unit, _unchanged)
     return model
 
 

@@ -11,7 +11,6 @@ import bisect
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
-import torch
 from torch import nn
 
 from engine.config import OptimConfig
@@ -105,7 +104,8 @@ class Search:
     precisions  in order of preference; candidates of a later one are looked at where none of an earlier one fits
     policies    kinds of recompute that may be used; None is all
     micro       the only micro-batch size; 0 is any
-    offload     whether activations may go to the host
+    offload     whether activations may go to the host; `only_offload`: whether they must
+    quick       simulate the step that counts alone, after the optimizer's states have been made
     """
 
     def __init__(
@@ -116,10 +116,11 @@ class Search:
         micro: int = 0,
         offload: bool = True,
         only_offload: bool = False,
+        quick: bool = False,
     ) -> None:
         self.workload, self.precisions, self.micro = workload, tuple(precisions), micro
         self.kinds = policies or ("none", "first", "block", "segments", "nested")
-        self.offload, self.only_offload = offload, only_offload
+        self.offload, self.only_offload, self.quick = offload, only_offload, quick
         self._traces: dict[tuple[bool, Policy], Trace] = {}
         self._variants: dict[tuple[str, Policy, bool], Trace] = {}
         model = on_meta(workload.build)
@@ -151,6 +152,7 @@ class Search:
                 load.optim,
                 policy,
                 load.channels_last,
+                full_warm_up=not self.quick,
                 cuda=load.cuda,
             )
             self._traces[key] = simulate(load.build, step, CudaModel() if load.cuda else None)
@@ -378,9 +380,3 @@ class Result:
         assert self.least is not None
         category, _ = max(self.least.predicted.items(), key=lambda item: item[1])
         return category.label
-
-
-def free_memory() -> int:
-    """Bytes free on the current GPU for this process: what the driver says is free, and its own context."""
-    free, _ = torch.cuda.mem_get_info()
-    return free + Device().context

@@ -15,6 +15,8 @@ import psutil
 import torch
 from accelerate.utils import broadcast_object_list, gather_object
 
+from engine.byte_sizes import gib
+from engine.calibration import add_measurement, correction_for
 from engine.checkpoint import checkpoint_to_resume
 from engine.config import ConfigError, DataConfig, RunConfig, find_run
 from engine.data.loader import Loader, make_loader
@@ -22,19 +24,22 @@ from engine.data.progressive import ProgressiveLoader
 from engine.data.sources import Source
 from engine.interrupt import Interrupt
 from engine.monitor import Monitor
-from engine.network import build_network
+from engine.network import build_network, network_builder
 from engine.optim import build_optimizer
-from engine.planner import Hardware, make_plan
+from engine.plan_run import Planned, budget_bytes, least_free_memory, plan_lines, plan_run, refuse_more_than_the_card
+from engine.planner import Hardware
 from engine.progress import clock
+from engine.rescue import MemoryExhausted
 from engine.runfolder import RunFolder
 from engine.trainer import Diverged, Trainer
 from engine.wrap import AUTOCAST_DTYPES, Launch, build_accelerator, prepare_device, wrap
 
 EXIT_DIVERGED = 1
+EXIT_MEMORY = 1
 
 FREE_TO_CHANGE = {
     *("config", "resume", "optim.epochs", "model.compile"),
-    *("data.root", "data.workers", "data.prefetch", "parallel.threads"),
+    *("data.root", "data.workers", "data.prefetch", "parallel.threads", "memory.gpu_memory"),
 }
 """Fields besides the `log` group that a resumed run may change without becoming another run."""
 
@@ -53,7 +58,8 @@ class Session:
         hardware = Hardware.detect()
         torch.manual_seed(config.seed)
         model = build_network(config, len(source.classes))
-        plan = make_plan(config, model, hardware, launch.ranks, launch.zero_stage)
+        self.planned = self._plan(config, model, len(source.classes), hardware, launch)
+        plan = self.planned.plan
         optimizer_model = model.to(device)
         optimizer = build_optimizer(optimizer_model, config.optim)
         self.config, self.source, self.plan, self.interrupt = config, source, plan, interrupt
@@ -98,8 +104,27 @@ class Session:
             source.classes,
             self.folder,
             interrupt,
+            self.planned.ladder,
         )
         self.resumed = self._resume()
+
+    def _plan(self, config: RunConfig, model, classes: int, hardware: Hardware, launch: Launch) -> Planned:
+        """The plan for the memory that is there, or that --gpu-memory names; nothing is searched on a bare CPU."""
+        budget = budget_bytes(config)
+        refuse_more_than_the_card(budget, hardware)
+        if config.memory.gpu_memory == "auto" and hardware.type == "cuda":
+            budget = least_free_memory(launch)
+        return plan_run(
+            config,
+            model,
+            partial(build_network, network_builder(config), classes),
+            classes,
+            hardware,
+            budget,
+            launch.ranks,
+            launch.zero_stage,
+            correction_for(hardware.name).factor if budget else 1.0,
+        )
 
     def _shared_folder(self, arch: str) -> RunFolder:
         """The run folder, made by the first rank and told to the others; a refusal reaches all of them."""
@@ -163,6 +188,11 @@ class Session:
         try:
             with monitor:
                 self.trainer.fit()
+        except MemoryExhausted as error:
+            print(f"error: {error}", file=sys.stderr, flush=True)  # each rank: one alone may know of it
+            if self.main:
+                self.folder.append("event", event="memory_exhausted", step=self.trainer.progress.step + 1)
+            return EXIT_MEMORY
         except Diverged as error:
             if self.main:
                 print(f"error: {error}", file=sys.stderr, flush=True)
@@ -184,11 +214,9 @@ class Session:
         sizes = f"{images}, {len(source.classes)} classes"
         size, backend = self.config.data.image_size, self.train_loader.backend
         print(f"{self.config.model.arch} on {source.name}: {sizes}, {size} px, {backend}")
-        print(plan.describe())
+        print("\n".join(plan_lines(self.planned)))
         if plan.device == "cpu" and Path("/proc/driver/nvidia/version").exists():
             print(f"note: an NVIDIA driver is here, but PyTorch {torch.__version__} finds no GPU that it can use")
-        for change in plan.changes:
-            print(f"note: {change}")
         print(f"run folder {self.folder.path}", flush=True)
         progress = self.trainer.progress
         if self.config.resume is not None:
@@ -217,6 +245,7 @@ class Session:
             seconds=round(seconds, 2),
             unreadable_images=bad,
         )
+        self._compare_memory()
         self._report()
         if stopped:
             print(f"stopped at step {progress.step}; go on with: --resume {folder.path}", flush=True)
@@ -228,6 +257,29 @@ class Session:
         print(f"weights {folder.weights}")
         if self.config.log.plots:
             print(f"report  {folder.path / 'report.html'}")
+
+    def _compare_memory(self) -> None:
+        """Say how the peak compares with the prediction, and keep that for the next plan on such a GPU."""
+        plan = self.trainer.plan
+        if not plan.predicted_allocated_bytes:
+            return
+        if plan.device != "cuda":
+            print(f"memory: predicted {gib(plan.predicted_allocated_bytes)}, not measured on a CPU")
+            return
+        measured = torch.cuda.max_memory_allocated()
+        ratio = measured / plan.predicted_allocated_bytes
+        print(f"memory: predicted {gib(plan.predicted_allocated_bytes)}, measured {gib(measured)} ({ratio:.3f} ×)")
+        self.folder.append(
+            "event",
+            event="memory",
+            step=self.trainer.progress.step,
+            predicted_bytes=plan.predicted_allocated_bytes,
+            measured_bytes=measured,
+        )
+        if not self.trainer.rescue.events:  # else the peak is of more than one plan
+            add_measurement(
+                plan.device_name, plan.predicted_allocated_bytes, measured, correction_for(plan.device_name).factor
+            )
 
     def _report(self) -> None:
         """Draw the plots and the page; a disk that is full by now does not turn a finished run into a failed one."""

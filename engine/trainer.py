@@ -26,6 +26,7 @@ from engine.network import network_options
 from engine.optim import learning_rate, set_learning_rate
 from engine.planner import Plan
 from engine.progress import EpochBar, memory_in_use
+from engine.rescue import Rescue
 from engine.runfolder import RunFolder, atomic_file
 from engine.wrap import bare_module, eager_for_odd_shapes
 
@@ -64,6 +65,29 @@ class LogPoint:
     totals: tuple[float, float, float] = field(default=(0.0, 0.0, 0.0))
 
 
+def micro_batches(batch, plan: Plan) -> Iterator[tuple[Tensor, ...]]:
+    """(images, labels, weights) of each micro-batch of a rank's share, in order.
+
+    Where the share does not divide evenly, a shorter micro-batch is filled up with its first image at weight 0: all
+    have one shape, and the gradient is that of the share. The tail of an epoch is divided as it is.
+    """
+    whole = len(batch.images) == plan.global_batch_size // plan.ranks
+    parts = (tensor.tensor_split(plan.accumulation) for tensor in (batch.images, batch.labels, batch.weights))
+    for images, labels, weights in zip(*parts, strict=True):
+        missing = plan.micro_batch_size - len(images) if whole else 0
+        if missing > 0:
+            filler = torch.arange(plan.micro_batch_size, device=images.device) % (plan.micro_batch_size - missing)
+            filler[-missing:] = 0
+            weights = torch.cat([weights, weights.new_zeros(missing)])
+            images, labels = images[filler].contiguous(memory_format=_layout(images)), labels[filler]
+        yield images, labels, weights
+
+
+def _layout(images: Tensor) -> torch.memory_format:
+    last = images.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if last else torch.contiguous_format
+
+
 class Trainer:
     """Runs `config` with a wrapped model and optimizer over two loaders (engine.data).
 
@@ -83,6 +107,7 @@ class Trainer:
         classes: list[str],
         folder: RunFolder,
         interrupt: Interrupt,
+        ladder: tuple[Plan, ...] = (),
     ) -> None:
         self.config, self.plan, self.accelerator = config, plan, accelerator
         self.model, self.optimizer = model, optimizer
@@ -97,10 +122,12 @@ class Trainer:
         }
         """What model.safetensors says of itself."""
         self.progress = Progress()
+        self.rescue = Rescue(self, ladder)
         self.steps_per_epoch: int = train_loader.steps_per_epoch
         self.last_checkpoint: Path | None = None
         self.main = accelerator.is_main_process
         self._stopping = False
+        self._parameters = list(model.parameters())
         self._meter = torch.zeros(5, dtype=torch.float64, device=accelerator.device)
         self._started = time.perf_counter()
         self._started_step = 0
@@ -133,7 +160,7 @@ class Trainer:
         point = LogPoint(time.perf_counter(), progress.step)
         try:
             for batch, waited in self._batches(epoch, progress.step_in_epoch):
-                self._step(batch)
+                self.rescue.step(batch)
                 progress.step += 1
                 progress.step_in_epoch += 1
                 point.images += batch.global_count
@@ -186,17 +213,23 @@ class Trainer:
         set_learning_rate(self.optimizer, rate)
         readable = batch.weights.sum().clamp(min=1.0)
         scale = batch.count / readable / batch.global_count * plan.ranks * plan.accumulation
-        parts = (tensor.tensor_split(plan.accumulation) for tensor in (batch.images, batch.labels, batch.weights))
-        for images, labels, weights in zip(*parts, strict=True):
+        counted = []
+        for images, labels, weights in micro_batches(batch, plan):
             odd = len(images) != plan.micro_batch_size
             with self.accelerator.accumulate(self.model), eager_for_odd_shapes(plan.compile, odd):
-                output = self.model(images)
+                with plan.policy.around_forward(self._parameters):
+                    output = self.model(images)
                 loss, hits = loss_and_hits(output, labels, weights, smoothing)
                 self.accelerator.backward(loss * scale)
+                del output
+                if self.accelerator.sync_gradients:
+                    self.rescue.agree()
                 self._clip()
                 self.optimizer.step()
                 self.optimizer.zero_grad()
-            self._count(loss.detach(), hits, weights)
+            counted.append((loss.detach(), hits, weights))
+        for part in counted:  # now that the step cannot fail any more
+            self._count(*part)
 
     def _clip(self) -> None:
         largest = self.config.optim.clip_norm

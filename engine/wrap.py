@@ -19,7 +19,8 @@ from torch import nn
 
 from engine.config import ConfigError, OptimConfig, RankError
 from engine.planner import Plan, use_cuda
-from engine.recompute import recompute_blocks
+from engine.recompute import apply_policy
+from engine.sync_norm import synchronise_norms
 
 AUTOCAST_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -123,10 +124,13 @@ def wrap(model: nn.Module, optimizer: torch.optim.Optimizer, plan: Plan, acceler
     if plan.channels_last and accelerator.distributed_type != DistributedType.DEEPSPEED:
         # DeepSpeed broadcasts weights by their bytes and wants them contiguous; channels-last images are enough there.
         model = model.to(memory_format=torch.channels_last)
-    if plan.recompute == "block":
-        recompute_blocks(model)
+    if plan.sync_bn:
+        synchronise_norms(model)
+    apply_policy(model, plan.policy)
     if plan.compile:
         model.compile(dynamic=False)
+    if plan.workspace_cap_bytes:
+        os.environ.setdefault("CUDNN_CONV_WSCAP_DBG", str(plan.workspace_cap_bytes >> 20))  # MiB
     if plan.device == "cuda":
         torch.backends.cudnn.benchmark = True
     return accelerator.prepare(model, optimizer)

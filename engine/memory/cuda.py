@@ -28,8 +28,7 @@ def nbytes(tensor: Tensor) -> int:
 
 
 class CudaModel(DeviceModel):
-    """Workspaces and layout copies of convolutions, and cuDNN's BatchNorm reserve.
-    """
+    """Workspaces and layout copies of convolutions, and cuDNN's BatchNorm reserve."""
 
     def extras(self, function: Any, arguments: tuple, results: list[Tensor]) -> Iterable[Extra]:
         if function in CONVOLUTIONS:

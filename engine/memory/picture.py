@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 
@@ -33,7 +34,7 @@ def condensed(timeline: Timeline) -> np.ndarray:
     """Columns of the events to draw: of each part of the step the one at which the most is live."""
     total = timeline.total
     edges = np.unique(np.linspace(0, len(total), min(POINTS, len(total)) + 1).astype(int))
-    return np.array([first + int(total[first:last].argmax()) for first, last in zip(edges, edges[1:], strict=False)])
+    return np.array([first + int(total[first:last].argmax()) for first, last in pairwise(edges)])
 
 
 def memory_picture(timeline: Timeline, title: str, subtitle: str = "", budget: int = 0, theme: Theme = LIGHT) -> bytes:

@@ -13,7 +13,6 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from engine.config import OptimConfig
 from engine.loss import loss_and_hits
@@ -43,6 +42,8 @@ class Step:
     channels_last: bool = True
     gradients_kept: bool = False
     """Gradients are there before the backward pass: a later micro-batch of a step, or DDP's buckets."""
+    full_warm_up: bool = True
+    """The first step is a whole one; else only the optimizer's states are made, which is all that it leaves."""
     cuda: bool = True
     """A GPU's autocast rules; off for a comparison with a run on a CPU."""
 
@@ -74,7 +75,6 @@ def run_step(model: nn.Module, step: Step, batch: int, tracker: Tracker) -> Trac
     optimizer = build_optimizer(model, step.optim)
     tracker.hold([*model.parameters(), *model.buffers()], Category.PARAMETERS)
     tracker.hold([images, labels, weights], Category.INPUT)
-    named = NamedFailure()
 
     def micro_step(forward_done: Callable[[], None]) -> None:
         """Forward, loss and backward as in `Trainer._step`: accelerate autocasts the network's forward alone."""
@@ -91,26 +91,31 @@ def run_step(model: nn.Module, step: Step, batch: int, tracker: Tracker) -> Trac
         tracker.settle_alive(Category.SAVED)
         tracker.mark("backward")
 
+    def update() -> None:
+        tracker.settle([parameter.grad for parameter in model.parameters()], Category.GRADIENTS)
+        tracker.mark("optimizer")
+        optimizer.step()
+        states = (value for state in optimizer.state.values() for value in state.values())
+        tracker.settle((value for value in states if isinstance(value, Tensor)), Category.OPTIMIZER)
+        if not step.gradients_kept:
+            optimizer.zero_grad()
+
     try:
-        with named, tracker:
-            for counted in (False, True):
-                if counted:
-                    tracker.begin()
-                    watch.begin()
-                elif step.gradients_kept:
-                    micro_step(lambda: None)
-                tracker.mark("forward")
+        with tracker:
+            if step.full_warm_up:
                 micro_step(forward_done)
-                tracker.settle([parameter.grad for parameter in model.parameters()], Category.GRADIENTS)
-                tracker.mark("optimizer")
-                optimizer.step()
-                states = (value for state in optimizer.state.values() for value in state.values())
-                tracker.settle((value for value in states if isinstance(value, Tensor)), Category.OPTIMIZER)
-                if not step.gradients_kept:
-                    optimizer.zero_grad()
+            else:
+                for parameter in model.parameters():
+                    parameter.grad = torch.empty_like(parameter)
+            update()
+            tracker.begin()
+            watch.begin()
+            tracker.mark("forward")
+            micro_step(forward_done)
+            update()
     except Exception as error:
         raise Untraceable(
-            f"{type(model).__name__} cannot be simulated: {named.operator} failed on FakeTensors ({error})"
+            f"{type(model).__name__} cannot be simulated: {tracker.running} failed on FakeTensors ({error})"
         ) from error
     trace = tracker.trace()
     trace.units = watch.units(trace)
@@ -123,16 +128,6 @@ def _widen(output):
         return output.float()
     logits, auxiliary, weights = output
     return type(output)(logits.float(), tuple(extra.float() for extra in auxiliary), weights)
-
-
-class NamedFailure(TorchDispatchMode):
-    """Remembers the operator that is running, to name it when it fails."""
-
-    operator = "an operator outside torch"
-
-    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
-        self.operator = str(function)
-        return function(*arguments, **(keywords or {}))
 
 
 class UnitWatch:

@@ -85,6 +85,8 @@ class Tracker(TorchDispatchMode):
         self.marks: list[tuple[int, str]] = []
         self.unit = -1
         """Unit of recompute whose forward is running; -1 outside."""
+        self.running: Any = "an operator outside torch"
+        """The operator that ran last, or that fails."""
         self.unit_flops: dict[int, int] = {}
         self.forward_reads: dict[int, set[int]] = {}
         """Storage -> units (-1: none) whose operators read it in the forward pass."""
@@ -152,7 +154,7 @@ class Tracker(TorchDispatchMode):
     # --- operators ---------------------------------------------------------------------------------------------
 
     def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
-        keywords = keywords or {}
+        self.running, keywords = function, keywords or {}
         result = function(*arguments, **keywords)
         outputs = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor) and leaf.device.type != "meta"]
         inputs = [leaf for leaf in tree_leaves((arguments, keywords)) if isinstance(leaf, Tensor)]

@@ -95,6 +95,12 @@ def test_the_second_step_has_states_and_no_gradients():
     assert [name for _, name in kept.phases] == ["forward", "backward", "optimizer"]
 
 
+@pytest.mark.parametrize("step", [SMALL, replace(SMALL, precision="bf16", policy=by_block(9))], ids=["plain", "block"])
+def test_a_short_warm_up_leaves_what_a_step_leaves(step):
+    whole, short = simulate(resnet18, step), simulate(resnet18, replace(step, full_warm_up=False))
+    assert (whole.timeline(8).live == short.timeline(8).live).all()
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("policy", [Policy(), by_block(9)], ids=lambda policy: policy.kind)
 def test_gradients_that_are_kept_are_read_off_the_same_record(policy, precision):

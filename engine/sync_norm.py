@@ -1,0 +1,143 @@
+"""BatchNorm over the images of all ranks, on any device: torch's SyncBatchNorm refuses CPU tensors.
+
+Each rank's count, mean and sum of squared deviations (M2) are gathered and combined as Chan, Golub & LeVeque 1983 do
+("Algorithms for computing the sample variance", The American Statistician 37:3), so no difference of large sums is
+taken. The backward pass all-reduces two sums a channel (Ioffe & Szegedy 2015, arXiv:1502.03167, section 3).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+TINY = 1e-12
+"""Added to a variance before its root where the root is only a way to carry the variance."""
+
+
+def local_statistics(features: Tensor) -> tuple[Tensor, Tensor]:
+    """(mean, M2) of each channel of this rank's images [N, C, ...], fp32 [C]."""
+    count = features.numel() // features.shape[1]
+    if features.is_cuda:
+        mean, inverse = torch.batch_norm_stats(features, TINY)
+    else:  # the operator that normalises sums in fp32 whatever the images are; its result is let go
+        _, mean, inverse = torch.native_batch_norm(features, None, None, None, None, True, 0.0, TINY)
+    mean, inverse = mean.float(), inverse.float()
+    return mean, (inverse.square().reciprocal() - TINY).clamp(min=0) * count
+
+
+def combined(counts: Tensor, means: Tensor, m2s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(count, mean, M2) over all ranks from counts [R, 1], means and M2 [R, C]."""
+    count = counts.sum()
+    mean = (counts * means).sum(dim=0) / count
+    return count, mean, (m2s + counts * (means - mean).square()).sum(dim=0)
+
+
+class _SyncNorm(torch.autograd.Function):
+    """weight · (x - mean) / √(var + eps) + bias with statistics over all ranks; returns them too."""
+
+    @staticmethod
+    def forward(ctx: Any, features: Tensor, weight: Tensor, bias: Tensor, eps: float, group: Any):
+        mean, m2 = local_statistics(features)
+        count = features.numel() // features.shape[1]
+        packed = torch.cat([mean, m2, mean.new_full((1,), float(count))])
+        ranks = dist.get_world_size(group)
+        gathered = packed.new_empty((ranks, len(packed)))
+        dist.all_gather(list(gathered.unbind(0)), packed, group=group)
+        channels = len(mean)
+        total, mean, m2 = combined(
+            gathered[:, 2 * channels :], gathered[:, :channels], gathered[:, channels : 2 * channels]
+        )
+        variance = m2 / total
+        ctx.save_for_backward(features, weight, mean, variance, total)
+        ctx.eps, ctx.group = eps, group
+        output = F.batch_norm(features, mean, variance, weight, bias, training=False, eps=eps)
+        ctx.mark_non_differentiable(mean, variance, total)
+        return output, mean, variance, total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor, *_: Tensor):
+        features, weight, mean, variance, total = ctx.saved_tensors
+        # With given statistics the operator's own backward is this rank's part of all three gradients.
+        through, of_weight, of_bias = torch.ops.aten.native_batch_norm_backward(
+            gradient.contiguous(memory_format=_layout(features)),
+            features,
+            weight,
+            mean,
+            variance,
+            None,
+            None,
+            False,
+            ctx.eps,
+            [ctx.needs_input_grad[0], True, True],
+        )
+        if through is None:
+            return None, of_weight, of_bias, None, None
+        sums = torch.cat([of_weight.float(), of_bias.float()])
+        dist.all_reduce(sums, group=ctx.group)
+        all_weight, all_bias = sums.chunk(2)
+        inverse = (variance + ctx.eps).rsqrt()
+        # dx = w/σ · (dy - mean(dy) - x̂ · mean(dy · x̂)), x̂ = (x - mean)/σ: a line in x for each channel
+        slope = -weight * inverse * all_weight * inverse / total
+        level = -weight * inverse * all_bias / total - slope * mean
+        shape = (1, -1) + (1,) * (features.ndim - 2)
+        through.addcmul_(features, slope.view(shape).to(features.dtype)).add_(level.view(shape).to(features.dtype))
+        return through, of_weight, of_bias, None, None
+
+
+def _layout(features: Tensor) -> torch.memory_format:
+    channels_last = features.ndim == 4 and features.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if channels_last else torch.contiguous_format
+
+
+class SyncNorm(nn.modules.batchnorm._BatchNorm):
+    """BatchNorm1d, 2d or 3d whose training statistics are those of all ranks' images. Parameters keep their names.
+
+    images [N, C, ...], fp32 or under autocast 16-bit. Ranks may have different N. Without a process group, with one
+    rank, and in evaluation it is BatchNorm.
+    """
+
+    group: Any = None
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        if input.ndim < 2:
+            raise ValueError(f"expected at least [N, C], got {tuple(input.shape)}")
+
+    def forward(self, features: Tensor) -> Tensor:
+        self._check_input_dim(features)
+        alone = not dist.is_available() or not dist.is_initialized() or dist.get_world_size(self.group) == 1
+        if alone or not self.training:
+            return super().forward(features)
+        output, mean, variance, total = _SyncNorm.apply(features, self.weight, self.bias, self.eps, self.group)
+        if self.track_running_stats and self.running_mean is not None:
+            self._follow(mean, variance, total)
+        return output
+
+    @torch.no_grad()
+    def _follow(self, mean: Tensor, variance: Tensor, total: Tensor) -> None:
+        """Move the running statistics as BatchNorm does, with the unbiased variance."""
+        if self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+        momentum: Any = self.momentum
+        if momentum is None:
+            momentum = 1.0 if self.num_batches_tracked is None else 1.0 / self.num_batches_tracked.float()
+        assert self.running_mean is not None and self.running_var is not None
+        unbiased = variance * total / (total - 1).clamp(min=1)
+        self.running_mean += momentum * (mean - self.running_mean)
+        self.running_var += momentum * (unbiased - self.running_var)
+
+
+def synchronise_norms(model: nn.Module) -> int:
+    """Replace every BatchNorm with weights in `model` by a SyncNorm, in place; returns how many there were.
+
+    The modules stay where they are: parameters, buffers, hooks and the state dict's names are untouched.
+    """
+    count = 0
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.affine and not isinstance(module, SyncNorm):
+            module.__class__ = SyncNorm
+            count += 1
+    return count
