@@ -24,7 +24,8 @@ def local_statistics(features: Tensor) -> tuple[Tensor, Tensor]:
     if features.is_cuda:
         mean, inverse = torch.batch_norm_stats(features, TINY)
     else:  # the operator that normalises sums in fp32 whatever the images are; its result is let go
-        _, mean, inverse = torch.native_batch_norm(features, None, None, None, None, True, 0.0, TINY)
+        ones = features.new_ones(features.shape[1], dtype=torch.float32)  # else 16-bit images get 16-bit statistics
+        _, mean, inverse = torch.native_batch_norm(features, ones, None, None, None, True, 0.0, TINY)
     mean, inverse = mean.float(), inverse.float()
     return mean, (inverse.square().reciprocal() - TINY).clamp(min=0) * count
 
@@ -54,7 +55,8 @@ class _SyncNorm(torch.autograd.Function):
         variance = m2 / total
         ctx.save_for_backward(features, weight, mean, variance, total)
         ctx.eps, ctx.group = eps, group
-        output = F.batch_norm(features, mean, variance, weight, bias, training=False, eps=eps)
+        output = F.batch_norm(_exact(features), mean, variance, weight, bias, training=False, eps=eps)
+        output = output.to(features.dtype)
         ctx.mark_non_differentiable(mean, variance, total)
         return output, mean, variance, total
 
@@ -63,8 +65,8 @@ class _SyncNorm(torch.autograd.Function):
         features, weight, mean, variance, total = ctx.saved_tensors
         # With given statistics the operator's own backward is this rank's part of all three gradients.
         through, of_weight, of_bias = torch.ops.aten.native_batch_norm_backward(
-            gradient.contiguous(memory_format=_layout(features)),
-            features,
+            _exact(gradient.contiguous(memory_format=_layout(features))),
+            _exact(features),
             weight,
             mean,
             variance,
@@ -84,8 +86,13 @@ class _SyncNorm(torch.autograd.Function):
         slope = -weight * inverse * all_weight * inverse / total
         level = -weight * inverse * all_bias / total - slope * mean
         shape = (1, -1) + (1,) * (features.ndim - 2)
-        through.addcmul_(features, slope.view(shape).to(features.dtype)).add_(level.view(shape).to(features.dtype))
-        return through, of_weight, of_bias, None, None
+        through.addcmul_(features, slope.view(shape)).add_(level.view(shape))
+        return through.to(features.dtype), of_weight, of_bias, None, None
+
+
+def _exact(tensor: Tensor) -> Tensor:
+    """fp32 on a CPU, whose operator folds the mean into a 16-bit offset; a GPU's works in fp32 inside."""
+    return tensor if tensor.is_cuda else tensor.float()
 
 
 def _layout(features: Tensor) -> torch.memory_format:

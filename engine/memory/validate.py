@@ -20,7 +20,10 @@ from engine.memory.tracker import Tracker
 from engine.recompute import Policy, by_block
 from engine.segments import best_segments
 
-NETWORKS = ("resnet18", "resnext50", "inceptionv3", "darknet53", "resnext29_2x64d", "inceptionv3_fullres")
+NETWORKS = (
+    *("resnet18", "resnext50", "resnext29_2x64d", "inceptionv3", "inceptionv3_fullres", "darknet53"),
+    *("densenet121", "googlenet", "mobilenetv2", "efficientnet_b0", "shufflenetv2_x1_0", "vit_s16"),
+)
 POLICIES = ("none", "block", "segments")
 
 

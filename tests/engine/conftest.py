@@ -1,5 +1,6 @@
 """A trainer small enough for unit tests: a tiny network, images made in memory, no decoding."""
 
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -87,6 +88,14 @@ def reset_accelerator():
     reset()
     yield reset
     reset()
+
+
+@pytest.fixture
+def free_port() -> int:
+    """A TCP port that nobody listens on."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
 
 
 @pytest.fixture

@@ -1,0 +1,260 @@
+"""torch's own out-of-memory exception at chosen points: the step is repeated, no image is lost or counted twice."""
+
+import json
+import os
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from engine.config import LogConfig, OptimConfig
+from engine.plan_run import halvings
+from engine.recompute import by_block
+from engine.rescue import MemoryExhausted, Rescue
+
+
+class Net(nn.Module):
+    """BatchNorm, no dropout: the same images give the same step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU())
+        self.head = nn.Linear(8, 2)
+
+    def blocks(self):
+        yield self.stem
+
+    def forward(self, images):
+        return self.head(self.stem(images).mean(dim=(2, 3)))
+
+
+class Tripwire(torch.autograd.Function):
+    """The identity; calls `trip` in the backward pass."""
+
+    @staticmethod
+    def forward(ctx, tensor, trip):
+        ctx.trip = trip
+        return tensor.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        ctx.trip("backward")
+        return gradient, None
+
+
+class Failing:
+    """Raises torch.OutOfMemoryError at chosen calls, counted over the run: `forward` or `backward`, from 1."""
+
+    def __init__(self, model: nn.Module, where: str, calls: set[int]) -> None:
+        self.where, self.calls, self.count = where, calls, 0
+        model.head.register_forward_pre_hook(self._hook)
+
+    def _hook(self, module, inputs):
+        if module.training:
+            self.trip("forward")
+        return (Tripwire.apply(inputs[0], self.trip),)
+
+    def trip(self, where: str) -> None:
+        if where == self.where:
+            self.count += 1
+            if self.count in self.calls:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore")
+
+
+def rows(trainer, kind: str) -> list[dict]:
+    lines = trainer.folder.metrics.read_text().splitlines()
+    return [row for row in map(json.loads, lines) if row["kind"] == kind]
+
+
+OPTIM = OptimConfig(epochs=2, batch_size=16, lr=0.05, optimizer="sgd")
+
+
+def state(trainer) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
+
+
+def rescued(make_trainer, where: str, calls: set[int], ladder=None, **options):
+    torch.manual_seed(0)
+    model = Net()
+    trainer = make_trainer("rescued", model=model, optim=OPTIM, log=LogConfig(every=1), **options)
+    trainer.rescue = Rescue(trainer, halvings(trainer.plan) if ladder is None else ladder(trainer.plan))
+    failing = Failing(model, where, calls)
+    trainer.fit()
+    return trainer, failing
+
+
+@pytest.mark.parametrize("where", ["forward", "backward"])
+def test_a_step_is_repeated_in_halves_and_equals_one_planned_so(make_trainer, where):
+    """The first step fails: all steps are then those of a run that was planned in two micro-batches."""
+    trainer, _ = rescued(make_trainer, where, {1})
+    torch.manual_seed(0)
+    planned = make_trainer("planned", model=Net(), optim=OPTIM, micro=8, log=LogConfig(every=1))
+    planned.fit()
+    for name, tensor in state(planned).items():
+        torch.testing.assert_close(state(trainer)[name], tensor, rtol=0, atol=0, msg=name)
+    for left, right in zip(rows(trainer, "step"), rows(planned, "step"), strict=True):
+        assert left["loss"] == pytest.approx(right["loss"], rel=1e-12)
+    assert [row["train_images"] for row in rows(trainer, "epoch")] == [44, 44]
+    (event,) = [row for row in rows(trainer, "event") if row["event"] == "out_of_memory"]
+    assert event["step"] == 1 and event["micro_batch_size"] == 8 and event["accumulation"] == 2
+    assert "Tried to allocate" in event["reason"] and "\n" not in event["reason"]
+    assert json.loads((trainer.folder.path / "plan.json").read_text())["accumulation"] == 2
+
+
+@pytest.mark.parametrize(("where", "call"), [("forward", 6), ("backward", 6), ("backward", 5)])
+def test_failing_in_the_middle_of_a_split_step_counts_nothing_twice(make_trainer, where, call):
+    """In two micro-batches a step; steps 1 and 2 succeed, step 3 fails in its first or its second micro-batch."""
+    trainer, failing = rescued(make_trainer, where, {call}, micro=8)
+    counters = [norm.num_batches_tracked.item() for norm in trainer.model.modules() if hasattr(norm, "running_mean")]
+    # steps 1 and 2 (halves), then steps 3 to 6 in quarters
+    assert counters == [2 * 2 + 4 * 4]
+    assert [row["train_images"] for row in rows(trainer, "epoch")] == [44, 44]
+    assert trainer.plan.micro_batch_size == 4 and trainer.progress.step == 6
+    assert len(trainer.rescue.events) == 1
+
+
+def test_again_and_again_until_nothing_is_left(make_trainer):
+    with pytest.raises(MemoryExhausted, match=r"step 1.*Tried to allocate.*--gpu-memory"):
+        rescued(make_trainer, "forward", set(range(1, 100)))
+
+
+def test_the_next_plan_may_recompute_instead(make_trainer):
+    def ladder(plan):
+        return (replace(plan, recompute="block", policy=by_block(1)),)
+
+    trainer, _ = rescued(make_trainer, "backward", {2}, ladder)
+    torch.manual_seed(0)
+    plain = make_trainer("plain", model=Net(), optim=OPTIM, log=LogConfig(every=1))
+    plain.fit()
+    for name, tensor in state(plain).items():
+        torch.testing.assert_close(state(trainer)[name], tensor, rtol=0, atol=0, msg=name)
+    assert trainer.plan.recompute == "block"
+
+
+def test_other_errors_are_not_taken_for_memory(make_trainer):
+    trainer = make_trainer(model=Net(), optim=OPTIM)
+    trainer.rescue = Rescue(trainer, halvings(trainer.plan))
+    trainer.model.head.register_forward_pre_hook(lambda *_: (_ for _ in ()).throw(RuntimeError("out of memory, or so")))
+    with pytest.raises(RuntimeError, match="or so"):
+        trainer.fit()
+
+
+def test_a_share_that_does_not_divide_is_filled_up_with_weight_zero(make_trainer):
+    """16 images in 3 micro-batches of 6: gradients as of the whole, for a network without BatchNorm."""
+
+    class Linear(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head = nn.Linear(3 * 36, 2)
+
+        def forward(self, images):
+            sizes.append(len(images))
+            return self.head(images.flatten(1))
+
+    results = []
+    for accumulation in (1, 3):
+        sizes: list[int] = []
+        torch.manual_seed(3)
+        trainer = make_trainer(f"parts{accumulation}", model=Linear(), optim=OPTIM)
+        micro = -(-16 // accumulation)
+        trainer.plan = replace(trainer.plan, micro_batch_size=micro, accumulation=accumulation)
+        trainer.accelerator.gradient_accumulation_steps = accumulation
+        trainer.fit()
+        results.append(state(trainer))
+        if accumulation == 3:
+            assert sizes[:6] == [6] * 6
+    for name, tensor in results[0].items():
+        torch.testing.assert_close(results[1][name], tensor, rtol=1e-5, atol=1e-6)
+
+
+def two_ranks(rank: int, port: int, failing_rank: int, where: str, call: int, folder: str) -> None:
+    """Train on one of two gloo ranks, one of which runs out of memory at one call."""
+    from pathlib import Path
+
+    os.environ |= {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": "2",
+        "ACCELERATE_USE_CPU": "true",
+    }
+    torch.set_num_threads(1)
+    from engine.config import ModelConfig, PrecisionConfig, RunConfig
+    from engine.interrupt import Interrupt
+    from engine.optim import build_optimizer
+    from engine.planner import Hardware, make_plan
+    from engine.runfolder import RunFolder
+    from engine.trainer import Trainer
+    from engine.wrap import Launch, build_accelerator, wrap
+    from tests.engine.conftest import MadeLoader
+
+    torch.manual_seed(0)
+    model = Net()
+    config = RunConfig(
+        model=ModelConfig(compile="off"),
+        optim=OPTIM,
+        precision=PrecisionConfig("fp32"),
+        log=LogConfig(every=1, plots=False),
+    )
+    plan = make_plan(config, model, Hardware("cpu", "CPU"), ranks=2)
+    accelerator = build_accelerator(plan, Launch(rank, rank, 2, None), config.optim)
+    optimizer = build_optimizer(model, config.optim)
+    run = RunFolder(Path(folder) / "run")
+    run.checkpoints.mkdir(parents=True, exist_ok=True)
+
+    class Mine(MadeLoader):
+        """This rank's half of every batch."""
+
+        def epoch(self, epoch, start_step=0):
+            for batch in super().epoch(epoch, start_step):
+                half = slice(rank * len(batch.images) // 2, (rank + 1) * len(batch.images) // 2)
+                batch.images, batch.labels = batch.images[half], batch.labels[half]
+                batch.weights, batch.count = batch.weights[half], len(batch.images[half])
+                yield batch
+
+    train, val = Mine(44, 16, True), Mine(30, 16, False)
+    if rank == failing_rank or failing_rank == 2:
+        Failing(model, where, {call})
+    model, optimizer = wrap(model, optimizer, plan, accelerator)
+    trainer = Trainer(
+        config, plan, accelerator, model, optimizer, train, val, ["a", "b"], run, Interrupt(), halvings(plan)
+    )
+    trainer.fit()
+    result = {
+        "state": trainer.model.module.state_dict(),
+        "micro": trainer.plan.micro_batch_size,
+        "events": trainer.rescue.events,
+        "step": trainer.progress.step,
+        "images": [row["train_images"] for row in rows(trainer, "epoch")] if rank == 0 else [],
+    }
+    torch.save(result, f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize(
+    ("failing_rank", "where", "call"),
+    [
+        (1, "backward", 1),
+        pytest.param(0, "forward", 2, marks=pytest.mark.slow),
+        pytest.param(2, "backward", 2, marks=pytest.mark.slow),
+        pytest.param(1, "forward", 3, marks=pytest.mark.slow),
+    ],
+    ids=["second rank", "first rank", "both", "second rank later"],
+)
+def test_two_ranks_agree(failing_rank, where, call, tmp_path, free_port):
+    """A subset fails: both repeat the step in halves, and end with the same weights."""
+    torch.multiprocessing.start_processes(
+        two_ranks, (free_port, failing_rank, where, call, str(tmp_path)), nprocs=2, start_method="spawn"
+    )
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    assert first["micro"] == second["micro"] == 4
+    assert first["step"] == second["step"] == 6
+    assert first["images"] == [44, 44]
+    assert len(first["events"]) == len(second["events"]) == 1
+    assert first["events"][0]["step"] == call
+    weights = [name for name in first["state"] if "running" not in name]
+    for name in weights:
+        torch.testing.assert_close(first["state"][name], second["state"][name], rtol=0, atol=0, msg=name)

@@ -1,0 +1,137 @@
+"""BatchNorm over ranks equals BatchNorm over the whole batch: outputs, gradients, running statistics."""
+
+import os
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import nn
+
+from engine.sync_norm import SyncNorm, combined, local_statistics, synchronise_norms
+
+STEPS = 3
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 6, 3, bias=False), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 4, 3, bias=False), nn.BatchNorm2d(4)
+    )
+
+
+def images() -> torch.Tensor:
+    generator = torch.Generator().manual_seed(1)
+    # far from zero, so that a difference of large sums would show
+    return 30 + torch.randn(12, 3, 9, 8, generator=generator)
+
+
+def train(model: nn.Module, batch: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Three steps on `batch`; outputs, gradients summed over steps, buffers."""
+    batch = batch.clone().requires_grad_()
+    for _ in range(STEPS):
+        output = model(batch)
+        (output * torch.linspace(-1, 1, output[0].numel()).view(output.shape[1:])).square().sum().backward()
+    result = {"output": output.detach(), "images": batch.grad}
+    result |= {f"grad {name}": parameter.grad for name, parameter in model.named_parameters()}
+    return result | {name: buffer.clone() for name, buffer in model.named_buffers()}
+
+
+def one_rank(rank: int, sizes: list[int], port: int, precision: str, folder: str) -> None:
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", rank=rank, world_size=len(sizes))
+    model = network()
+    assert synchronise_norms(model) == 2
+    start = sum(sizes[:rank])
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16"):
+        result = train(model, images()[start : start + sizes[rank]])
+    torch.save(result, f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize(
+    ("sizes", "precision", "tolerance"), [([6, 6], "fp32", 1e-4), ([5, 7], "fp32", 1e-4)], ids=["even", "uneven"]
+)
+def test_two_ranks_equal_the_whole_batch(sizes, precision, tolerance, tmp_path, free_port):
+    mp.start_processes(one_rank, (sizes, free_port, precision, str(tmp_path)), nprocs=len(sizes), start_method="spawn")
+    parts = [torch.load(tmp_path / f"{rank}.pt") for rank in range(len(sizes))]
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16"):
+        whole = train(network(), images())
+    for name, expected in whole.items():
+        if name in ("output", "images"):
+            found = torch.cat([part[name] for part in parts])
+        elif name.startswith("grad"):
+            found = sum(part[name] for part in parts)
+        else:
+            found = parts[0][name]
+            torch.testing.assert_close(found, parts[1][name], rtol=0, atol=0)
+        scale = expected.float().abs().max().clamp(min=1e-6).item()
+        difference = (found.float() - expected.float()).abs().max().item()
+        assert difference <= tolerance * scale, (name, difference, scale)
+
+
+def test_combining_parts_is_the_whole():
+    batch = 1000 + torch.randn(10, 5, 4, 4)
+    parts = [local_statistics(part) for part in batch.split([3, 7])]
+    counts = torch.tensor([[3.0 * 16], [7.0 * 16]])
+    count, mean, m2 = combined(counts, *(torch.stack(values) for values in zip(*parts, strict=True)))
+    assert count == 160
+    torch.testing.assert_close(mean, batch.mean(dim=(0, 2, 3)))
+    torch.testing.assert_close(m2 / count, batch.var(dim=(0, 2, 3), correction=0), rtol=1e-3, atol=1e-3)
+
+
+def test_alone_it_is_batchnorm():
+    plain, other = network(), network()
+    names = list(other.state_dict())
+    synchronise_norms(other)
+    assert list(other.state_dict()) == names
+    assert sum(isinstance(module, SyncNorm) for module in other) == 2
+    for left, right in zip(train(plain, images()).values(), train(other, images()).values(), strict=True):
+        torch.testing.assert_close(left, right, rtol=0, atol=0)
+    assert synchronise_norms(other) == 0
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_one_layer_on_a_gpu(dtype, free_port, monkeypatch):
+    """In a group of one rank, where the sums still go through the group: as torch's BatchNorm."""
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", str(free_port))
+    dist.init_process_group("nccl", rank=0, world_size=1)
+    try:
+        compare_one_layer("cuda", dtype, 2e-2 if dtype != torch.float32 else 1e-4)
+    finally:
+        dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_one_layer(dtype, free_port, monkeypatch):
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", str(free_port))
+    dist.init_process_group("gloo", rank=0, world_size=1)
+    try:
+        compare_one_layer("cpu", dtype, 1e-2 if dtype != torch.float32 else 1e-5)
+    finally:
+        dist.destroy_process_group()
+
+
+def compare_one_layer(device: str, dtype: torch.dtype, tolerance: float) -> None:
+    from engine.sync_norm import _SyncNorm
+
+    norm = nn.BatchNorm2d(3).to(device)
+    nn.init.normal_(norm.weight)
+    batch = images().to(device, dtype).contiguous(memory_format=torch.channels_last)
+    gradient = torch.randn(batch.shape, device=device).to(dtype)
+    found = []
+    for function in (norm, lambda x: _SyncNorm.apply(x, norm.weight, norm.bias, norm.eps, None)[0]):
+        norm.zero_grad()
+        leaf = batch.clone().requires_grad_()
+        output = function(leaf)
+        output.backward(gradient)
+        assert output.dtype == leaf.grad.dtype == dtype
+        found.append([output.detach(), leaf.grad, norm.weight.grad.clone(), norm.bias.grad.clone()])
+    for ours, theirs in zip(*found[::-1], strict=True):
+        difference = (ours.float() - theirs.float()).abs().max()
+        assert difference <= tolerance * theirs.float().abs().max()
