@@ -244,7 +244,7 @@ def explanation(result, correction) -> str:
     return "\n".join(
         [
             text_table(("at the peak", ""), [*rows, ("all", gib(chosen.peak))]),
-            f"assumed: context {gib(device.context)}, cuBLAS workspace {gib(device.cublas)}, a convolution's workspace at "
+            f"assumed: context {gib(device.context)}, cuBLAS workspace {gib(device.cublas)}, a convolution's at "
             f"most {gib(result.cap)} (CUDNN_CONV_WSCAP_DBG), {device.fragmentation:.0%} of the allocator's peak lost",
             correction.describe(),
         ]

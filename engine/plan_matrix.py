@@ -18,7 +18,8 @@ from engine.memory.simulate import Untraceable
 from engine.plan_command import PlanConfig, builder
 from engine.plan_run import workload_of
 from engine.runfolder import atomic_file
-from engine.search import Result, Search
+from engine.search import Search
+from engine.workload import Result
 
 BUDGETS = (8, 12, 16, 24, 80)
 """GiB of the cards people have."""
@@ -32,7 +33,7 @@ def network_rows(options: PlanConfig, name: str) -> list[dict]:
     options = replace(options, arch=info.name, image_size=size)
     config = options.run_config()
     workload = workload_of(config, builder(config, options.num_classes), options.num_classes, ranks=options.gpus)
-    search = Search(workload, PRECISIONS, quick=True)
+    search = Search(workload, PRECISIONS, confirm=False)
     rows = []
     for precision in PRECISIONS:
         search.precisions = (precision,)
@@ -79,7 +80,7 @@ def short(row: dict) -> str:
 
 LEGEND = (
     "✓ as it is · R some forward passes run again · N nested, twice again · ÷n in n micro-batches · H activations in "
-    "host memory · *italic*: BatchNorm sees a micro-batch, which changes the function · – no plan (the least that does, "
+    "host memory · *italic*: BatchNorm sees a micro-batch, which changes the function · – no plan (what would do, "
     "in GiB)"
 )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -15,8 +16,11 @@ from engine.memory.cuda import Device
 from engine.memory.simulate import Untraceable
 from engine.memory.trace import Category
 from engine.planner import Hardware, Plan, choose_precision, function_changes, make_plan, split_batch
-from engine.search import Candidate, Result, Search, Workload
-from engine.wrap import Launch
+from engine.search import Search
+from engine.workload import Candidate, Result, Workload
+
+if TYPE_CHECKING:
+    from engine.wrap import Launch  # accelerate takes seconds to import
 
 logger = logging.getLogger("hcr")
 

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 from torch import nn
 
-from engine.config import OptimConfig
 from engine.memory.cost import NOMINAL, seconds
-from engine.memory.cuda import CudaModel, Device, loader_bytes, workspace_cap
+from engine.memory.cuda import CudaModel, loader_bytes, workspace_cap
 from engine.memory.fake import on_meta
 from engine.memory.sharding import PERSISTENT, Parameters, Sharding, shard
 from engine.memory.simulate import Step, simulate
@@ -23,6 +22,7 @@ from engine.memory.trace import Category, Timeline, Trace, Unit
 from engine.planner import OPTIMIZER_STATES, function_changes
 from engine.recompute import REWRITES, Policy, by_block, first_blocks
 from engine.segments import best_segments
+from engine.workload import Candidate, Result, Workload
 
 FEWEST_FOR_NORM = 16
 """Images under which BatchNorm's error grows: 23.7 % at 16, 24.8 at 8, 27.3 at 4 and 34.7 at 2 on ImageNet (Wu & He
@@ -32,72 +32,6 @@ TRIES = 4
 """Simulations spent on finding how many first blocks to recompute."""
 
 
-@dataclass(frozen=True)
-class Workload:
-    """What is to be trained, on what."""
-
-    name: str
-    build: Callable[[], nn.Module]
-    """The network; it is built on the meta device."""
-    image_size: int
-    num_classes: int
-    global_batch: int
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    ranks: int = 1
-    zero_stage: int = 0
-    offload_optimizer: bool = False
-    sync_bn: bool = False
-    channels_last: bool = True
-    prefetch: int = 2
-    """Batches the loader holds on the device; -1 is no loader there."""
-    cuda: bool = True
-    """Planned for a GPU; off plans for CPU tensors alone."""
-    device: Device = field(default_factory=Device)
-    correction: float = 1.0
-    """Measured over predicted peak of earlier runs on this GPU (engine.calibration)."""
-
-    @property
-    def share(self) -> int:
-        """Images of one rank's share of the global batch."""
-        return self.global_batch // self.ranks
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """One way to run a step, what it needs and what it costs."""
-
-    precision: str
-    micro: int
-    accumulation: int
-    policy: Policy
-    predicted: dict[Category, int]
-    """Bytes at the peak of one GPU."""
-    allocated: int
-    """Bytes of them in torch's allocator."""
-    seconds: float
-    """On the nominal card of engine.memory.cost; only ratios mean something."""
-    changes: tuple[str, ...]
-    tier: int
-    """0 keeps function and place, 1 micro-batches a network with BatchNorm, 2 offloads, 3 does both."""
-    small_norm: bool
-    """BatchNorm sees fewer than FEWEST_FOR_NORM images."""
-
-    @property
-    def peak(self) -> int:
-        """Bytes that the device needs."""
-        return sum(self.predicted.values())
-
-    @property
-    def order(self) -> tuple:
-        """Candidates that fit are taken by this, smallest first."""
-        return self.small_norm, self.tier, self.seconds
-
-    @property
-    def plain(self) -> bool:
-        """Nothing is recomputed, split or moved."""
-        return self.policy == Policy() and self.accumulation == 1
-
-
 class Search:
     """Simulates a workload's candidates, each recording once.
 
@@ -105,7 +39,8 @@ class Search:
     policies    kinds of recompute that may be used; None is all
     micro       the only micro-batch size; 0 is any
     offload     whether activations may go to the host; `only_offload`: whether they must
-    quick       simulate the step that counts alone, after the optimizer's states have been made
+    confirm     simulate the plan that is taken once more, with a whole first step; the others are simulated with the
+                optimizer's states made beforehand, which leaves the same behind (tests hold that)
     """
 
     def __init__(
@@ -116,11 +51,11 @@ class Search:
         micro: int = 0,
         offload: bool = True,
         only_offload: bool = False,
-        quick: bool = False,
+        confirm: bool = True,
     ) -> None:
         self.workload, self.precisions, self.micro = workload, tuple(precisions), micro
         self.kinds = policies or ("none", "first", "block", "segments", "nested")
-        self.offload, self.only_offload, self.quick = offload, only_offload, quick
+        self.offload, self.only_offload, self.confirm = offload, only_offload, confirm
         self._traces: dict[tuple[bool, Policy], Trace] = {}
         self._variants: dict[tuple[str, Policy, bool], Trace] = {}
         model = on_meta(workload.build)
@@ -144,24 +79,29 @@ class Search:
         """
         key = precision != "fp32", policy
         if key not in self._traces:
-            load = self.workload
-            step = Step(
-                load.image_size,
-                load.num_classes,
-                precision,
-                load.optim,
-                policy,
-                load.channels_last,
-                full_warm_up=not self.quick,
-                cuda=load.cuda,
-            )
-            self._traces[key] = simulate(load.build, step, CudaModel() if load.cuda else None)
+            self._record(precision, policy, full=False)
         variant = precision, policy, kept
         if variant not in self._variants:
             trace = self._traces[key]
             trace = trace.in_bf16() if precision == "bf16" else trace
             self._variants[variant] = trace.with_gradients_kept() if kept else trace
         return self._variants[variant]
+
+    def _record(self, precision: str, policy: Policy, full: bool) -> None:
+        """Simulate a step, and forget what was read off an earlier recording of it."""
+        load = self.workload
+        step = Step(
+            load.image_size,
+            load.num_classes,
+            precision,
+            load.optim,
+            policy,
+            load.channels_last,
+            full_warm_up=full,
+            cuda=load.cuda,
+        )
+        self._traces[precision != "fp32", policy] = simulate(load.build, step, CudaModel() if load.cuda else None)
+        self._variants = {key: trace for key, trace in self._variants.items() if key[1] != policy}
 
     def watched(self, precision: str) -> list[Unit]:
         """The network's units with their bytes."""
@@ -330,19 +270,34 @@ class Search:
         def best() -> Candidate | None:
             return min((one for one in seen if one.peak <= budget), key=lambda one: one.order, default=None)
 
+        def enough(stage: Stage) -> bool:
+            """Whether later stages cannot be better: every kind that keeps the function has been looked at."""
+            found = best()
+            compared = self.normalised or stage == self.parts
+            return found is not None and not found.small_norm and compared and (not every or stage == self.parts)
+
         for precision in self.precisions:
             for stage, offload in self._stages():
                 for candidate in stage(precision, budget, cap, offload):
                     seen.append(candidate)
                     if candidate.plain and candidate.peak <= budget and not every:
-                        return Result(self.workload, budget, cap, seen, candidate, None)
-                found = best()
-                compared = self.normalised or stage == self.parts
-                if found and compared and not found.small_norm and not every:
-                    return Result(self.workload, budget, cap, seen, found, None)
-            if best() and not every:
+                        return self._result(seen, candidate, budget, cap)
+                if enough(stage):
+                    return self._result(seen, best(), budget, cap)
+            if best():
                 break
-        found = best()
+        return self._result(seen, best(), budget, cap)
+
+    def _result(self, seen: list[Candidate], found: Candidate | None, budget: int, cap: int) -> Result:
+        """Confirm what was found; where a whole first step needs more after all, take the next best."""
+        while found is not None and self.confirm:
+            self._record(found.precision, found.policy, full=True)
+            again = self.candidate(found.precision, found.policy, found.accumulation, cap)
+            seen[seen.index(found)] = again
+            if again.peak <= budget:
+                found = again
+                break
+            found = min((one for one in seen if one.peak <= budget), key=lambda one: one.order, default=None)
         return Result(self.workload, budget, cap, seen, found, None if found else self.least(cap))
 
     def _stages(self) -> list[tuple[Stage, bool]]:
@@ -361,22 +316,3 @@ class Search:
             for offload in dict.fromkeys(offload for _, offload in self._stages())
         ]
         return min(found, key=lambda candidate: candidate.peak)
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a search found."""
-
-    workload: Workload
-    budget: int
-    cap: int
-    candidates: list[Candidate]
-    chosen: Candidate | None
-    least: Candidate | None
-    """Where nothing fits: the candidate with the smallest need."""
-
-    def dominating(self) -> str:
-        """The largest term of the smallest need, in words."""
-        assert self.least is not None
-        category, _ = max(self.least.predicted.items(), key=lambda item: item[1])
-        return category.label

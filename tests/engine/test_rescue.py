@@ -105,7 +105,7 @@ def test_a_step_is_repeated_in_halves_and_equals_one_planned_so(make_trainer, wh
 @pytest.mark.parametrize(("where", "call"), [("forward", 6), ("backward", 6), ("backward", 5)])
 def test_failing_in_the_middle_of_a_split_step_counts_nothing_twice(make_trainer, where, call):
     """In two micro-batches a step; steps 1 and 2 succeed, step 3 fails in its first or its second micro-batch."""
-    trainer, failing = rescued(make_trainer, where, {call}, micro=8)
+    trainer, _ = rescued(make_trainer, where, {call}, micro=8)
     counters = [norm.num_batches_tracked.item() for norm in trainer.model.modules() if hasattr(norm, "running_mean")]
     # steps 1 and 2 (halves), then steps 3 to 6 in quarters
     assert counters == [2 * 2 + 4 * 4]

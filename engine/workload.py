@@ -1,0 +1,98 @@
+"""What a search looks at: a workload, ways to run its step, and what was found."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from torch import nn
+
+from engine.config import OptimConfig
+from engine.memory.cuda import Device
+from engine.memory.trace import Category
+from engine.recompute import Policy
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What is to be trained, on what."""
+
+    name: str
+    build: Callable[[], nn.Module]
+    """The network; it is built on the meta device."""
+    image_size: int
+    num_classes: int
+    global_batch: int
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    ranks: int = 1
+    zero_stage: int = 0
+    offload_optimizer: bool = False
+    sync_bn: bool = False
+    channels_last: bool = True
+    prefetch: int = 2
+    """Batches the loader holds on the device; -1 is no loader there."""
+    cuda: bool = True
+    """Planned for a GPU; off plans for CPU tensors alone."""
+    device: Device = field(default_factory=Device)
+    correction: float = 1.0
+    """Measured over predicted peak of earlier runs on this GPU (engine.calibration)."""
+
+    @property
+    def share(self) -> int:
+        """Images of one rank's share of the global batch."""
+        return self.global_batch // self.ranks
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One way to run a step, what it needs and what it costs."""
+
+    precision: str
+    micro: int
+    accumulation: int
+    policy: Policy
+    predicted: dict[Category, int]
+    """Bytes at the peak of one GPU."""
+    allocated: int
+    """Bytes of them in torch's allocator."""
+    seconds: float
+    """On the nominal card of engine.memory.cost; only ratios mean something."""
+    changes: tuple[str, ...]
+    tier: int
+    """0 keeps function and place, 1 micro-batches a network with BatchNorm, 2 offloads, 3 does both."""
+    small_norm: bool
+    """BatchNorm sees fewer than FEWEST_FOR_NORM images."""
+
+    @property
+    def peak(self) -> int:
+        """Bytes that the device needs."""
+        return sum(self.predicted.values())
+
+    @property
+    def order(self) -> tuple:
+        """Candidates that fit are taken by this, smallest first."""
+        return self.small_norm, self.tier, self.seconds
+
+    @property
+    def plain(self) -> bool:
+        """Nothing is recomputed, split or moved."""
+        return self.policy == Policy() and self.accumulation == 1
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a search found."""
+
+    workload: Workload
+    budget: int
+    cap: int
+    candidates: list[Candidate]
+    chosen: Candidate | None
+    least: Candidate | None
+    """Where nothing fits: the candidate with the smallest need."""
+
+    def dominating(self) -> str:
+        """The largest term of the smallest need, in words."""
+        assert self.least is not None
+        category, _ = max(self.least.predicted.items(), key=lambda item: item[1])
+        return category.label

@@ -1,0 +1,152 @@
+"""`launch/plan.py` without its process: what it prints, writes and refuses."""
+
+import contextlib
+import io
+import json
+
+import numpy as np
+import pytest
+
+from engine.byte_sizes import GIB
+from engine.calibration import add_measurement, calibration_file, correction_for
+from engine.config import ConfigError
+from engine.memory.picture import POINTS, condensed
+from engine.memory.trace import Category, Timeline
+from engine.plan_command import PlanConfig, parse, run_plan
+from engine.plan_matrix import BUDGETS, PRECISIONS, document, network_rows, short
+
+FLAGS = ["--arch", "resnet18", "--image-size", "64"]
+
+
+@pytest.fixture(scope="module")
+def planned(tmp_path_factory):
+    """Exit code, output and folder of one plan that has to recompute."""
+    folder = tmp_path_factory.mktemp("plan")
+    text = io.StringIO()
+    with contextlib.redirect_stdout(text):
+        code = run_plan(parse([*FLAGS, "--gpu-memory", "1.1GiB", "--explain", "--output", str(folder)]))
+    return code, text.getvalue(), folder
+
+
+def test_a_plan_is_printed_with_its_candidates(planned):
+    code, text, _ = planned
+    assert code == 0
+    table = text.partition("\nchosen")[0].splitlines()
+    assert sum(line.endswith("chosen") for line in table) == 1
+    assert any("nested" in line for line in table) and any("64 × 2 × 1" in line for line in table)
+    assert all(words in text for words in ("saved activations", "context", "CUDNN_CONV_WSCAP_DBG", "measured on"))
+
+
+def test_a_plan_is_written_with_its_picture(planned):
+    _, text, folder = planned
+    plan = json.loads((folder / "plan.json").read_text())
+    assert plan["global_batch_size"] == plan["micro_batch_size"] * plan["accumulation"] == 128
+    assert (
+        plan["predicted_peak_bytes"] == sum(plan["predicted_bytes"].values()) <= plan["budget_bytes"] == int(1.1 * GIB)
+    )
+    assert f"{plan['predicted_peak_bytes'] / GIB:.2f} GiB" in text
+    picture = (folder / "memory.png").read_bytes()
+    assert picture.startswith(b"\x89PNG") and len(picture) > 20_000
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--gpu-memory", "8"], "8GiB or 8MiB"),
+        (["--gpu-memory", "0GiB"], "no memory"),
+        (["--gpu-memory", "lots"], "a number and a unit"),
+        (["--gpu-memory", "0.5GiB"], r"has no plan in 0\.50 GiB: it needs .* most of it context; --gpu-memory"),
+        (["--arch", "resnet19"], "resnet18"),
+        (["--gpus", "3"], "128 does not divide over 3"),
+        (["--gpus", "0"], "at least 1"),
+        (["--micro-batch-size", "48"], "48 does not divide"),
+        (["--arch", "inceptionv3"], "75"),
+    ],
+    ids=lambda value: "" if isinstance(value, str) else " ".join(value),
+)
+def test_what_cannot_be_is_refused(flags, said, capsys, tmp_path):
+    with pytest.raises(ConfigError, match=said):
+        run_plan(parse([*FLAGS, *flags, "--output", str(tmp_path)]))
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_budget_that_would_do_does():
+    with pytest.raises(ConfigError) as refusal:
+        run_plan(parse([*FLAGS, "--batch-size", "8", "--gpu-memory", "0.5GiB"]))
+    would = str(refusal.value).partition("--gpu-memory ")[2].split()[0]
+    with contextlib.redirect_stdout(io.StringIO()):
+        assert run_plan(parse([*FLAGS, "--batch-size", "8", "--gpu-memory", would])) == 0
+
+
+def test_matrix_rows_cover_every_cell():
+    rows = network_rows(PlanConfig(image_size=32, batch_size=32), "resnet18")
+    assert [(row["precision"], row["gpu_memory_gib"]) for row in rows] == [(p, b) for p in PRECISIONS for b in BUDGETS]
+    assert all(row["fits"] and row["exact"] and row["recompute"] == "none" for row in rows)
+    text = document(rows, PlanConfig(), "python launch/plan.py --matrix")
+    assert text.count("| `resnet18` | ✓ | ✓ | ✓ | ✓ | ✓ |") == 3
+
+
+@pytest.mark.parametrize(
+    ("cell", "text"),
+    [
+        ({"recompute": "first 3 blocks", "accumulation": 1, "exact": True}, "R"),
+        ({"recompute": "9 nested segments", "accumulation": 4, "exact": False}, "*N ÷4*"),
+        ({"recompute": "none + offload", "accumulation": 1, "exact": True}, "H"),
+    ],
+)
+def test_cells(cell, text):
+    assert short(cell | {"fits": True}) == text
+    assert short({"fits": False, "least_gib": 8.25}) == "– (8.25)"
+    assert short({"error": "aten.odd"}) == "?"
+
+
+def test_a_long_step_is_drawn_by_its_highest_moments():
+    live = np.zeros((len(Category), 10 * POINTS))
+    live[Category.SAVED, 4321] = 1.0
+    columns = condensed(Timeline(live, ((0, "forward"),)))
+    assert 4321 in columns and len(columns) <= POINTS
+
+
+# --- what earlier runs measured --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("HCR_CACHE", str(tmp_path / "cache"))
+
+
+def test_a_measured_peak_corrects_the_next_prediction(own_cache):
+    assert correction_for("H100").factor == 1 and "nothing yet" in correction_for("H100").describe()
+    add_measurement("H100", predicted=1000, measured=1040)
+    add_measurement("H100", predicted=1000, measured=980)
+    add_measurement("T4", predicted=1000, measured=900)
+    known = correction_for("H100")
+    assert known.ratios == (1.04, 0.98) and known.factor == 1.04
+    assert "2 runs" in known.describe() and "multiplied by 1.040" in known.describe()
+    assert correction_for("T4").factor == 1  # a prediction that was too high stays the safe one
+    add_measurement("H100", predicted=1040, measured=1040, correction=1.04)
+    assert correction_for("H100").ratios[-1] == 1.04  # the model's own error, not what was left of it
+
+
+def test_a_measurement_from_elsewhere_is_left_out(own_cache):
+    add_measurement("H100", predicted=1000, measured=5000)
+    assert correction_for("H100").ratios == ()
+
+
+def test_a_damaged_file_holds_nothing(own_cache):
+    calibration_file().parent.mkdir(parents=True)
+    calibration_file().write_text("{not json")
+    assert correction_for("H100").ratios == ()
+    assert add_measurement("H100", 1000, 1010).ratios == (1.01,)
+
+
+def test_a_correction_enlarges_the_need(own_cache):
+    from dataclasses import replace
+
+    from engine.recompute import Policy
+    from engine.search import Search
+    from tests.engine.test_search import workload
+
+    plain = Search(workload(), ["fp32"]).candidate("fp32", Policy(), 1, GIB)
+    corrected = Search(replace(workload(), correction=1.1), ["fp32"]).candidate("fp32", Policy(), 1, GIB)
+    assert corrected.peak == pytest.approx(1.1 * plain.peak, rel=1e-6)

@@ -1,0 +1,300 @@
+"""What the search chooses, on networks small enough for a unit test; and the issue's targets at batch 128."""
+
+from dataclasses import replace
+from functools import partial
+
+import pytest
+from torch import nn
+
+import archs
+from engine.byte_sizes import GIB, parse_bytes
+from engine.config import ConfigError, MemoryConfig, OptimConfig, ParallelConfig, PrecisionConfig, RunConfig
+from engine.memory.cuda import MIB, Device, loader_bytes, workspace_cap
+from engine.memory.sharding import PREFETCH_BUCKET, REDUCE_BUCKET, Parameters, shard
+from engine.memory.simulate import Untraceable
+from engine.memory.trace import Category
+from engine.plan_run import plan_lines, plan_run, refuse_more_than_the_card
+from engine.planner import Hardware
+from engine.recompute import Policy
+from engine.search import Search
+from engine.workload import Workload
+
+AMPERE = Hardware("cuda", "RTX 3090", (8, 6), native_bf16=True, memory_bytes=24 * GIB)
+
+
+class Chain(nn.Module):
+    """Six equal blocks, with or without BatchNorm; activations outweigh parameters by far."""
+
+    def __init__(self, norm: bool) -> None:
+        super().__init__()
+        layers = [
+            nn.Sequential(
+                nn.Conv2d(3 if index == 0 else 8, 8, 3, padding=1),
+                nn.BatchNorm2d(8) if norm else nn.Identity(),
+                nn.ReLU(),
+                nn.Conv2d(8, 8, 3, padding=1),
+                nn.Sigmoid(),
+            )
+            for index in range(6)
+        ]
+        self.stages = nn.Sequential(*layers)
+        self.head = nn.Linear(8, 10)
+
+    def blocks(self):
+        yield from self.stages
+
+    def forward(self, images):
+        return self.head(self.stages(images).mean(dim=(2, 3)))
+
+
+def workload(norm: bool = True, batch: int = 48, **more) -> Workload:
+    build = partial(Chain, norm)
+    return Workload("chain", build, 32, 10, batch, OptimConfig(batch_size=batch), cuda=False, **more)
+
+
+@pytest.fixture(scope="module")
+def search():
+    return Search(workload(), ["fp32"])
+
+
+def plain_peak(search: Search) -> int:
+    return search.candidate("fp32", Policy(), 1, GIB).peak
+
+
+def test_nothing_is_changed_where_all_fits(search):
+    result = search.run(plain_peak(search))
+    assert result.chosen.plain and not result.chosen.changes and len(result.candidates) == 1
+
+
+def test_a_little_less_recomputes_the_first_blocks(search):
+    chosen = search.run(int(0.9 * plain_peak(search))).chosen
+    assert chosen.policy.kind == "first" and chosen.accumulation == 1
+    assert chosen.peak <= 0.9 * plain_peak(search)
+    # the fewest: one block less would not fit
+    fewer = Policy("first", chosen.policy.segments[:-1])
+    assert search.candidate("fp32", fewer, 1, GIB).peak > 0.9 * plain_peak(search)
+
+
+def test_much_less_splits_the_batch_and_says_so(search):
+    budget = int(0.2 * plain_peak(search))
+    result = search.run(budget)
+    chosen = result.chosen
+    assert chosen.peak <= budget and chosen.accumulation > 1 and not chosen.policy.offload
+    assert any(f"micro-batches of {chosen.micro} images" in change for change in chosen.changes)
+    assert chosen.micro * chosen.accumulation >= 48 > chosen.micro * (chosen.accumulation - 1)
+    whole = [one for one in result.candidates if one.accumulation == 1 and not one.policy.offload]
+    assert whole and all(one.peak > budget for one in whole)
+
+
+def test_the_cheapest_that_fits_is_taken(search):
+    for share in (0.9, 0.6, 0.4):
+        budget = int(share * plain_peak(search))
+        result = search.run(budget, every=True)
+        fitting = [one for one in result.candidates if one.peak <= budget and one.tier == 0]
+        assert not fitting or result.chosen.seconds == min(one.seconds for one in fitting)
+
+
+def test_small_micro_batches_come_after_offload(search):
+    """BatchNorm over fewer than 16 images is worse than waiting for the host."""
+    result = search.run(plain_peak(search) // 12, every=True)
+    assert result.chosen is None or result.chosen.policy.offload or result.chosen.micro >= 16
+
+
+def test_without_batchnorm_micro_batches_change_nothing():
+    search = Search(replace(workload(norm=False), image_size=256), ["fp32"])  # large enough not to be all launches
+    result = search.run(plain_peak(search) // 2)
+    assert result.chosen.changes == () and result.chosen.accumulation > 1
+    assert result.chosen.policy == Policy()  # cheaper than running anything twice
+
+
+def test_more_gpus_take_smaller_shares_and_synchronised_norms_keep_the_function():
+    alone = Search(workload(batch=48), ["fp32"])
+    two = Search(workload(batch=48, ranks=2), ["fp32"])
+    four = Search(workload(batch=48, ranks=4, sync_bn=True), ["fp32"])
+    budget = int(0.95 * plain_peak(alone))
+    assert two.run(2 * GIB).chosen.micro == 24 and two.run(2 * GIB).chosen.changes
+    chosen = four.run(2 * GIB).chosen
+    assert chosen.micro == 12 and chosen.changes == ()
+    activations = [
+        sum(one.predicted.get(category, 0) for category in (Category.SAVED, Category.TRANSIENT))
+        for one in (alone.candidate("fp32", Policy(), 1, GIB), two.candidate("fp32", Policy(), 1, GIB))
+    ]
+    assert activations[1] == pytest.approx(activations[0] / 2, rel=0.05)
+    assert budget > 0
+
+
+def test_the_least_is_said_where_nothing_fits(search):
+    result = search.run(100_000)
+    assert result.chosen is None and result.least.micro == 1
+    assert result.least.peak > 100_000
+    would = search.run(result.least.peak)
+    assert would.chosen is not None and would.chosen.peak <= result.least.peak
+
+
+def test_prediction_is_the_allocators_peak_of_a_real_step():
+    """The chosen plan's bytes on a CPU: what the tracker counts of the real network under the same policy."""
+    from engine.memory.simulate import Step, run_step
+    from engine.memory.tracker import Tracker
+
+    search = Search(workload(), ["fp32"])
+    chosen = search.run(int(0.7 * plain_peak(search))).chosen
+    assert chosen.policy.segments
+    model = Chain(True).train()
+    step = Step(32, 10, "fp32", OptimConfig(batch_size=48), chosen.policy, cuda=False)
+    assert chosen.peak == run_step(model, step, 48, Tracker()).peak(48)
+
+
+# --- from a run's description ----------------------------------------------------------------------------------
+
+
+def config(**memory) -> RunConfig:
+    return RunConfig(optim=OptimConfig(batch_size=48), precision=PrecisionConfig("fp32"), memory=MemoryConfig(**memory))
+
+
+def planned(budget: int, ranks: int = 1, **memory):
+    run = config(**memory)
+    run = replace(run, data=replace(run.data, image_size=32))
+    return plan_run(run, Chain(True), partial(Chain, True), 10, Hardware("cpu", "CPU"), budget, ranks)
+
+
+def test_no_budget_no_search():
+    assert planned(0).plan.recompute == "none" and planned(0).result is None
+    assert [plan.micro_batch_size for plan in planned(0).ladder] == [24, 12, 6, 3, 2, 1]
+
+
+def test_a_run_says_its_plan_in_five_lines(search):
+    found = planned(int(0.4 * plain_peak(search)))
+    assert found.plan.predicted_peak_bytes <= 0.4 * plain_peak(search)
+    assert sum(found.plan.predicted_bytes.values()) == found.plan.predicted_peak_bytes
+    lines = plan_lines(found)
+    assert len(lines) == 5 and "predicted peak" in lines[1] and lines[2].startswith("function:")
+    needs = [plan.predicted_peak_bytes for plan in found.ladder if plan.predicted_peak_bytes]
+    assert needs == sorted(needs, reverse=True)
+    assert found.ladder[-1].micro_batch_size == 1
+
+
+def test_what_was_asked_for_is_kept(search):
+    budget = plain_peak(search)
+    assert planned(budget, recompute="block").plan.policy.kind == "block"
+    assert planned(budget, offload="on").plan.policy.offload
+    run = replace(config(), parallel=ParallelConfig(micro_batch_size=12))
+    run = replace(run, data=replace(run.data, image_size=32))
+    plan = plan_run(run, Chain(True), partial(Chain, True), 10, Hardware("cpu", "CPU"), budget).plan
+    assert (plan.micro_batch_size, plan.accumulation) == (12, 4)
+
+
+def test_nothing_fits_is_refused_with_what_would_do():
+    with pytest.raises(ConfigError, match=r"no plan in .*it needs .*most of it .*--gpu-memory .*GiB would do"):
+        planned(100_000)
+
+
+def test_a_network_that_cannot_be_simulated_is_measured_instead(caplog):
+    class Odd(Chain):
+        def forward(self, images):
+            return super().forward(images) * float(images.sum().item() > 0)
+
+    run = config()
+    with caplog.at_level("INFO", logger="hcr"):
+        found = plan_run(run, Odd(True), partial(Odd, True), 10, Hardware("cpu", "CPU"), GIB)
+    assert found.result is None and found.plan.micro_batch_size == 48
+    assert "_local_scalar_dense" in caplog.text and "first steps measure" in caplog.text
+    with pytest.raises(Untraceable):
+        Search(replace(workload(), build=partial(Odd, True)), ["fp32"]).run(GIB)
+
+
+def test_more_than_the_card_is_refused():
+    with pytest.raises(ConfigError, match=r"RTX 3090 has 24\.00 GiB"):
+        refuse_more_than_the_card(25 * GIB, AMPERE)
+    refuse_more_than_the_card(24 * GIB, AMPERE)
+    refuse_more_than_the_card(99 * GIB, None)
+
+
+# --- sizes -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("8GiB", 8 * GIB), ("8.5 gib", 17 * GIB // 2), ("12GB", 12 * 10**9), ("512MiB", GIB // 2)]
+)
+def test_sizes(text, size):
+    assert parse_bytes(text) == size
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("8", "8GiB or 8MiB"),
+        ("0GiB", "no memory"),
+        ("0", "no memory"),
+        ("8Gib/s", "a number and a unit"),
+        ("8XB", "XB"),
+    ],
+)
+def test_what_is_no_size_is_refused(text, said):
+    with pytest.raises(ValueError, match=said):
+        parse_bytes(text)
+    with pytest.raises(ConfigError, match="--gpu-memory"):
+        MemoryConfig(gpu_memory=text)
+
+
+def test_a_workspace_is_capped_by_the_card():
+    assert workspace_cap(8 * GIB) == 256 * MIB and workspace_cap(16 * GIB) == 512 * MIB
+    assert workspace_cap(GIB) == 128 * MIB and workspace_cap(80 * GIB) == 1024 * MIB
+
+
+def test_the_loader_holds_its_queue():
+    one = loader_bytes(128, 224, 1, half=False)
+    assert loader_bytes(128, 224, 2, half=False) - one == 128 * 224 * 224 * 3 * 4
+    assert loader_bytes(64, 224, 1, half=False) == one // 2
+    assert loader_bytes(128, 224, 1, half=True) < one
+
+
+PARAMETERS = Parameters(total=10_000_000, largest=2_000_000, small=500_000, states=2)
+
+
+def test_zero_shards_what_its_stage_says():
+    """Against the paper's table: Adam's states, gradients, parameters go one after the other (arXiv:1910.02054)."""
+    device = Device(nccl=0)
+    whole = 4 * PARAMETERS.total
+    stages = [shard(PARAMETERS, 4, stage, False, device).static for stage in range(4)]
+    assert stages[0][Category.OPTIMIZER] == 2 * whole and stages[0][Category.COMMUNICATION] == 0
+    assert [stage[Category.OPTIMIZER] for stage in stages[1:]] == [3 * whole // 4] * 3  # with the fp32 copy
+    assert [stage[Category.GRADIENTS] for stage in stages] == [whole, whole, whole // 4, whole // 4]
+    assert stages[2][Category.PARAMETERS] == whole
+    assert stages[3][Category.PARAMETERS] == 4 * 500_000 + (whole - 4 * 500_000) // 4
+    assert stages[2][Category.COMMUNICATION] == 2 * 4 * REDUCE_BUCKET
+    gathered = stages[3][Category.COMMUNICATION] - stages[2][Category.COMMUNICATION]
+    assert gathered == min(whole, 4 * (PREFETCH_BUCKET + PARAMETERS.largest))
+    assert shard(PARAMETERS, 4, 2, True, device).static[Category.OPTIMIZER] == 0
+    assert shard(PARAMETERS, 1, 0, False, device).traffic == 0
+    assert shard(PARAMETERS, 4, 3, False, device).traffic > shard(PARAMETERS, 4, 2, False, device).traffic
+
+
+# --- the issue's targets ---------------------------------------------------------------------------------------
+
+
+def target(arch: str, gib: int, ranks: int = 1):
+    build = partial(archs.build, arch, 1000, image_size=224)
+    load = Workload(arch, build, 224, 1000, 128, OptimConfig(batch_size=128), ranks=ranks, sync_bn=ranks > 1)
+    return Search(load, ["bf16"]).run(gib * GIB).chosen
+
+
+@pytest.mark.parametrize(
+    "arch", ["resnext50", *(pytest.param(a, marks=pytest.mark.slow) for a in ("inceptionv3", "darknet53"))]
+)
+def test_the_papers_networks_fit_8_gib_exactly(arch):
+    chosen = target(arch, 8)
+    assert chosen.accumulation == 1 and chosen.changes == () and not chosen.policy.offload
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("gib", [8, 12, 16])
+@pytest.mark.parametrize("arch", ["resnext29_2x64d", "inceptionv3_fullres"])
+def test_the_repositorys_networks_fit_in_micro_batches(arch, gib):
+    chosen = target(arch, gib)
+    assert chosen.accumulation > 1 and chosen.micro >= 16 and "micro-batches" in chosen.changes[0]
+
+
+@pytest.mark.parametrize("arch", ["resnext29_2x64d", pytest.param("inceptionv3_fullres", marks=pytest.mark.slow)])
+def test_the_repositorys_networks_are_exact_on_four_gpus(arch):
+    chosen = target(arch, 16, ranks=4)
+    assert chosen.accumulation == 1 and chosen.micro == 32 and chosen.changes == ()
