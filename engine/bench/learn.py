@@ -26,12 +26,14 @@ DIFFERENT: tuple[tuple[str, dict[str, str]], ...] = (
     ("alexnet*", {"--image-size": "64", "--lr": "0.0005", "--epochs": "8"}),
     ("nin", {"--image-size": "48", "--epochs": "12"}),
     ("squeezenet*", {"--image-size": "64", "--epochs": "12"}),
-    ("vgg??", {"--lr": "0.0003", "--epochs": "8"}),
+    ("vgg??", {"--lr": "0.0003", "--epochs": "8", "--batch-size": "64"}),
     # Four patches an image, and no convolution that knows what neighbours are.
     ("vit_*", {"--lr": "0.0005", "--epochs": "15"}),
+    ("vit_b??", {"--epochs": "10", "--batch-size": "64"}),
     ("vit_b32", {"--image-size": "64"}),
     ("vit_d6", {"--image-size": "64"}),
     ("mixer_*", {"--epochs": "15"}),
+    ("mixer_b16", {"--epochs": "10", "--batch-size": "64"}),
     ("resmlp_*", {"--epochs": "15"}),
     ("gmlp_*", {"--epochs": "15"}),
     # Narrow layers, and 32 pixels would leave a single one: larger images, a higher rate.
@@ -42,6 +44,9 @@ DIFFERENT: tuple[tuple[str, dict[str, str]], ...] = (
     # The BatchNorms of B5 to B7 have momentum 0.01: they need hundreds of steps, and deep networks' are slow.
     ("efficientnet_b[234567]", {"--image-size": "32"}),
     ("efficientnetv2_*", {"--image-size": "32", "--epochs": "5"}),
+    # Large, and quick to learn.
+    *((name, {"--epochs": "3"}) for name in ("resnet50", "resnet1[05]*", "resnext*", "se_resn*50", "darknet53")),
+    *((name, {"--epochs": "3"}) for name in ("densenet1*", "densenet2*", "vgg??_bn", "inceptionv3_fullres")),
     # Their smallest size, or maps so large that the digits' own eight pixels do.
     ("inceptionv3", {"--image-size": "75"}),
     ("inceptionv3_fullres", {"--image-size": "12"}),
