@@ -14,12 +14,12 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from engine.byte_sizes import gib
 from engine.config import ConfigError, RunConfig, require
 from engine.recompute import Policy, by_block
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
-GIB = 2**30
 OPTIMIZER_STATES = {"sgd": 1, "adam": 2, "adamw": 2}  # fp32 tensors of the parameters' size
 
 
@@ -101,9 +101,10 @@ class Plan:
         if not self.predicted_bytes:
             return ""
         parts = sorted(self.predicted_bytes.items(), key=lambda item: -item[1])[:3]
-        text = ", ".join(f"{name} {size / GIB:.2f}" for name, size in parts)
-        budget = f" of {self.budget_bytes / GIB:.2f} GiB" if self.budget_bytes else ""
-        return f"predicted peak {self.predicted_peak_bytes / GIB:.2f} GiB{budget}: {text}"
+        text = ", ".join(f"{name} {gib(size)}" for name, size in parts)
+        budget = f" of {gib(self.budget_bytes)}" if self.budget_bytes else ""
+        eager = " (without torch.compile, which keeps less)" if self.compile else ""
+        return f"predicted peak {gib(self.predicted_peak_bytes)}{budget}{eager}: {text}"
 
     def describe(self) -> str:
         """One line for the terminal."""

@@ -57,7 +57,7 @@ class Policy:
         """For tables: `none`, `block`, `first 5 blocks`, `9 segments`, `9 nested segments`, with `+ offload`."""
         count = len(self.segments)
         shown = {
-            "first": f"first {count} blocks",
+            "first": "first block" if count == 1 else f"first {count} blocks",
             "segments": f"{count} segments",
             "nested": f"{count} nested segments",
         }

@@ -117,7 +117,7 @@ class Session:
         return plan_run(
             config,
             model,
-            partial(build_network, network_builder(config), classes),
+            network_builder(config, classes),
             classes,
             hardware,
             budget,

@@ -62,6 +62,33 @@ def test_deepspeed_configurations_keep_fp32_parameters(bare, root, stage):
     json.dumps(configuration)
 
 
+def test_a_plan_is_put_on_the_model(reset_accelerator, monkeypatch):
+    """SyncNorm, recompute and the cap on workspaces; under the names that the plain model has."""
+    from dataclasses import replace
+
+    from engine.recompute import by_block
+    from engine.sync_norm import SyncNorm
+    from engine.wrap import build_accelerator, wrap
+
+    monkeypatch.setenv("CUDNN_CONV_WSCAP_DBG", "")
+    monkeypatch.delenv("CUDNN_CONV_WSCAP_DBG")
+    import os
+
+    import archs
+
+    model = archs.build("resnet18", 4)
+    names = list(model.state_dict())
+    plan = make_plan(RunConfig(), model, Hardware("cpu", "CPU"))
+    plan = replace(plan, sync_bn=True, policy=by_block(9), workspace_cap_bytes=256 << 20)
+    accelerator = build_accelerator(plan, ALONE, OptimConfig())
+    wrapped, _ = wrap(model, torch.optim.SGD(model.parameters(), lr=0.1), plan, accelerator)
+    assert list(wrapped.state_dict()) == names
+    assert sum(isinstance(module, SyncNorm) for module in wrapped.modules()) == 20
+    assert sum("forward" in module.__dict__ for module in wrapped.blocks()) == 9
+    assert os.environ["CUDNN_CONV_WSCAP_DBG"] == "256"
+    monkeypatch.setenv("CUDNN_CONV_WSCAP_DBG", "")  # so that it is put back
+
+
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_accelerate_configs_name_deepspeed_files_that_are_there(root, stage):
     from accelerate.commands.config.config_args import load_config_from_file

@@ -17,7 +17,6 @@ from archs.registry import register
     image_size=32,
     parameters=0,
     multiply_adds=0.0,
-    reference=None,
 )
 class NormFree(nn.Module):
     """Three convolutions and a classifier, for 32×32 images."""
