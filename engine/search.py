@@ -8,6 +8,7 @@ nothing and compete on cost alone. The global batch is always what was asked for
 from __future__ import annotations
 
 import bisect
+import logging
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 
@@ -17,12 +18,14 @@ from engine.memory.cost import NOMINAL, seconds
 from engine.memory.cuda import CudaModel, loader_bytes, workspace_cap
 from engine.memory.fake import on_meta
 from engine.memory.sharding import PERSISTENT, Parameters, Sharding, shard
-from engine.memory.simulate import Step, simulate
+from engine.memory.simulate import Step, Untraceable, simulate
 from engine.memory.trace import Category, Timeline, Trace, Unit
 from engine.planner import OPTIMIZER_STATES, function_changes
 from engine.recompute import REWRITES, Policy, by_block, first_blocks
 from engine.segments import best_segments
 from engine.workload import Candidate, Result, Workload
+
+logger = logging.getLogger("hcr")
 
 FEWEST_FOR_NORM = 16
 """Images under which BatchNorm's error grows: 23.7 % at 16, 24.8 at 8, 27.3 at 4 and 34.7 at 2 on ImageNet (Wu & He
@@ -186,13 +189,27 @@ class Search:
         if not self.units:
             return
         block = by_block(self.units)
-        best = best_segments(self.watched(precision)) if {"segments", "nested"} & set(self.kinds) else block
-        if "block" in self.kinds:
-            yield block
-        if "segments" in self.kinds and best.segments != block.segments:
-            yield best
-        if "nested" in self.kinds:
-            yield Policy("nested", self._lower(precision, best, block).segments, nested=True)
+        wanted = {"segments", "nested"} & set(self.kinds)
+        best = best_segments(self.watched(precision)) if wanted and self.watched(precision) else block
+        kinds = {"block": block, "segments": best}
+        if best.segments == block.segments:
+            kinds.pop("segments" if "block" in self.kinds else "block")
+        for kind, policy in kinds.items():
+            if kind in self.kinds and self._simulates(precision, policy):
+                yield policy
+        if "nested" in self.kinds and self._simulates(precision, best):
+            nested = Policy("nested", self._lower(precision, best, block).segments, nested=True)
+            if self._simulates(precision, nested):
+                yield nested
+
+    def _simulates(self, precision: str, policy: Policy) -> bool:
+        """Whether a policy can be simulated; one that cannot is left out, and that is said."""
+        try:
+            self.trace(precision, policy)
+        except Untraceable as error:
+            logger.info("recompute %s is left out: %s", policy.describe(), error)
+            return False
+        return True
 
     def _lower(self, precision: str, best: Policy, block: Policy) -> Policy:
         """Whichever peaks lower: the dynamic program's own model is not exact."""
@@ -208,6 +225,8 @@ class Search:
         load = self.workload
         plain = self.candidate(precision, Policy(), 1, cap)
         units = self.watched(precision)
+        if not units:
+            return None
         saved, count = 0.0, 0
         while count < self.units - 1 and plain.peak - saved * load.share > budget:
             saved += units[count].inner

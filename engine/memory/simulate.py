@@ -153,7 +153,7 @@ class UnitWatch:
 
     def _leave(self, index: int, module: nn.Module, inputs: tuple, output: Tensor) -> None:
         self.tracker.unit = -1
-        row = self.tracker._index(output)
+        row = self.tracker._index(output) if isinstance(output, Tensor) else None
         if row is not None:
             self.outputs[index] = row, output.untyped_storage().nbytes()
 

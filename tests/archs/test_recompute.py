@@ -1,11 +1,16 @@
 """Recompute changes nothing that a network computes: logits, gradients, BatchNorm's statistics and counters."""
 
 import copy
+from dataclasses import replace
+from functools import partial
 
+import pytest
 import torch
 
 import archs
-from engine.recompute import recompute_blocks
+from engine.memory.simulate import Step, simulate
+from engine.recompute import apply_policy, recompute_blocks
+from engine.segments import best_segments
 
 
 def step(model, images):
@@ -26,3 +31,17 @@ def test_a_step_with_recompute_is_the_step_without(name, small_images):
     torch.testing.assert_close(actual, expected, rtol=0, atol=0)
     counters = [buffer.item() for key, buffer in actual[2].items() if key.endswith("num_batches_tracked")]
     assert set(counters) <= {1}
+
+
+@pytest.mark.slow
+def test_a_step_with_the_best_segments_is_the_step_without(name, small_images):
+    """Several blocks at once, and their layers once more: what hangs beside the chain ends a segment."""
+    images = small_images(name, batch=2)
+    size = images.shape[-1]
+    units = simulate(partial(archs.build, name, 7, image_size=size), Step(size, 7, cuda=False)).units
+    plain = archs.build(name, num_classes=7, image_size=size).train()
+    assert len(units) == len(list(plain.blocks()))
+    for policy in (best_segments(units), replace(best_segments(units), kind="nested", nested=True)):
+        tested = copy.deepcopy(plain)
+        expected, actual = step(copy.deepcopy(plain), images), step(apply_policy(tested, policy), images)
+        torch.testing.assert_close(actual, expected, rtol=0, atol=0)

@@ -168,7 +168,7 @@ def test_a_share_that_does_not_divide_is_filled_up_with_weight_zero(make_trainer
         torch.testing.assert_close(results[1][name], tensor, rtol=1e-5, atol=1e-6)
 
 
-def two_ranks(rank: int, port: int, failing_rank: int, where: str, call: int, folder: str) -> None:
+def two_ranks(rank: int, port: int, failing_rank: int, where: str, call: int, folder: str, guard: int = 20) -> None:
     """Train on one of two gloo ranks, one of which runs out of memory at one call."""
     from pathlib import Path
 
@@ -181,6 +181,7 @@ def two_ranks(rank: int, port: int, failing_rank: int, where: str, call: int, fo
         "ACCELERATE_USE_CPU": "true",
     }
     torch.set_num_threads(1)
+    import engine.rescue
     from engine.config import ModelConfig, PrecisionConfig, RunConfig
     from engine.interrupt import Interrupt
     from engine.optim import build_optimizer
@@ -189,6 +190,8 @@ def two_ranks(rank: int, port: int, failing_rank: int, where: str, call: int, fo
     from engine.trainer import Trainer
     from engine.wrap import Launch, build_accelerator, wrap
     from tests.engine.conftest import MadeLoader
+
+    engine.rescue.GUARDED = guard
 
     torch.manual_seed(0)
     model = Net()
@@ -258,3 +261,13 @@ def test_two_ranks_agree(failing_rank, where, call, tmp_path, free_port):
     weights = [name for name in first["state"] if "running" not in name]
     for name in weights:
         torch.testing.assert_close(first["state"][name], second["state"][name], rtol=0, atol=0, msg=name)
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_a_rank_that_fails_unguarded_ends_the_run(tmp_path, free_port):
+    """Gradients are exchanged while they are made by then: the others cannot be told, so nobody waits for them."""
+    with pytest.raises(torch.multiprocessing.ProcessRaisedException, match=r"step 3.*Last checkpoint: .*--gpu-memory"):
+        torch.multiprocessing.start_processes(
+            two_ranks, (free_port, 1, "forward", 3, str(tmp_path), 2), nprocs=2, start_method="spawn"
+        )
