@@ -95,6 +95,15 @@ def markdown(rows: list[dict], precision: str) -> str:
     return "\n".join(lines)
 
 
+def brief(rows: list[dict], precision: str) -> str:
+    """One precision's table without the networks that train as they are in every budget, which a line counts."""
+    mine = [row for row in rows if row.get("precision") == precision]
+    busy = {row["arch"] for row in mine if short(row) != "✓"}
+    others = len({row["arch"] for row in mine} - busy)
+    table = markdown([row for row in mine if row["arch"] in busy], precision)
+    return f"{table}\n\nThe other {others} networks train as they are (✓) in each of these. {LEGEND}"
+
+
 def document(rows: list[dict], options: PlanConfig, command: str) -> str:
     """The whole matrix as Markdown."""
     parts = [
