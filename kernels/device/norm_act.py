@@ -1,0 +1,168 @@
+"""Normalise, add the residual, activate: one pass forward, one pass backward with the sums for BatchNorm.
+
+Memory is [M, C] with M = N · H · W.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from kernels.device.launch import or_dummy, vector_block
+from kernels.device.pointwise_math import activate, derivative, load_channels, normalise
+
+ROWS = 16
+FORWARD_STEPS = 4
+BACKWARD_STEPS = 16
+
+
+@triton.jit
+def forward_kernel(
+    x, center, scale, shift, residual, out, M, C,
+    AFFINE: tl.constexpr, ACT: tl.constexpr, SLOPE: tl.constexpr, RESIDUAL: tl.constexpr,
+    STEPS: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr,
+):  # fmt: skip
+    """out = act(z + residual), or act(z) + residual, with z = (x - center) · scale + shift."""
+    tile = tl.program_id(0)
+    c = tl.program_id(1) * BC + tl.arange(0, BC)
+    mu = load_channels(center, c, c < C, AFFINE)
+    a = load_channels(scale, c, c < C, AFFINE)
+    b = load_channels(shift, c, c < C, AFFINE)
+    for step in tl.static_range(STEPS):
+        row = (tile.to(tl.int64) * STEPS + step) * BM + tl.arange(0, BM)
+        inside = (row < M)[:, None] & (c < C)[None, :]
+        offset = row[:, None] * C + c[None, :]
+        z = normalise(tl.load(x + offset, mask=inside, other=0.0).to(tl.float32), mu, a, b, AFFINE)
+        if RESIDUAL == "before":
+            z += tl.load(residual + offset, mask=inside, other=0.0).to(tl.float32)
+        z = activate(z, ACT, SLOPE)
+        if RESIDUAL == "after":
+            z += tl.load(residual + offset, mask=inside, other=0.0).to(tl.float32)
+        tl.store(out + offset, z.to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def backward_kernel(
+    grad, x, center, scale, shift, residual, dx, dresidual, sum_dz, sum_dz_x, M, C,
+    AFFINE: tl.constexpr, ACT: tl.constexpr, SLOPE: tl.constexpr, RESIDUAL: tl.constexpr, NEEDS_RESIDUAL: tl.constexpr,
+    STEPS: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr,
+):  # fmt: skip
+    """dz = act'(z) · grad; dx = dz · scale; partial sums of dz and of dz · (x - center) by tile [T, C]."""
+    tile = tl.program_id(0)
+    c = tl.program_id(1) * BC + tl.arange(0, BC)
+    mu = load_channels(center, c, c < C, AFFINE)
+    a = load_channels(scale, c, c < C, AFFINE)
+    b = load_channels(shift, c, c < C, AFFINE)
+    lanes = tl.zeros((BM, BC), tl.float32)
+    lanes_x = tl.zeros((BM, BC), tl.float32)
+    for step in tl.static_range(STEPS):
+        row = (tile.to(tl.int64) * STEPS + step) * BM + tl.arange(0, BM)
+        inside = (row < M)[:, None] & (c < C)[None, :]
+        offset = row[:, None] * C + c[None, :]
+        value = tl.load(x + offset, mask=inside, other=0.0).to(tl.float32)
+        z = normalise(value, mu, a, b, AFFINE)
+        if RESIDUAL == "before":
+            z += tl.load(residual + offset, mask=inside, other=0.0).to(tl.float32)
+        dz = tl.load(grad + offset, mask=inside, other=0.0).to(tl.float32) * derivative(z, ACT, SLOPE)
+        if NEEDS_RESIDUAL:
+            tl.store(dresidual + offset, dz.to(dresidual.dtype.element_ty), mask=inside)
+        direct = dz
+        if AFFINE:
+            dz = tl.where(inside, dz, 0.0)
+            lanes += dz
+            lanes_x += dz * (value - mu)
+            direct = dz * a
+        tl.store(dx + offset, direct.to(dx.dtype.element_ty), mask=inside)
+    if AFFINE:
+        place = tile.to(tl.int64) * C + c
+        tl.store(sum_dz + place, tl.sum(lanes, 0), mask=c < C)
+        tl.store(sum_dz_x + place, tl.sum(lanes_x, 0), mask=c < C)
+
+
+@triton.jit
+def batch_norm_backward_kernel(
+    grad, y, mean, c1, c2, out, M, C, STEPS: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr
+):
+    """out = grad + c1 + c2 · (y - mean): the gradient that reaches y through its own statistics, added."""
+    tile = tl.program_id(0)
+    c = tl.program_id(1) * BC + tl.arange(0, BC)
+    mu = load_channels(mean, c, c < C, True)
+    constant = load_channels(c1, c, c < C, True)
+    linear = load_channels(c2, c, c < C, True)
+    for step in tl.static_range(STEPS):
+        row = (tile.to(tl.int64) * STEPS + step) * BM + tl.arange(0, BM)
+        inside = (row < M)[:, None] & (c < C)[None, :]
+        offset = row[:, None] * C + c[None, :]
+        value = tl.load(y + offset, mask=inside, other=0.0).to(tl.float32)
+        total = tl.load(grad + offset, mask=inside, other=0.0).to(tl.float32) + constant + linear * (value - mu)
+        tl.store(out + offset, total.to(out.dtype.element_ty), mask=inside)
+
+
+def _grid(x: Tensor, steps: int) -> tuple[int, int, int, int]:
+    """Rows, tiles, channel block, channel blocks."""
+    channels = x.shape[1]
+    rows = x.numel() // channels
+    block = vector_block(channels, x.dtype)
+    return rows, triton.cdiv(rows, steps * ROWS), block, triton.cdiv(channels, block)
+
+
+def forward(
+    x: Tensor,
+    center: Tensor | None,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    residual: Tensor | None,
+    act: str,
+    slope: float,
+    place: str,
+) -> Tensor:
+    """The activation map [N, C, H, W] in x's dtype; `place` of the residual is none, before or after."""
+    out = torch.empty_like(x, memory_format=torch.channels_last)
+    rows, tiles, block, blocks = _grid(x, FORWARD_STEPS)
+    forward_kernel[(tiles, blocks)](
+        x, or_dummy(center, x), or_dummy(scale, x), or_dummy(shift, x), or_dummy(residual, x), out, rows, x.shape[1],
+        AFFINE=center is not None, ACT=act, SLOPE=slope, RESIDUAL=place, STEPS=FORWARD_STEPS, BM=ROWS, BC=block,
+        num_warps=4,
+    )  # fmt: skip
+    return out
+
+
+def backward(
+    grad: Tensor,
+    x: Tensor,
+    center: Tensor | None,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    residual: Tensor | None,
+    act: str,
+    slope: float,
+    place: str,
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """dx, the residual's gradient where it is not `grad` itself, Σ dz [C], Σ dz · (x - center) [C]."""
+    dx = torch.empty_like(x, memory_format=torch.channels_last)
+    rows, tiles, block, blocks = _grid(x, BACKWARD_STEPS)
+    needs_residual = place == "before" and act != "identity"
+    dresidual = torch.empty_like(dx) if needs_residual else None
+    affine = center is not None
+    sums = torch.empty((2, tiles, x.shape[1]) if affine else (2, 1, 1), dtype=torch.float32, device=x.device)
+    backward_kernel[(tiles, blocks)](
+        grad, x, or_dummy(center, x), or_dummy(scale, x), or_dummy(shift, x), or_dummy(residual, x), dx,
+        or_dummy(dresidual, dx), sums[0], sums[1], rows, x.shape[1],
+        AFFINE=affine, ACT=act, SLOPE=slope, RESIDUAL=place, NEEDS_RESIDUAL=needs_residual,
+        STEPS=BACKWARD_STEPS, BM=ROWS, BC=block, num_warps=4,
+    )  # fmt: skip
+    if not affine:
+        return dx, dresidual, None, None
+    return dx, dresidual, sums[0].sum(0), sums[1].sum(0)
+
+
+def batch_norm_backward(grad: Tensor, y: Tensor, mean: Tensor, c1: Tensor, c2: Tensor) -> Tensor:
+    """grad + c1 + c2 · (y - mean) [N, C, H, W] in y's dtype."""
+    out = torch.empty_like(y, memory_format=torch.channels_last)
+    rows, tiles, block, blocks = _grid(y, FORWARD_STEPS)
+    batch_norm_backward_kernel[(tiles, blocks)](
+        grad, y, mean, c1, c2, out, rows, y.shape[1], STEPS=FORWARD_STEPS, BM=ROWS, BC=block, num_warps=4
+    )
+    return out
