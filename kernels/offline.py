@@ -36,7 +36,7 @@ POINTERS = {
     torch.float16: "*fp16",
 }
 ARCHITECTURES = {75: (torch.float16, torch.float32), 80: tuple(POINTERS), 90: tuple(POINTERS)}
-OPTIONS = ("num_warps", "num_stages")
+OPTIONS = ("num_warps", "num_stages", "maxnreg")
 
 
 class Launch(NamedTuple):

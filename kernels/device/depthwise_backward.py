@@ -329,13 +329,13 @@ def backward(
             part_dz, part_dz_x = new(walkers, channels), new(walkers, channels)
         sums = (or_dummy(part_dz, x), or_dummy(part_dz_x, x))
         inputs = (*gradients, x, *prologue, taps(weight, x.dtype), dx)
-        settings = flags | shape | dict(R=2 if stride == 1 else 1)
+        settings = flags | shape | dict(R=2 if stride == 1 and (size > 3 or x.dtype.itemsize == 2) else 1)
         if together:
             # Nine accumulators of 16 bytes a thread would spill: 8 bytes a thread, still whole lines a warp.
             settings["num_warps"] *= 4 // x.dtype.itemsize
             input_and_weight_kernel[(walkers, blocks)](*inputs, part_w, *sums, *sizes, **settings)
         else:
-            input_kernel[(walkers, blocks)](*inputs, *sums, *sizes, **settings)
+            input_kernel[(walkers, blocks)](*inputs, *sums, *sizes, **settings, maxnreg=255)
     if needs_weight and not together:
         weight_kernel[(walkers, blocks, size)](*gradients, x, *prologue, part_w, *sizes, **flags, **shape)
     return (

@@ -1,1 +1,150 @@
-"""x."""
+"""Pointwise forward: [M, C] · [C, O] by groups, the prologue on the way in and the statistics on the way out.
+
+A group's input channels are read in SLICES contiguous runs (one, or the shuffle's g): run r of group q is
+x[:, r · C / SLICES + q · L + [0, L)], L = C / groups / SLICES. The weight's columns are relabelled to match, so
+a channel shuffle costs nothing.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from kernels.device.launch import INTERPRETED, or_dummy
+from kernels.device.pointwise_math import activate, load_channels, normalise
+from kernels.device.statistics import merge, new_partials
+
+
+@triton.jit
+def load_activated(
+    x, row, c, inside, real, center, scale, shift, C, AFFINE: tl.constexpr, ACT: tl.constexpr, SLOPE: tl.constexpr
+):
+    """x' at rows × channels in x's dtype, zero for rows outside and for channels that are not the group's."""
+    raw = tl.load(x + row[:, None] * C + c[None, :], mask=inside[:, None] & real[None, :], other=0.0)
+    value = raw
+    if AFFINE or ACT != "identity":
+        mu = load_channels(center, c, real, AFFINE)
+        a = load_channels(scale, c, real, AFFINE)
+        b = load_channels(shift, c, real, AFFINE)
+        z = activate(normalise(raw.to(tl.float32), mu, a, b, AFFINE), ACT, SLOPE)
+        value = tl.where(inside[:, None] & real[None, :], z, 0.0).to(raw.dtype)
+    return value
+
+
+@triton.jit
+def multiply_add(a, b, total, PRECISION: tl.constexpr):
+    """a · b + total in fp32. Triton's interpreter multiplies the bits of bf16 as integers, so there it gets fp32."""
+    if PRECISION == "interpreted":
+        total = tl.dot(a.to(tl.float32), b.to(tl.float32), total, input_precision="ieee")
+    else:
+        total = tl.dot(a, b, total, input_precision=PRECISION)
+    return total
+
+
+@triton.jit
+def forward_kernel(
+    x, w, y, center, scale, shift, part_count, part_mean, part_m2, M, C, O,
+    GROUPS: tl.constexpr, SLICES: tl.constexpr, L: tl.constexpr, OG: tl.constexpr,
+    AFFINE: tl.constexpr, ACT: tl.constexpr, SLOPE: tl.constexpr, STATISTICS: tl.constexpr, PRECISION: tl.constexpr,
+    BM: tl.constexpr, BO: tl.constexpr, BL: tl.constexpr,
+):  # fmt: skip
+    """Program (row tile and output block, group); x [M, C], w [O, SLICES · L], y [M, O]."""
+    BLOCKS: tl.constexpr = (OG + BO - 1) // BO
+    STEPS: tl.constexpr = (L + BL - 1) // BL
+    tile = tl.program_id(0) // BLOCKS
+    group = tl.program_id(1)
+    row = tile.to(tl.int64) * BM + tl.arange(0, BM)
+    inside = row < M
+    o = (tl.program_id(0) % BLOCKS) * BO + tl.arange(0, BO)
+    known = o < OG
+    total = tl.zeros((BM, BO), tl.float32)
+    for step in range(SLICES * STEPS):
+        run = step // STEPS
+        place = (step % STEPS) * BL + tl.arange(0, BL)
+        real = place < L
+        c = run * (C // SLICES) + group * L + place
+        value = load_activated(x, row, c, inside, real, center, scale, shift, C, AFFINE, ACT, SLOPE)
+        column = (group * OG + o)[None, :] * (SLICES * L) + (run * L + place)[:, None]
+        weight = tl.load(w + column, mask=real[:, None] & known[None, :], other=0.0)
+        total = multiply_add(value, weight, total, PRECISION)
+    rounded = total.to(y.dtype.element_ty)
+    channel = group * OG + o
+    tl.store(y + row[:, None] * O + channel[None, :], rounded, mask=inside[:, None] & known[None, :])
+    if STATISTICS:
+        count = tl.sum(inside.to(tl.float32), 0)
+        values = rounded.to(tl.float32)
+        mean = tl.sum(tl.where(inside[:, None], values, 0.0), 0) / count
+        difference = tl.where(inside[:, None], values - mean[None, :], 0.0)
+        m2 = tl.sum(difference * difference, 0)
+        tl.store(part_mean + tile.to(tl.int64) * O + channel, mean, mask=known)
+        tl.store(part_m2 + tile.to(tl.int64) * O + channel, m2, mask=known)
+        if (tl.program_id(0) % BLOCKS == 0) & (group == 0):
+            tl.store(part_count + tile, count)
+
+
+class Layout(NamedTuple):
+    """How a layer's channels are cut: groups, runs a group, channels a run, output channels a group."""
+
+    groups: int
+    slices: int
+    length: int
+    outputs: int
+
+
+def layout(channels: int, weight: Tensor, groups: int, shuffle: int) -> Layout:
+    """The layer's Layout; a shuffle is the relabelling of `kernels.pointwise.reads_shuffled`."""
+    return Layout(groups, shuffle, channels // groups // shuffle, weight.shape[0] // groups)
+
+
+def relabelled(weight: Tensor, cut: Layout, dtype: torch.dtype) -> Tensor:
+    """[O, C / groups, 1, 1] as [O, slices · L] in the images' dtype, a run's columns side by side."""
+    flat = weight.flatten(1).to(dtype)
+    if cut.slices > 1:
+        flat = flat.unflatten(1, (cut.length, cut.slices)).transpose(1, 2).flatten(1)
+    return flat.contiguous()
+
+
+def precision() -> str:
+    """How operands are multiplied; only fp32 has a choice."""
+    if INTERPRETED:
+        return "interpreted"
+    return "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+
+
+def block(size: int, most: int) -> int:
+    """A matrix tile's side: a power of two from 16 to `most`."""
+    return max(16, min(most, triton.next_power_of_2(size)))
+
+
+def forward(
+    x: Tensor,
+    weight: Tensor,
+    center: Tensor | None,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    act: str,
+    slope: float,
+    groups: int,
+    shuffle: int,
+    statistics: bool,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """y [N, O, H, W], and its mean and M2 [O]."""
+    batch, channels, height, width = x.shape
+    outputs, rows = weight.shape[0], batch * height * width
+    cut = layout(channels, weight, groups, shuffle)
+    y = torch.empty((batch, outputs, height, width), dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+    wide = x.dtype.itemsize == 4
+    row_block, out_block = 64 if wide else 128, block(cut.outputs, 64 if wide else 128)
+    tiles = triton.cdiv(rows, row_block)
+    count, means, m2s = new_partials(tiles if statistics else 1, outputs, x.device)
+    forward_kernel[(tiles * triton.cdiv(cut.outputs, out_block), groups)](
+        x, relabelled(weight, cut, x.dtype), y, or_dummy(center, x), or_dummy(scale, x), or_dummy(shift, x),
+        count, means, m2s, rows, channels, outputs, GROUPS=groups, SLICES=cut.slices, L=cut.length, OG=cut.outputs,
+        AFFINE=center is not None, ACT=act, SLOPE=slope, STATISTICS=statistics, PRECISION=precision(),
+        BM=row_block, BO=out_block, BL=block(cut.length, 32 if wide else 64), num_warps=4, num_stages=2,
+    )  # fmt: skip
+    return (y, *merge(count, means, m2s)) if statistics else (y, None, None)

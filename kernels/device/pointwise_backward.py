@@ -1,1 +1,243 @@
-"""x."""
+"""Pointwise backward. dY = dy + c1 + c2 · (y - mean) is formed in the loads; dz = act'(z) · dA in the epilogue.
+
+Where the weight's gradient fits the registers, one kernel makes dx and dw from one read of everything
+(2X + 2Y elements); elsewhere one kernel makes dx and one dw (3X + 4Y). Channels are cut as in the forward.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from kernels.device.launch import or_dummy, programs
+from kernels.device.pointwise import block, layout, load_activated, multiply_add, precision, relabelled
+from kernels.device.pointwise_math import derivative, load_channels, normalise
+
+ONE_PASS_ELEMENTS = 64 * 128
+
+
+@triton.jit
+def load_gradient(dy, y, row, channel, inside, known, mean, c1, c2, O, STATISTICS: tl.constexpr):
+    """dY [BM, BO] in the images' dtype, zero outside."""
+    mask = inside[:, None] & known[None, :]
+    place = row[:, None] * O + channel[None, :]
+    gradient = tl.load(dy + place, mask=mask, other=0.0)
+    if STATISTICS:
+        value = tl.load(y + place, mask=mask, other=0.0).to(tl.float32) - load_channels(mean, channel, known, True)
+        linear = load_channels(c2, channel, known, True)
+        total = gradient.to(tl.float32) + load_channels(c1, channel, known, True) + linear * value
+        gradient = tl.where(mask, total, 0.0).to(gradient.dtype)
+    return gradient
+
+
+@triton.jit
+def store_input_gradient(
+    da, x, dx, row, c, inside, real, center, scale, shift, C,
+    AFFINE: tl.constexpr, ACT: tl.constexpr, SLOPE: tl.constexpr,
+):  # fmt: skip
+    """dx = act'(z) · dA · scale; returns this tile's sums of dz and dz · (x - center) [BL]."""
+    mask = inside[:, None] & real[None, :]
+    place = row[:, None] * C + c[None, :]
+    dz = da
+    sum_dz = tl.sum(dz, 0)
+    sum_dz_x = sum_dz
+    if AFFINE or ACT != "identity":
+        mu = load_channels(center, c, real, AFFINE)
+        a = load_channels(scale, c, real, AFFINE)
+        b = load_channels(shift, c, real, AFFINE)
+        value = tl.load(x + place, mask=mask, other=0.0).to(tl.float32)
+        dz = tl.where(inside[:, None], dz * derivative(normalise(value, mu, a, b, AFFINE), ACT, SLOPE), 0.0)
+        if AFFINE:
+            sum_dz = tl.sum(dz, 0)
+            sum_dz_x = tl.sum(dz * (value - mu), 0)
+            dz = dz * a
+    tl.store(dx + place, dz.to(dx.dtype.element_ty), mask=mask)
+    return sum_dz, sum_dz_x
+
+
+@triton.jit
+def input_kernel(
+    dy, y, mean, c1, c2, x, center, scale, shift, w, dx, part_dz, part_dz_x, M, C, O,
+    GROUPS: tl.constexpr, SLICES: tl.constexpr, L: tl.constexpr, OG: tl.constexpr,
+    AFFINE: tl.constexpr, ACT: tl.constexpr, SLOPE: tl.constexpr, STATISTICS: tl.constexpr, PRECISION: tl.constexpr,
+    BM: tl.constexpr, BO: tl.constexpr, BL: tl.constexpr,
+):  # fmt: skip
+    """Program (row tile and input block, group): dx, and the partial sums [row tiles, C]."""
+    STEPS: tl.constexpr = (L + BL - 1) // BL
+    tile = tl.program_id(0) // (SLICES * STEPS)
+    step = tl.program_id(0) % (SLICES * STEPS)
+    group = tl.program_id(1)
+    run = step // STEPS
+    place = (step % STEPS) * BL + tl.arange(0, BL)
+    real = place < L
+    c = run * (C // SLICES) + group * L + place
+    row = tile.to(tl.int64) * BM + tl.arange(0, BM)
+    inside = row < M
+    da = tl.zeros((BM, BL), tl.float32)
+    for turn in range((OG + BO - 1) // BO):
+        o = turn * BO + tl.arange(0, BO)
+        known = o < OG
+        channel = group * OG + o
+        gradient = load_gradient(dy, y, row, channel, inside, known, mean, c1, c2, O, STATISTICS)
+        column = channel[:, None] * (SLICES * L) + (run * L + place)[None, :]
+        weight = tl.load(w + column, mask=known[:, None] & real[None, :], other=0.0)
+        da = multiply_add(gradient, weight, da, PRECISION)
+    sum_dz, sum_dz_x = store_input_gradient(
+        da, x, dx, row, c, inside, real, center, scale, shift, C, AFFINE, ACT, SLOPE
+    )
+    if AFFINE:
+        tl.store(part_dz + tile.to(tl.int64) * C + c, sum_dz, mask=real)
+        tl.store(part_dz_x + tile.to(tl.int64) * C + c, sum_dz_x, mask=real)
+
+
+@triton.jit
+def weight_kernel(
+    dy, y, mean, c1, c2, x, center, scale, shift, part_w, M, C, O,
+    GROUPS: tl.constexpr, SLICES: tl.constexpr, L: tl.constexpr, OG: tl.constexpr,
+    AFFINE: tl.constexpr, ACT: tl.constexpr, SLOPE: tl.constexpr, STATISTICS: tl.constexpr, PRECISION: tl.constexpr,
+    BM: tl.constexpr, BO: tl.constexpr, BL: tl.constexpr,
+):  # fmt: skip
+    """Program (input and output block, walker, group): part_w [walkers, O, SLICES · L] over row tiles walker, + walkers, …."""
+    STEPS: tl.constexpr = (L + BL - 1) // BL
+    step = tl.program_id(0) % (SLICES * STEPS)
+    o = tl.program_id(0) // (SLICES * STEPS) * BO + tl.arange(0, BO)
+    group = tl.program_id(2)
+    known = o < OG
+    channel = group * OG + o
+    run = step // STEPS
+    place = (step % STEPS) * BL + tl.arange(0, BL)
+    real = place < L
+    c = run * (C // SLICES) + group * L + place
+    total = tl.zeros((BO, BL), tl.float32)
+    tile = tl.program_id(1)
+    while tile < tl.cdiv(M, BM):
+        row = tile.to(tl.int64) * BM + tl.arange(0, BM)
+        inside = row < M
+        gradient = load_gradient(dy, y, row, channel, inside, known, mean, c1, c2, O, STATISTICS)
+        value = load_activated(x, row, c, inside, real, center, scale, shift, C, AFFINE, ACT, SLOPE)
+        total = multiply_add(tl.trans(gradient), value, total, PRECISION)
+        tile += tl.num_programs(1)
+    walker = tl.program_id(1).to(tl.int64)
+    column = (walker * O + channel)[:, None] * (SLICES * L) + (run * L + place)[None, :]
+    tl.store(part_w + column, total, mask=known[:, None] & real[None, :])
+
+
+@triton.jit
+def one_pass_kernel(
+    dy, y, mean, c1, c2, x, center, scale, shift, w, dx, part_w, part_dz, part_dz_x, M, C, O,
+    GROUPS: tl.constexpr, SLICES: tl.constexpr, L: tl.constexpr, OG: tl.constexpr,
+    AFFINE: tl.constexpr, ACT: tl.constexpr, SLOPE: tl.constexpr, STATISTICS: tl.constexpr, PRECISION: tl.constexpr,
+    BM: tl.constexpr, BO: tl.constexpr, BL: tl.constexpr,
+):  # fmt: skip
+    """Program (walker, group) with BO ≥ OG and BL ≥ L: dx, part_w [walkers, O, L] and the sums [walkers, C]."""
+    group = tl.program_id(1)
+    o = tl.arange(0, BO)
+    known = o < OG
+    channel = group * OG + o
+    place = tl.arange(0, BL)
+    real = place < L
+    c = group * L + place
+    weight = tl.load(w + channel[:, None] * L + place[None, :], mask=known[:, None] & real[None, :], other=0.0)
+    dw = tl.zeros((BO, BL), tl.float32)
+    all_dz = tl.zeros((BL,), tl.float32)
+    all_dz_x = tl.zeros((BL,), tl.float32)
+    tile = tl.program_id(0)
+    while tile < tl.cdiv(M, BM):
+        row = tile.to(tl.int64) * BM + tl.arange(0, BM)
+        inside = row < M
+        gradient = load_gradient(dy, y, row, channel, inside, known, mean, c1, c2, O, STATISTICS)
+        value = load_activated(x, row, c, inside, real, center, scale, shift, C, AFFINE, ACT, SLOPE)
+        dw = multiply_add(tl.trans(gradient), value, dw, PRECISION)
+        da = multiply_add(gradient, weight, tl.zeros((BM, BL), tl.float32), PRECISION)
+        sum_dz, sum_dz_x = store_input_gradient(
+            da, x, dx, row, c, inside, real, center, scale, shift, C, AFFINE, ACT, SLOPE
+        )
+        all_dz += sum_dz
+        all_dz_x += sum_dz_x
+        tile += tl.num_programs(0)
+    walker = tl.program_id(0).to(tl.int64)
+    tl.store(
+        part_w + (walker * O + channel)[:, None] * L + place[None, :], dw, mask=known[:, None] & real[None, :]
+    )
+    if AFFINE:
+        tl.store(part_dz + walker * C + c, all_dz, mask=real)
+        tl.store(part_dz_x + walker * C + c, all_dz_x, mask=real)
+
+
+def backward(
+    dy: Tensor,
+    c1: Tensor | None,
+    c2: Tensor | None,
+    x: Tensor,
+    weight: Tensor,
+    y: Tensor | None,
+    mean: Tensor | None,
+    center: Tensor | None,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    act: str,
+    slope: float,
+    groups: int,
+    shuffle: int,
+    needs_input: bool,
+    needs_weight: bool,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+    """dx, dweight [O, C / groups, 1, 1] in fp32, Σ dz [C], Σ dz · (x - center) [C]; None where not needed."""
+    channels, outputs = x.shape[1], weight.shape[0]
+    rows = x.numel() // channels
+    cut = layout(channels, weight, groups, shuffle)
+    wide = x.dtype.itemsize == 4
+    flags = dict(
+        GROUPS=groups, SLICES=cut.slices, L=cut.length, OG=cut.outputs, AFFINE=center is not None, ACT=act,
+        SLOPE=slope, STATISTICS=y is not None, PRECISION=precision(), num_stages=2,
+    )  # fmt: skip
+    gradients = (dy, or_dummy(y, dy), or_dummy(mean, dy), or_dummy(c1, dy), or_dummy(c2, dy))
+    prologue = (or_dummy(center, x), or_dummy(scale, x), or_dummy(shift, x))
+    sizes = (rows, channels, outputs)
+
+    def new(parts: int, *shape: int) -> Tensor:
+        return torch.empty((parts, *shape), dtype=torch.float32, device=x.device)
+
+    dx = part_w = part_dz = part_dz_x = None
+    whole_out, whole_in = triton.next_power_of_2(cut.outputs), triton.next_power_of_2(cut.length)
+    whole_out, whole_in = max(16, whole_out), max(16, whole_in)
+    one_pass = needs_input and needs_weight and cut.slices == 1 and whole_out * whole_in <= ONE_PASS_ELEMENTS
+    if needs_input:
+        dx = torch.empty_like(x, memory_format=torch.channels_last)
+        row_block = 32 if wide or one_pass else 128
+        tiles = triton.cdiv(rows, row_block)
+        walkers = min(tiles, max(1, programs(x.device, 2) // groups)) if one_pass else tiles
+        if center is not None:
+            part_dz, part_dz_x = new(walkers, channels), new(walkers, channels)
+        sums = (or_dummy(part_dz, x), or_dummy(part_dz_x, x))
+        inputs = (*gradients, x, *prologue, relabelled(weight, cut, x.dtype), dx)
+        if one_pass:
+            part_w = new(walkers, outputs, cut.length)
+            one_pass_kernel[(walkers, groups)](
+                *inputs, part_w, *sums, *sizes, **flags, BM=row_block, BO=whole_out, BL=whole_in, num_warps=8
+            )
+        else:
+            in_block = block(cut.length, 64 if wide else 128)
+            steps = cut.slices * triton.cdiv(cut.length, in_block)
+            out_block = block(cut.outputs, 32 if wide else 64)
+            input_kernel[(tiles * steps, groups)](
+                *inputs, *sums, *sizes, **flags, BM=row_block, BO=out_block, BL=in_block, num_warps=8
+            )
+    if needs_weight and not one_pass:
+        in_block, out_block = block(cut.length, 64), block(cut.outputs, 64 if wide else 128)
+        steps = cut.slices * triton.cdiv(cut.length, in_block) * triton.cdiv(cut.outputs, out_block)
+        walkers = max(1, programs(x.device, 4) // (steps * groups))
+        part_w = new(walkers, outputs, cut.slices * cut.length)
+        weight_kernel[(steps, walkers, groups)](
+            *gradients, x, *prologue, part_w, *sizes, **flags, BM=32 if wide else 64, BO=out_block, BL=in_block,
+            num_warps=4,
+        )  # fmt: skip
+    dweight = None
+    if part_w is not None:
+        dweight = part_w.sum(0)
+        if cut.slices > 1:
+            dweight = dweight.unflatten(1, (cut.slices, cut.length)).transpose(1, 2).flatten(1)
+        dweight = dweight.reshape(weight.shape)
+    return dx, dweight, *(None if part is None else part.sum(0) for part in (part_dz, part_dz_x))
