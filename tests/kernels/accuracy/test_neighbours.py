@@ -1,0 +1,101 @@
+"""norm_act, channel_shuffle, squeeze_excite, the raw-output convolution and batch statistics against float64."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from kernels import Prologue, channel_shuffle, conv2d, norm_act, squeeze_excite
+from kernels.activation import ACTIVATIONS
+
+
+def leaves(generator, *shapes):
+    return [torch.randn(*shape, generator=generator) for shape in shapes]
+
+
+@pytest.mark.parametrize("act", ACTIVATIONS)
+@pytest.mark.parametrize("place", ["none", "before", "after"])
+def test_norm_act(device, error, torch_activations, act, place):
+    x, center, scale, shift, residual = leaves(
+        torch.Generator().manual_seed(0), (3, 20, 5, 7), (20,), (20,), (20,), (3, 20, 5, 7)
+    )
+    tensors = [x * 3 + 1, center, scale, shift] + ([residual] if place != "none" else [])
+    found = [tensor.detach().to(device).requires_grad_() for tensor in tensors]
+    exact = [tensor.detach().double().requires_grad_() for tensor in tensors]
+    y = norm_act(found[0], Prologue(*found[1:4], act, 0.1), *found[4:], residual_after_activation=place == "after")
+    z = (exact[0] - exact[1][:, None, None]) * exact[2][:, None, None] + exact[3][:, None, None]
+    reference = torch_activations[act](z + exact[4] if place == "before" else z)
+    reference = reference + exact[4] if place == "after" else reference
+    gradient = torch.randn(y.shape, generator=torch.Generator().manual_seed(1))
+    assert error(y, reference) < 1e-6
+    pairs = zip(
+        torch.autograd.grad(y, found, gradient.to(device)),
+        torch.autograd.grad(reference, exact, gradient.double()),
+        strict=True,
+    )
+    assert max(error(value, wanted) for value, wanted in pairs) < 1e-6
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_norm_act_in_half_precision(device, error, tolerance, dtype):
+    x, residual = (t.to(dtype) for t in leaves(torch.Generator().manual_seed(0), (2, 24, 5, 7), (2, 24, 5, 7)))
+    found, exact = x.detach().to(device).requires_grad_(), x.detach().double().requires_grad_()
+    y = norm_act(found, Prologue(act="silu"), residual.to(device), residual_after_activation=True)
+    reference = F.silu(exact) + residual.double()
+    y.sum().backward()
+    reference.sum().backward()
+    assert y.dtype == dtype
+    assert error(y, reference) < tolerance[dtype] and error(found.grad, exact.grad) < tolerance[dtype]
+
+
+@pytest.mark.parametrize("groups", [2, 3, 4, 6, 12])
+def test_channel_shuffle_and_back(device, groups):
+    x = torch.randn(2, 24, 3, 5, generator=torch.Generator().manual_seed(0))
+    found = x.detach().to(device).requires_grad_()
+    y = channel_shuffle(found, groups)
+    assert torch.equal(y.cpu(), F.channel_shuffle(x, groups))
+    (gradient,) = torch.autograd.grad(y, found, y.detach())
+    assert torch.equal(gradient.cpu(), x)
+
+
+@pytest.mark.parametrize(("act", "gate"), [("silu", "sigmoid"), ("relu", "hardsigmoid")])
+@pytest.mark.parametrize("affine", [True, False])
+def test_squeeze_excite(device, error, torch_activations, act, gate, affine):
+    tensors = leaves(torch.Generator().manual_seed(0), (3, 20, 5, 7), (6, 20), (6,), (20, 6), (20,))
+    tensors += leaves(torch.Generator().manual_seed(1), (20,), (20,), (20,)) if affine else []
+    found = [tensor.detach().to(device).requires_grad_() for tensor in tensors]
+    exact = [tensor.detach().double().requires_grad_() for tensor in tensors]
+    y = squeeze_excite(*found[:5], prologue=Prologue(*found[5:], act=act) if affine else Prologue(act=act), act=act, gate=gate)
+    z = exact[0]
+    if affine:
+        z = (z - exact[5][:, None, None]) * exact[6][:, None, None] + exact[7][:, None, None]
+    activated = torch_activations[act](z)
+    hidden = torch_activations[act](F.linear(activated.mean((2, 3)), exact[1], exact[2]))
+    logits = F.linear(hidden, exact[3], exact[4])
+    opened = torch.sigmoid(logits) if gate == "sigmoid" else F.hardsigmoid(logits)
+    reference = activated * opened[:, :, None, None]
+    gradient = torch.randn(y.shape, generator=torch.Generator().manual_seed(2))
+    assert error(y, reference) < 1e-6
+    pairs = zip(
+        torch.autograd.grad(y, found, gradient.to(device)),
+        torch.autograd.grad(reference, exact, gradient.double()),
+        strict=True,
+    )
+    assert max(error(value, wanted) for value, wanted in pairs) < 1e-6
+
+
+@pytest.mark.parametrize("act", ["relu", "silu"])
+def test_raw_output_convolution(check_convolution, act):
+    check_convolution((2, 16, 6, 7), 24, 3, 2, 1, 4, act)
+
+
+def test_raw_output_convolution_in_half_precision(check_convolution):
+    check_convolution((2, 16, 6, 7), 24, 3, 1, 1, 1, "relu", dtype=torch.bfloat16)
+
+
+def test_statistics_of_many_tiles_with_a_large_mean(device):
+    """The stand-alone statistics, over more rows than one merge takes."""
+    x = 1e4 + torch.randn(9, 16, 61, 63, generator=torch.Generator().manual_seed(0))
+    y, statistics = conv2d(x.to(device), torch.eye(16, device=device)[:, :, None, None], statistics=True)
+    exact = y.double().cpu().var((0, 2, 3), correction=0)
+    assert (((statistics.m2.cpu() / statistics.count) - exact).abs() / exact).max() < 1e-3
+    assert ((statistics.mean.cpu() - y.double().cpu().mean((0, 2, 3))).abs()).max() < 1e-2

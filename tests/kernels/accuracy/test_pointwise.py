@@ -1,0 +1,82 @@
+"""Pointwise convolution against float64: groups, shuffles, one pass and two, dtypes."""
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from kernels import pointwise_conv2d
+
+
+@pytest.fixture
+def check(check_convolution):
+    """`check_convolution` for the pointwise operator."""
+
+    def run(shape, outputs, groups=1, act="silu", **options):
+        options = {"limit": 2e-6} | options if options.get("dtype") is None else options
+        check_convolution(shape, outputs, 1, 1, 0, groups, act, operation="pointwise_conv2d", **options)
+
+    return run
+
+
+@pytest.mark.parametrize(("groups", "shuffle"), [(1, 1), (2, 1), (4, 1), (2, 2), (4, 4), (1, 4), (2, 4)])
+def test_groups_and_shuffles(check, groups, shuffle):
+    check((2, 32, 5, 7), 48, groups, shuffle=shuffle)
+
+
+@pytest.mark.parametrize("act", ["identity", "relu", "relu6", "leaky_relu", "hardswish"])
+def test_every_activation(check, act):
+    check((1, 20, 5, 7), 36, act=act)
+
+
+def test_two_passes_where_the_weight_is_large(check):
+    check((1, 150, 5, 5), 140, act="relu")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision(check, dtype):
+    check((2, 20, 5, 7), 36, act="relu6", dtype=dtype)
+    check((1, 132, 5, 5), 136, act="relu6", dtype=dtype)
+
+
+@pytest.mark.parametrize(("affine", "statistics"), [(False, True), (True, False), (False, False)])
+def test_each_fusion_can_be_left_out(check, affine, statistics):
+    check((2, 20, 5, 7), 12, act="relu", affine=affine, statistics=statistics)
+    check((1, 130, 5, 5), 132, act="identity", affine=affine, statistics=statistics)
+
+
+@pytest.mark.slow
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
+@given(
+    images=st.tuples(st.integers(1, 2), st.integers(1, 6), st.integers(1, 6)),
+    groups=st.integers(1, 4),
+    widths=st.tuples(st.integers(1, 40), st.integers(1, 40)),
+)
+def test_drawn_shapes(check, images, groups, widths):
+    batch, height, width = images
+    check((batch + 1, groups * widths[0], height + 1, width), groups * widths[1], groups, limit=5e-6)
+
+
+def test_variance_survives_a_large_mean(device):
+    x = 1e4 + torch.randn(4, 16, 8, 8, generator=torch.Generator().manual_seed(0))
+    y, statistics = pointwise_conv2d(x.to(device), torch.eye(16, device=device)[:, :, None, None], statistics=True)
+    exact = y.double().cpu().var((0, 2, 3), correction=0)
+    assert (((statistics.m2.cpu() / statistics.count) - exact).abs() / exact).max() < 1e-3
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_bad_numbers_stay_in_their_pixel(device, bad):
+    x = torch.ones(1, 16, 4, 4, device=device)
+    x[0, 3, 2, 2] = bad
+    y = pointwise_conv2d(x, torch.ones(24, 16, 1, 1, device=device))
+    touched = torch.zeros(1, 24, 4, 4, dtype=torch.bool)
+    touched[0, :, 2, 2] = True
+    assert torch.equal(~y.isfinite().cpu(), touched)
+
+
+def test_empty_batch(device):
+    weight = torch.ones(24, 16, 1, 1, device=device).requires_grad_()
+    y, statistics = pointwise_conv2d(torch.empty(0, 16, 6, 6, device=device), weight, statistics=True)
+    y.sum().backward()
+    assert y.shape == (0, 24, 6, 6) and statistics.count == 0
+    assert torch.equal(weight.grad.cpu(), torch.zeros(24, 16, 1, 1))
