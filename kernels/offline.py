@@ -16,6 +16,7 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
@@ -119,3 +120,115 @@ def launches_of(operation: Callable[[], object]) -> list[Launch]:
     with caught_launches() as launches:
         operation()
     return list({launch.kernel.__name__: launch for launch in launches}.values())
+
+
+def depthwise(size: int, stride: int, dtype: torch.dtype) -> list[Launch]:
+    """Forward and backward of a 96-channel layer of MobileNetV2's kind, everything fused, SiLU (the longest code)."""
+    from kernels.device import depthwise as forward
+    from kernels.device import depthwise_backward as back
+
+    x, y = _images(96, 56, dtype), _images(96, 56 // stride, dtype)
+    weight, vector, pads = _vector(96, 1, size, size), _vector(96), [size // 2] * 2
+    prologue = (vector, vector, vector, "silu", 0.01)
+
+    def both() -> None:
+        forward.forward(x, weight, *prologue, stride, pads, True)
+        back.backward(y, vector, vector, x, weight, y, vector, *prologue, stride, pads, True, True)
+        back.backward(y, vector, vector, x, weight, y, vector, *prologue, stride, pads, True, False)
+
+    return launches_of(both)
+
+
+def pointwise(channels: int, outputs: int, groups: int, shuffle: int, dtype: torch.dtype) -> list[Launch]:
+    """Forward and backward of a 1 × 1 layer, everything fused, SiLU."""
+    from kernels.device import pointwise as forward
+    from kernels.device import pointwise_backward as back
+
+    x, y = _images(channels, 28, dtype), _images(outputs, 28, dtype)
+    weight, vector, last = _vector(outputs, channels // groups, 1, 1), _vector(channels), _vector(outputs)
+    prologue = (vector, vector, vector, "silu", 0.01)
+
+    def both() -> None:
+        forward.forward(x, weight, *prologue, groups, shuffle, True)
+        back.backward(y, last, last, x, weight, y, last, *prologue, groups, shuffle, True, True)
+
+    return launches_of(both)
+
+
+def elementwise(dtype: torch.dtype) -> list[Launch]:
+    """norm_act, statistics, both shuffles and squeeze-and-excitation."""
+    from kernels.device import norm_act, shuffle, squeeze_excite
+    from kernels.device.statistics import batch_statistics
+
+    x, vector, gate = _images(96, 28, dtype), _vector(96), _vector(8, 96)
+    prologue = (vector, vector, vector)
+
+    def all_of_them() -> None:
+        norm_act.forward(x, *prologue, x, "silu", 0.01, "before")
+        norm_act.backward(x, x, *prologue, x, "silu", 0.01, "before")
+        norm_act.batch_norm_backward(x, x, *prologue)
+        batch_statistics(x)
+        for groups in (2, 3, 48):
+            shuffle.forward(x, groups)
+        squeeze_excite.pool(x, *prologue, "silu", 0.01)
+        squeeze_excite.apply_gate(x, *prologue, "silu", 0.01, gate)
+        squeeze_excite.five_sums(x, x, *prologue, "silu", 0.01)
+        squeeze_excite.input_gradient(x, x, *prologue, "silu", 0.01, gate, gate)
+
+    return launches_of(all_of_them)
+
+
+def _images(channels: int, side: int, dtype: torch.dtype) -> Tensor:
+    return torch.empty(8, channels, side, side, dtype=dtype, device="meta")
+
+
+def _vector(*shape: int) -> Tensor:
+    return torch.empty(*shape, dtype=torch.float32, device="meta")
+
+
+CASES: dict[str, Callable[[torch.dtype], list[Launch]]] = {
+    **{
+        f"depthwise {size}x{size} stride {stride}": partial(depthwise, size, stride)
+        for size in (3, 5, 7)
+        for stride in (1, 2)
+    },
+    "pointwise 32 to 192": partial(pointwise, 32, 192, 1, 1),
+    "pointwise 192 to 320": partial(pointwise, 192, 320, 1, 1),
+    "pointwise 96 to 192 in 3 groups": partial(pointwise, 96, 192, 3, 1),
+    "pointwise 256 to 512 in 4 groups, shuffled": partial(pointwise, 256, 512, 4, 4),
+    "elementwise": elementwise,
+}
+"""What is compiled: a name, and its launches for a dtype."""
+
+
+def table(cases: list[str] | None = None, architectures: list[int] | None = None) -> list[dict[str, Any]]:
+    """A row a kernel, dtype and architecture; raises whatever a kernel that does not compile raises."""
+    rows = []
+    for case in cases or CASES:
+        for architecture in architectures or ARCHITECTURES:
+            for dtype in ARCHITECTURES[architecture]:
+                for launch in CASES[case](dtype):
+                    name = f"{launch.kernel.__module__.removeprefix('kernels.device.')}.{launch.kernel.__name__}"
+                    row = {"case": case, "kernel": name, "dtype": str(dtype).removeprefix("torch."), "sm": architecture}
+                    rows.append(row | {"num_warps": launch.options["num_warps"]} | compile_for(launch, architecture))
+    return rows
+
+
+def main() -> None:
+    """Write the table, or the chosen part of it."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--output", type=Path, default=TABLE)
+    parser.add_argument("--case", action="append", choices=list(CASES))
+    parser.add_argument("--sm", action="append", type=int, choices=list(ARCHITECTURES))
+    options = parser.parse_args()
+    versions = {"torch": torch.__version__, "triton": triton.__version__}
+    rows = table(options.case, options.sm)
+    head = {"command": "python -m kernels.offline", "versions": versions}
+    lines = ",\n".join("  " + json.dumps(row) for row in rows)
+    options.output.write_text(f'{json.dumps(head)[:-1]}, "kernels": [\n{lines}\n]}}\n', encoding="utf-8")
+    spilled = [row for row in rows if row["spilled_bytes"]]
+    print(f"{len(rows)} kernels to {options.output}, {len(spilled)} with spills")
+
+
+if __name__ == "__main__":
+    main()

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from kernels import Prologue, depthwise_conv2d
 
-SHAPE = (2, 20, 6, 7)
+SHAPE = (2, 20, 4, 5)
 
 
 @pytest.fixture
@@ -23,14 +23,14 @@ def check(check_convolution):
 
 
 @pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize(("size", "padding"), [(3, 1), (3, 0), (3, (1, 2)), (5, 2), (5, (0, 3)), (7, 3)])
+@pytest.mark.parametrize(("size", "padding"), [(3, 1), (3, (0, 2)), (5, 2), (7, 3)])
 def test_forward_and_all_gradients(check, size, stride, padding):
-    check((1, 20, 7, 8), size, stride, padding)
+    check((1, 20, 5, 6), size, stride, padding)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize(("size", "padding"), [(3, 4), (5, 0), (5, 5), (7, 0), (7, (7, 2))])
+@pytest.mark.parametrize(("size", "padding"), [(3, 0), (3, 4), (5, 0), (5, (0, 3)), (5, 5), (7, 0), (7, (7, 2))])
 def test_any_padding(check, size, stride, padding):
     check((1, 20, 8, 9), size, stride, padding)
 
@@ -48,30 +48,37 @@ def test_half_precision(check, size, stride, dtype):
 
 @pytest.mark.parametrize(("affine", "statistics"), [(False, True), (True, False), (False, False)])
 def test_each_fusion_can_be_left_out(check, affine, statistics):
-    check(SHAPE, 3, 1, 1, "relu", affine=affine, statistics=statistics)
-    check(SHAPE, 5, 1, 1, "identity", affine=affine, statistics=statistics)
+    check((1, 20, 4, 5), 3, 1, 1, "relu", affine=affine, statistics=statistics)
+    check((1, 20, 3, 4), 5, 1, 1, "identity", affine=affine, statistics=statistics)
 
 
 def test_more_channels_than_a_program_takes(check):
     check((1, 40, 4, 4), 3, 1, 1)
 
 
-shapes = st.tuples(st.integers(1, 2), st.integers(1, 40), st.integers(3, 9), st.integers(3, 19))
-drawn = given(
-    shape=shapes, size=st.sampled_from([3, 5, 7]), stride=st.sampled_from([1, 2]), pads=st.tuples(*[st.integers(2, 4)] * 2)
-)
+def drawn(sizes, *most):
+    """Random cases with kernels of `sizes` and at most these channels, height and width."""
+    channels, height, width = most
+    return given(
+        shape=st.tuples(st.integers(1, 2), st.integers(1, channels), st.integers(3, height), st.integers(3, width)),
+        size=st.sampled_from(sizes),
+        stride=st.sampled_from([1, 2]),
+        pads=st.tuples(*[st.integers(2, 4)] * 2),
+    )
+
+
 quiet = dict(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
 
 
-@settings(max_examples=4, **quiet)
-@drawn
+@settings(max_examples=3, **quiet)
+@drawn([3], 33, 5, 10)
 def test_drawn_shapes(check, shape, size, stride, pads):
     check(shape, size, stride, pads, limit=3e-6)
 
 
 @pytest.mark.slow
 @settings(max_examples=40, **quiet)
-@drawn
+@drawn([3, 5, 7], 40, 9, 19)
 def test_more_drawn_shapes(check, shape, size, stride, pads):
     check(shape, size, stride, pads, limit=3e-6)
 

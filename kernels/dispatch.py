@@ -1,0 +1,111 @@
+"""Who convolves: this package's kernel or the library's, by what was measured on this GPU.
+
+The table is `profiles/<gpu>/kernels.json`, written by the GPU report: for each (op, shape, dtype) the seconds of
+one forward and backward through the kernel and through the library. No measurement, no kernel: belief about
+speed has no place here.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+Fused = Literal["auto", "on", "off"]
+Route = Literal["aten", "depthwise", "pointwise"]
+
+PROFILES = Path(__file__).resolve().parent.parent / "profiles"
+NEVER_BELOW = 0.95
+"""The kernel is taken where it reaches this share of the library's speed: its fusions then come free."""
+
+
+def gpu_key(name: str) -> str:
+    """A GPU's folder in profiles/: "NVIDIA H100 80GB HBM3" is h100-80gb-hbm3."""
+    return name.lower().removeprefix("nvidia ").replace(" ", "-")
+
+
+def layer_key(
+    op: str, channels: int, outputs: int, height: int, width: int, size: int, stride: int, groups: int, dtype: str
+) -> str:
+    """The table's key. The batch is not in it: a layer that fills the GPU at 128 images is bound by the same thing."""
+    return f"{op} {channels}>{outputs} {height}x{width} k{size} s{stride} g{groups} {dtype}"
+
+
+@functools.cache
+def measured(gpu: str, folder: Path = PROFILES) -> dict[str, float]:
+    """Library seconds over kernel seconds by `layer_key` on that GPU; empty where nothing was measured."""
+    path = folder / gpu / "kernels.json"
+    if not path.is_file():
+        return {}
+    rows = json.loads(path.read_text(encoding="utf-8"))["figures"]["layers"]
+    return speedups(rows)
+
+
+def speedups(rows: Iterable[dict[str, Any]]) -> dict[str, float]:
+    """From the report's rows, those with both times."""
+    return {
+        row["layer"]: row["library_seconds"] / row["kernel_seconds"]
+        for row in rows
+        if row.get("library_seconds") and row.get("kernel_seconds")
+    }
+
+
+def kernel_for(x: Tensor, weight: Tensor, stride: tuple[int, int], padding: tuple[int, int], groups: int) -> Route:
+    """The kernel that could take this convolution, `aten` where none can."""
+    size = tuple(weight.shape[2:])
+    if x.dtype == torch.float64:
+        return "aten"
+    if size == (1, 1) and stride == (1, 1) and padding == (0, 0):
+        return "pointwise"
+    per_channel = groups == x.shape[1] == weight.shape[0]
+    if per_channel and size in ((3, 3), (5, 5), (7, 7)) and stride in ((1, 1), (2, 2)):
+        return "depthwise"
+    return "aten"
+
+
+def choose(
+    x: Tensor,
+    weight: Tensor,
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    groups: int,
+    fused: Fused = "auto",
+    table: dict[str, float] | None = None,
+) -> Route:
+    """The path of this convolution, dilation 1: `kernels.conv.call`'s.
+
+    fused   on: the kernel wherever there is one; off: aten; auto: the kernel where the table has it at
+            NEVER_BELOW of the library's speed or above
+    table   library seconds over kernel seconds by `layer_key`; None reads the one measured on x's GPU
+
+    On a CPU every path is the same plain PyTorch, and auto is aten.
+    """
+    kernel = kernel_for(x, weight, stride, padding, groups)
+    if fused == "off" or kernel == "aten":
+        return "aten"
+    if fused == "on":
+        return kernel
+    if table is None:
+        table = measured(gpu_key(torch.cuda.get_device_name(x.device))) if x.is_cuda else {}
+    dtype = str(x.dtype).removeprefix("torch.")
+    key = layer_key(
+        kernel, x.shape[1], weight.shape[0], x.shape[2], x.shape[3], weight.shape[2], stride[0], groups, dtype
+    )
+    return kernel if table.get(key, 0.0) >= NEVER_BELOW else "aten"
+
+
+def fuses(fused: Fused, device: torch.device | str) -> bool:
+    """Whether a network runs through this package's layers at all.
+
+    auto: only on a GPU with a measured table. Raw-output-only saving trades two passes over memory for half the
+    activations, so it too is chosen where it was measured, or by `on`.
+    """
+    if fused != "auto":
+        return fused == "on"
+    device = torch.device(device)
+    return device.type == "cuda" and bool(measured(gpu_key(torch.cuda.get_device_name(device))))

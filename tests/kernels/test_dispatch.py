@@ -1,0 +1,62 @@
+"""Who convolves: never a kernel without a measurement, never where the library was faster."""
+
+import json
+
+import pytest
+import torch
+
+from kernels.dispatch import choose, fuses, gpu_key, kernel_for, layer_key, measured, speedups
+
+IMAGES = torch.empty(2, 32, 56, 56, device="meta")
+DEPTHWISE = (torch.empty(32, 1, 3, 3, device="meta"), (2, 2), (1, 1), 32)
+POINTWISE = (torch.empty(64, 32, 1, 1, device="meta"), (1, 1), (0, 0), 1)
+KEY = layer_key("depthwise", 32, 32, 56, 56, 3, 2, 32, "float32")
+
+
+@pytest.mark.parametrize(
+    ("weight", "stride", "padding", "groups", "path"),
+    [
+        (*DEPTHWISE, "depthwise"),
+        (*POINTWISE, "pointwise"),
+        (torch.empty(64, 32, 1, 1), (2, 2), (0, 0), 1, "aten"),
+        (torch.empty(64, 32, 1, 1), (1, 1), (1, 1), 1, "aten"),
+        (torch.empty(32, 1, 3, 3), (1, 2), (1, 1), 32, "aten"),
+        (torch.empty(64, 1, 3, 3), (1, 1), (1, 1), 32, "aten"),
+        (torch.empty(32, 1, 3, 5), (1, 1), (1, 1), 32, "aten"),
+        (torch.empty(32, 8, 3, 3), (1, 1), (1, 1), 4, "aten"),
+    ],
+)
+def test_which_kernel_could(weight, stride, padding, groups, path):
+    assert kernel_for(IMAGES, weight, stride, padding, groups) == path
+
+
+def test_on_takes_the_kernel_and_off_the_library():
+    assert choose(IMAGES, *DEPTHWISE, fused="on") == "depthwise"
+    assert choose(IMAGES, *POINTWISE, fused="on") == "pointwise"
+    assert choose(IMAGES, *DEPTHWISE, fused="off") == "aten"
+    assert choose(IMAGES.double(), *DEPTHWISE, fused="on") == "aten"
+
+
+@pytest.mark.parametrize(
+    ("table", "path"), [({}, "aten"), ({KEY: 0.94}, "aten"), ({KEY: 0.96}, "depthwise"), ({KEY + "x": 3.0}, "aten")]
+)
+def test_auto_follows_the_table(table, path):
+    assert choose(IMAGES, *DEPTHWISE, table=table) == path
+
+
+def test_a_table_is_read_from_the_report(tmp_path):
+    rows = [
+        {"layer": KEY, "library_seconds": 3.0, "kernel_seconds": 2.0},
+        {"layer": "no library time", "library_seconds": None, "kernel_seconds": 2.0},
+    ]
+    assert speedups(rows) == {KEY: 1.5}
+    assert gpu_key("NVIDIA H100 80GB HBM3") == "h100-80gb-hbm3"
+    folder = tmp_path / "h100-80gb-hbm3"
+    folder.mkdir()
+    (folder / "kernels.json").write_text(json.dumps({"figures": {"layers": rows}}))
+    assert measured("h100-80gb-hbm3", tmp_path) == {KEY: 1.5}
+    assert measured("another", tmp_path) == {}
+
+
+def test_a_cpu_fuses_only_when_told_to():
+    assert not fuses("auto", "cpu") and fuses("on", "cpu") and not fuses("off", "cpu")
