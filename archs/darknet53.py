@@ -10,13 +10,14 @@ from functools import partial
 from torch import Tensor, nn
 
 from archs.classifier import Classifier
+from archs.fused import Fusable, run, settle
 from archs.layers import ConvNormAct, LinearHead, MakeModule, initialise_fan_out
 from archs.registry import Reference, register
 
 DEPTHS = (1, 2, 8, 8, 4)
 
 
-class SqueezeExpand(nn.Sequential):
+class SqueezeExpand(Fusable, nn.Sequential):
     """A 1x1 to half the channels, a 3x3 back to all: [N, channels, H, W] -> the same shape."""
 
     def __init__(self, channels: int, act: MakeModule) -> None:
@@ -24,11 +25,18 @@ class SqueezeExpand(nn.Sequential):
         conv2 = ConvNormAct(channels // 2, channels, 3, act=act)
         super().__init__(OrderedDict(conv1=conv1, conv2=conv2))
 
+    def forward(self, features: Tensor) -> Tensor:
+        if self.fused != "off":
+            return settle(run(self, features, self.fused))
+        return super().forward(features)
+
 
 class DarkBlock(SqueezeExpand):
     """x + 3x3(1x1(x)): [N, channels, H, W] -> the same shape."""
 
     def forward(self, features: Tensor) -> Tensor:
+        if self.fused != "off":
+            return settle(run(self, features, self.fused), features, residual_after_activation=True)
         # Not in place: LeakyReLU keeps its output for the backward pass.
         return features + super().forward(features)
 

@@ -12,6 +12,9 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+import kernels
+from archs.fused import Fusable, Pending, activation, convolve, run, settle
+
 MakeModule = Callable[[], nn.Module]
 
 # Nothing saves a BatchNorm's output for the backward pass, so the activation may overwrite it: one
@@ -22,7 +25,7 @@ relu6 = nn.ReLU6
 silu = nn.SiLU
 
 
-class ConvNormAct(nn.Module):
+class ConvNormAct(Fusable):
     """Convolution, BatchNorm, activation: [N, in_channels, H, W] -> [N, out_channels, H', W'].
 
     kernel_size    one side, or (height, width)
@@ -59,7 +62,12 @@ class ConvNormAct(nn.Module):
         self.act = act() if act is not None else nn.Identity()
 
     def forward(self, features: Tensor) -> Tensor:
+        if self.fused != "off":
+            return settle(self.leave_open(Pending(features)))
         return self.act(self.bn(self.conv(features)))
+
+    def leave_open(self, pending: Pending) -> Pending:
+        return run([self.act], convolve(pending, self.conv, self.bn, self.fused), self.fused)
 
 
 class ConvAct(nn.Module):
@@ -76,7 +84,7 @@ class ConvAct(nn.Module):
         return self.act(self.conv(features))
 
 
-class DepthwiseSeparable(nn.Sequential):
+class DepthwiseSeparable(Fusable, nn.Sequential):
     """A 3x3 convolution in each channel alone, then a 1x1 across channels, BatchNorm and activation after both.
 
     Howard et al., 2017, arXiv:1704.04861, figure 3: [N, in_channels, H, W] -> [N, out_channels, H', W'].
@@ -92,8 +100,13 @@ class DepthwiseSeparable(nn.Sequential):
             )
         )
 
+    def forward(self, features: Tensor) -> Tensor:
+        if self.fused != "off":
+            return settle(run(self, features, self.fused))
+        return super().forward(features)
 
-class SqueezeExcite(nn.Module):
+
+class SqueezeExcite(Fusable):
     """Scale each channel by a gate computed from the channels' means: [N, channels, H, W] -> the same shape.
 
     Hu et al., 2017, arXiv:1709.01507, equations 2 to 4: gate = sigmoid(W2 act(W1 mean(x))), with biases.
@@ -110,6 +123,13 @@ class SqueezeExcite(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         gate = self.fc2(self.act(self.fc1(features.mean((2, 3), keepdim=True)))).sigmoid()
         return features * gate
+
+    def leave_open(self, pending: Pending) -> Pending:
+        inner = activation(self.act)
+        if inner is None or pending.shuffle > 1:
+            return Pending(self(settle(pending)))
+        layers = (self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias)
+        return Pending(kernels.squeeze_excite(pending.raw, *layers, prologue=pending.prologue, act=inner[0]))
 
 
 class DropPath(nn.Module):
@@ -132,7 +152,7 @@ class DropPath(nn.Module):
         return branch * mask.div_(keep)
 
 
-class SummedBranch(nn.Module):
+class SummedBranch(Fusable):
     """A branch, summed with its input where the shapes allow it, without an activation after the sum.
 
     summed     whether they do: [N, C, H, W] -> [N, C, H, W]
@@ -146,6 +166,11 @@ class SummedBranch(nn.Module):
         self.drop_path = DropPath(drop_path) if drop_path and summed else nn.Identity()
 
     def forward(self, features: Tensor) -> Tensor:
+        if self.fused != "off":
+            pending = run(self.branch, features, self.fused)
+            if not self.summed or isinstance(self.drop_path, nn.Identity):
+                return settle(pending, features if self.summed else None)
+            return self.drop_path(settle(pending)).add_(features)
         branch = self.drop_path(self.branch(features))
         # In place: nothing keeps the output of the BatchNorm, SiLU or product that the branch ends in.
         return branch.add_(features) if self.summed else branch
@@ -191,7 +216,7 @@ class InvertedResidual(SummedBranch):
         super().__init__(branch, stride == 1 and in_channels == out_channels, drop_path)
 
 
-class ChannelShuffle(nn.Module):
+class ChannelShuffle(Fusable):
     """Deal the channels of each group over all groups: y[g + groups·i] = x[i + (C / groups)·g], channels of C.
 
     Zhang et al., 2017, arXiv:1707.01083, section 3.1: [N, C, H, W] -> the same shape, channels-last in memory. The
@@ -210,8 +235,13 @@ class ChannelShuffle(nn.Module):
             dealt = torch.stack([rearrange(group, "n c h w -> n h w c") for group in features], dim=-1)
         return rearrange(dealt, "n h w c g -> n (c g) h w")
 
+    def leave_open(self, pending: Pending) -> Pending:
+        if pending.shuffle > 1:
+            return Pending(self(settle(pending)))
+        return pending._replace(shuffle=self.groups)
 
-class Branches(nn.Module):
+
+class Branches(Fusable):
     """Several paths over one input, joined by channel: [N, C, H, W] -> [N, sum of the paths' channels, H', W']."""
 
     def __init__(self, **branches: nn.Module) -> None:
@@ -220,6 +250,8 @@ class Branches(nn.Module):
             self.add_module(name, branch)
 
     def forward(self, features: Tensor) -> Tensor:
+        if self.fused != "off":
+            return torch.cat([settle(run([branch], features, self.fused)) for branch in self.children()], dim=1)
         return torch.cat([branch(features) for branch in self.children()], dim=1)
 
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from archs.classifier import Classifier
+from archs.fused import Fusable, run, settle
 from archs.layers import ConvNormAct, LinearHead, initialise_fan_out, relu
 from archs.registry import Reference, register
 
@@ -29,7 +30,7 @@ RENAMES = (
 """torchvision's key to ours, and timm's, which are the same: every ResNet, ResNeXt and SE-ResNet of four stages."""
 
 
-class Residual(nn.Module):
+class Residual(Fusable):
     """act(branch(x) + shortcut(x)): [N, in_channels, H, W] -> [N, out_channels, H / stride, W / stride].
 
     The shortcut is the input itself where the shapes allow it, else a 1x1 convolution with BatchNorm.
@@ -45,10 +46,19 @@ class Residual(nn.Module):
             self.shortcut = ConvNormAct(in_channels, out_channels, stride=stride, act=None)
         self.act = relu()
 
-    def branch(self, features: Tensor) -> Tensor:
+    def layers(self) -> list[nn.Module]:
+        """The branch's, in order."""
         raise NotImplementedError
 
+    def branch(self, features: Tensor) -> Tensor:
+        for layer in self.layers():
+            features = layer(features)
+        return features
+
     def forward(self, features: Tensor) -> Tensor:
+        if self.fused != "off":
+            pending = run([*self.layers(), self.act], features, self.fused)
+            return settle(pending, self.shortcut(features))
         # In place: the branch ends in a BatchNorm, whose output nothing keeps.
         return self.act(self.branch(features).add_(self.shortcut(features)))
 
@@ -65,8 +75,8 @@ class BasicBlock(Residual):
         self.conv1 = ConvNormAct(in_channels, width, 3, stride)
         self.conv2 = ConvNormAct(width, out_channels, 3, act=None)
 
-    def branch(self, features: Tensor) -> Tensor:
-        return self.conv2(self.conv1(features))
+    def layers(self) -> list[nn.Module]:
+        return [self.conv1, self.conv2]
 
 
 class Bottleneck(Residual):
@@ -80,8 +90,8 @@ class Bottleneck(Residual):
         self.conv2 = ConvNormAct(width, width, 3, stride, groups=groups)
         self.conv3 = ConvNormAct(width, out_channels, act=None)
 
-    def branch(self, features: Tensor) -> Tensor:
-        return self.conv3(self.conv2(self.conv1(features)))
+    def layers(self) -> list[nn.Module]:
+        return [self.conv1, self.conv2, self.conv3]
 
 
 Block = type[BasicBlock] | type[Bottleneck]

@@ -14,7 +14,7 @@ the stem and after each stage only, and biases in its convolutions.
 
 from collections.abc import Sequence
 
-from torch import Tensor
+from torch import nn
 
 from archs.layers import SqueezeExcite
 from archs.registry import Reference, register
@@ -34,8 +34,8 @@ class Excited(Residual):
         super().__init__(in_channels, width, out_channels, stride, groups)  # type: ignore[call-arg]
         self.se = SqueezeExcite(out_channels, max(out_channels // REDUCTION, LEAST_SQUEEZED))
 
-    def branch(self, features: Tensor) -> Tensor:
-        return self.se(super().branch(features))
+    def layers(self) -> list[nn.Module]:
+        return [*super().layers(), self.se]
 
 
 class SEBasicBlock(Excited, BasicBlock):

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from archs.classifier import Classifier
+from archs.fused import Fusable, run, settle
 from archs.layers import ChannelShuffle, ConvNormAct, LinearHead, initialise_fan_out, relu
 from archs.registry import register
 
@@ -28,7 +29,7 @@ UNITS = (4, 8, 4)
 """In stages 2, 3 and 4; the first of each has stride 2."""
 
 
-class ShuffleUnit(nn.Module):
+class ShuffleUnit(Fusable):
     """Grouped 1x1, shuffle, 3x3 depthwise, grouped 1x1; joined with the input: the paper's figures 2b and 2c.
 
     [N, in_channels, H, W] -> [N, out_channels, H / stride, W / stride]. At stride 1 the join is a sum; at stride 2
@@ -57,7 +58,9 @@ class ShuffleUnit(nn.Module):
         self.act = relu()
 
     def forward(self, features: Tensor) -> Tensor:
-        branch = self.branch(features)
+        if self.fused != "off" and self.pool is None:
+            return settle(run([self.branch, self.act], features, self.fused), features)
+        branch = self.branch(features) if self.fused == "off" else settle(run(self.branch, features, self.fused))
         if self.pool is None:
             return self.act(branch.add_(features))
         return self.act(torch.cat([self.pool(features), branch], dim=1))

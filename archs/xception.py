@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from archs.classifier import Classifier
+from archs.fused import Fusable, run, settle
 from archs.layers import ConvNormAct, LinearHead, initialise_fan_out, relu
 from archs.registry import Reference, register
 
@@ -57,7 +58,7 @@ def separable(in_channels: int, out_channels: int) -> OrderedDict[str, nn.Module
     )
 
 
-class XceptionBlock(nn.Module):
+class XceptionBlock(Fusable):
     """Separable convolutions with an activation before each, summed with the input.
 
     [N, in_channels, H, W] -> [N, out_channels[-1], H / stride, W / stride]: at stride 2 the branch ends in a 3x3 max
@@ -84,6 +85,8 @@ class XceptionBlock(nn.Module):
         self.branch = nn.Sequential(branch)
 
     def forward(self, features: Tensor) -> Tensor:
+        if self.fused != "off":
+            return settle(run(self.branch, features, self.fused), self.shortcut(features))
         # In place: the branch ends in a BatchNorm or a pooling, whose output nothing keeps.
         return self.branch(features).add_(self.shortcut(features))
 

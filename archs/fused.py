@@ -1,0 +1,164 @@
+"""Layers through `kernels`: between two of them there is one tensor, the raw output of a convolution.
+
+A block runs its layers over a `Pending`: each opens what the last one left (BatchNorm, activation, shuffle),
+convolves and leaves its own. At the block's end `settle` does what is left in one pass, the residual sum
+included. Parameters, buffers and their names are those of the plain layers; `set_fused` is the switch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+import kernels
+from kernels import Prologue, Statistics
+from kernels.conv import call
+from kernels.dispatch import Fused, choose, fuses
+
+
+class Pending(NamedTuple):
+    """A tensor [N, C, H, W], and what is to be done to it before it means anything: prologue, then channel shuffle."""
+
+    raw: Tensor
+    prologue: Prologue = Prologue()
+    shuffle: int = 1
+
+
+class Fusable(nn.Module):
+    """A layer or block with a second way through, in `kernels`."""
+
+    fused: Fused = "off"
+    """auto and on go that way; they differ in who convolves: kernels.dispatch.choose."""
+
+    def leave_open(self, pending: Pending) -> Pending:
+        """This layer over what the last one left; blocks have none and close theirs in `forward`."""
+        return run(self.children(), pending, self.fused)
+
+
+def set_fused(model: nn.Module, fused: Fused, device: torch.device | str) -> bool:
+    """Switch every `Fusable` in the model; returns whether the fused way is taken (auto: kernels.dispatch.fuses)."""
+    taken = fuses(fused, device)
+    for module in model.modules():
+        if isinstance(module, Fusable):
+            module.fused = fused if taken else "off"
+    return taken
+
+
+def run(layers: Iterable[nn.Module], features: Tensor | Pending, fused: Fused) -> Pending:
+    """The layers in order; one that `kernels` does not know gets a settled tensor and gives one."""
+    pending = features if isinstance(features, Pending) else Pending(features)
+    waiting = list(layers)
+    while waiting:
+        layer = waiting.pop(0)
+        follower = waiting[0] if waiting else None
+        if type(layer) is nn.Sequential:
+            waiting = [*layer, *waiting]
+        elif type(layer) is nn.Conv2d and isinstance(follower, nn.BatchNorm2d):
+            pending = convolve(pending, layer, waiting.pop(0), fused)
+        elif type(layer) is nn.Conv2d:
+            pending = convolve(pending, layer, None, fused)
+        elif isinstance(layer, Fusable) and type(layer).leave_open is not Fusable.leave_open:
+            pending = layer.leave_open(pending)
+        elif activation(layer) is not None and pending.prologue.act == "identity":
+            act, slope = activation(layer) or ("identity", 0.0)
+            pending = pending._replace(prologue=pending.prologue._replace(act=act, slope=slope))
+        else:
+            pending = Pending(layer(settle(pending)))
+    return pending
+
+
+def activation(layer: nn.Module) -> tuple[str, float] | None:
+    """The layer as an activation of `kernels` and its slope; None where it is not one."""
+    names: dict[type, str] = {
+        nn.Identity: "identity",
+        nn.ReLU: "relu",
+        nn.ReLU6: "relu6",
+        nn.LeakyReLU: "leaky_relu",
+        nn.SiLU: "silu",
+        nn.Hardswish: "hardswish",
+    }
+    name = names.get(type(layer))
+    return None if name is None else (name, getattr(layer, "negative_slope", 0.01))
+
+
+def settle(pending: Pending, residual: Tensor | None = None, residual_after_activation: bool = False) -> Tensor:
+    """Do what is left, and add the residual, in one pass: [N, C, H, W] channels-last."""
+    raw = pending.raw
+    if residual is not None and residual.dtype != raw.dtype:
+        residual = residual.to(raw.dtype)
+    if residual is None and pending.prologue.is_identity() and pending.shuffle == 1:
+        return raw
+    if residual is not None and pending.shuffle > 1:
+        settled = kernels.channel_shuffle(kernels.norm_act(raw, pending.prologue), pending.shuffle)
+        return settled + residual
+    settled = kernels.norm_act(raw, pending.prologue, residual, residual_after_activation)
+    return kernels.channel_shuffle(settled, pending.shuffle)
+
+
+def convolve(pending: Pending, conv: nn.Conv2d, norm: nn.Module | None, fused: Fused) -> Pending:
+    """A convolution and the BatchNorm behind it over what was pending; `norm` None leaves the raw output alone.
+
+    A depthwise convolution does not see a shuffle: it takes its parameters in the order of the channels before it,
+    and the shuffle stays pending.
+    """
+    if not _known(conv, norm):
+        features = conv(settle(pending))
+        return Pending(features if norm is None else norm(features))
+    raw, shuffle = pending.raw, pending.shuffle
+    kind = raw.device.type
+    if torch.is_autocast_enabled(kind) and raw.dtype == torch.float32:
+        raw = raw.to(torch.get_autocast_dtype(kind))
+    weight, order = conv.weight, None
+    if shuffle > 1 and conv.groups == conv.in_channels == conv.out_channels:
+        order = kernels.shuffle_order(conv.in_channels, conv.in_channels // shuffle).to(raw.device)
+        weight, shuffle = weight[order], 1
+    path = choose(raw, weight, conv.stride, conv.padding, conv.groups, fused)
+    if path == "pointwise" and shuffle > 1 and not _reads_shuffled(shuffle, conv):
+        path = "aten"
+    measure = norm is not None and (norm.training or norm.running_mean is None)
+    result = call(
+        raw, weight, conv.stride, conv.padding, conv.dilation, conv.groups, shuffle, pending.prologue, measure, path
+    )
+    left = pending.shuffle if order is not None else 1
+    if norm is None:
+        return Pending(result, shuffle=left)
+    gamma, beta = (norm.weight, norm.bias) if order is None else (norm.weight[order], norm.bias[order])
+    if not measure:
+        mean, variance = norm.running_mean, norm.running_var
+        if order is not None:
+            mean, variance = mean[order], variance[order]
+        return Pending(result, kernels.running_batch_norm(mean, variance, gamma, beta, norm.eps), left)
+    y, statistics = result
+    if isinstance(norm, nn.SyncBatchNorm) and dist.is_initialized():
+        statistics = kernels.synchronise(statistics, norm.process_group)
+    _update(norm, statistics, None if order is None else pending.shuffle)
+    return Pending(y, kernels.batch_norm(statistics, gamma, beta, norm.eps), left)
+
+
+def _known(conv: nn.Conv2d, norm: nn.Module | None) -> bool:
+    """Whether the pair is one that `convolve` can do; the others run as they are."""
+    plain = conv.bias is None and conv.padding_mode == "zeros" and isinstance(conv.padding, tuple)
+    if norm is None:
+        return plain
+    standard = type(norm) in (nn.BatchNorm2d, nn.SyncBatchNorm) and norm.affine and norm.momentum is not None
+    return plain and standard
+
+
+def _reads_shuffled(shuffle: int, conv: nn.Conv2d) -> bool:
+    return shuffle == conv.groups and conv.in_channels % shuffle**2 == 0
+
+
+def _update(norm: nn.Module, statistics: Statistics, shuffle: int | None) -> None:
+    """Running statistics, in the module's order of channels, and its count of batches."""
+    if norm.running_mean is None or not norm.training:
+        return
+    if shuffle is not None:
+        order = kernels.shuffle_order(len(statistics.mean), shuffle).to(statistics.mean.device)
+        statistics = Statistics(statistics.mean[order], statistics.m2[order], statistics.count)
+    kernels.update_running(statistics, norm.running_mean, norm.running_var, norm.momentum)
+    if norm.num_batches_tracked is not None:
+        norm.num_batches_tracked.add_(1)
