@@ -98,11 +98,11 @@ def compile_for(launch: Launch, architecture: int) -> dict[str, Any]:
     if found is None:
         raise RuntimeError(f"cuobjdump said nothing of {launch.kernel.__name__}: {usage}")
     registers, stack, _, local = map(int, found.groups())
-    opcodes = re.findall(r"\b(LDG|STG|LDL|STL|HMMA|HGMMA|IMMA|LDGSTS)((?:\.[A-Z0-9_]+)*)", code)
+    opcodes = re.findall(r"\b(LDGSTS|LDG|STG|LDL|STL|HGMMA|HMMA)((?:\.[A-Z0-9_]+)*)", code)
     widths: collections.Counter[str] = collections.Counter()
     for name, suffix in opcodes:
         width = re.search(r"\.(U8|U16|64|128)\b", suffix)
-        widths[f"{name}.{width.group(1) if width else '32'}" if name in ("LDG", "STG") else name] += 1
+        widths[f"{name}.{width.group(1) if width else '32'}" if name in ("LDG", "STG", "LDGSTS") else name] += 1
     return {
         "registers": registers,
         "spilled_bytes": stack + local,
@@ -192,6 +192,7 @@ CASES: dict[str, Callable[[torch.dtype], list[Launch]]] = {
         for size in (3, 5, 7)
         for stride in (1, 2)
     },
+    "pointwise 24 to 96": partial(pointwise, 24, 96, 1, 1),
     "pointwise 32 to 192": partial(pointwise, 32, 192, 1, 1),
     "pointwise 192 to 320": partial(pointwise, 192, 320, 1, 1),
     "pointwise 96 to 192 in 3 groups": partial(pointwise, 96, 192, 3, 1),

@@ -145,6 +145,7 @@ def forward(
         x, relabelled(weight, cut, x.dtype), y, or_dummy(center, x), or_dummy(scale, x), or_dummy(shift, x),
         count, means, m2s, rows, channels, outputs, GROUPS=groups, SLICES=cut.slices, L=cut.length, OG=cut.outputs,
         AFFINE=center is not None, ACT=act, SLOPE=slope, STATISTICS=statistics, PRECISION=precision(),
-        BM=row_block, BO=out_block, BL=block(cut.length, 32 if wide else 64), num_warps=4, num_stages=2,
+        BM=row_block, BO=out_block, BL=block(cut.length, 32 if wide else 64), num_warps=8 if out_block == 128 else 4, num_stages=2,
+        maxnreg=255,
     )  # fmt: skip
     return (y, *merge(count, means, m2s)) if statistics else (y, None, None)

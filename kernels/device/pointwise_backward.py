@@ -15,7 +15,8 @@ from kernels.device.launch import or_dummy, programs
 from kernels.device.pointwise import block, layout, load_activated, multiply_add, precision, relabelled
 from kernels.device.pointwise_math import derivative, load_channels, normalise
 
-ONE_PASS_ELEMENTS = 64 * 128
+ONE_PASS_ELEMENTS = 32 * 128
+"""The largest dw that stays in registers beside everything else, from profiles/kernels-offline.json."""
 
 
 @triton.jit
@@ -191,7 +192,7 @@ def backward(
     wide = x.dtype.itemsize == 4
     flags = dict(
         GROUPS=groups, SLICES=cut.slices, L=cut.length, OG=cut.outputs, AFFINE=center is not None, ACT=act,
-        SLOPE=slope, STATISTICS=y is not None, PRECISION=precision(), num_stages=2,
+        SLOPE=slope, STATISTICS=y is not None, PRECISION=precision(), num_stages=2, maxnreg=255,
     )  # fmt: skip
     gradients = (dy, or_dummy(y, dy), or_dummy(mean, dy), or_dummy(c1, dy), or_dummy(c2, dy))
     prologue = (or_dummy(center, x), or_dummy(scale, x), or_dummy(shift, x))
@@ -203,10 +204,11 @@ def backward(
     dx = part_w = part_dz = part_dz_x = None
     whole_out, whole_in = triton.next_power_of_2(cut.outputs), triton.next_power_of_2(cut.length)
     whole_out, whole_in = max(16, whole_out), max(16, whole_in)
-    one_pass = needs_input and needs_weight and cut.slices == 1 and whole_out * whole_in <= ONE_PASS_ELEMENTS
+    small = not wide and cut.slices == 1 and whole_out * whole_in <= ONE_PASS_ELEMENTS
+    one_pass = needs_input and needs_weight and small
     if needs_input:
         dx = torch.empty_like(x, memory_format=torch.channels_last)
-        row_block = 32 if wide or one_pass else 128
+        row_block = 32 if wide or one_pass else 64
         tiles = triton.cdiv(rows, row_block)
         walkers = min(tiles, max(1, programs(x.device, 2) // groups)) if one_pass else tiles
         if center is not None:

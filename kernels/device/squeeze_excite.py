@@ -81,7 +81,7 @@ def sums_kernel(
     s3 = tl.zeros((BP, BC), tl.float32)
     s4 = tl.zeros((BP, BC), tl.float32)
     s5 = tl.zeros((BP, BC), tl.float32)
-    for step in tl.static_range(STEPS):
+    for step in range(STEPS):
         pixel = (tile * STEPS + step) * BP + tl.arange(0, BP)
         inside = pixel < P
         mask = inside[:, None] & (c < C)[None, :]

@@ -21,10 +21,10 @@ def step(model, images, labels):
     return loss.item(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
-def compare(arch, size, steps=STEPS, **options):
-    """Train plain and fused side by side on the same batches, each step from the same weights."""
+def compare(arch, size, steps, dtype):
+    """Loss and gradient errors of plain and fused side by side, each step from the same weights and new images."""
     torch.manual_seed(0)
-    plain = archs.build(arch, num_classes=5, **options).to(memory_format=torch.channels_last).train()
+    plain = archs.build(arch, num_classes=5).to(memory_format=torch.channels_last).to(dtype).train()
     for module in plain.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.weight, 0.5, 1.5)  # no branch starts silent
@@ -34,35 +34,51 @@ def compare(arch, size, steps=STEPS, **options):
     fused = copy.deepcopy(plain)
     assert set_fused(fused, "on", "cpu")
     assert fused.state_dict().keys() == plain.state_dict().keys()
-    optimizers = [torch.optim.SGD(model.parameters(), lr=0.01) for model in (plain, fused)]
+    optimizer = torch.optim.SGD(plain.parameters(), lr=0.01)
+    losses, errors = [], []
     for _ in range(steps):
-        images = torch.randn(4, 3, size, size).contiguous(memory_format=torch.channels_last)
+        images = torch.randn(4, 3, size, size, dtype=dtype).contiguous(memory_format=torch.channels_last)
         labels = torch.randint(5, (4,))
         loss, gradients = step(plain, images, labels)
         fused_loss, fused_gradients = step(fused, images, labels)
-        assert fused_loss == pytest.approx(loss, rel=1e-4)
         assert fused_gradients.keys() == gradients.keys()
         norm = torch.stack([gradient.norm() for gradient in gradients.values()]).norm()
         difference = torch.stack([(fused_gradients[name] - gradients[name]).norm() for name in gradients]).norm()
-        assert difference <= 1e-4 * norm
-        for optimizer in optimizers:
-            optimizer.step()
+        losses.append(abs(fused_loss - loss) / abs(loss))
+        errors.append((difference / norm).item())
+        optimizer.step()
         # From the same weights again: what is compared is a step, not how a difference grows in a chaotic system.
         with torch.no_grad():
             for ours, theirs in zip(fused.parameters(), plain.parameters(), strict=True):
                 ours.copy_(theirs)
+    tolerance = 1e-10 if dtype == torch.float64 else 1e-4
     for (name, ours), theirs in zip(fused.named_buffers(), plain.buffers(), strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4, msg=lambda text, name=name: f"{name}: {text}")
+        close = torch.allclose(ours, theirs, rtol=tolerance, atol=tolerance * max(1.0, theirs.abs().max().item()))
+        assert close, f"{name}: {(ours - theirs).abs().max()}"
     with torch.no_grad():
-        torch.testing.assert_close(fused.eval()(images), plain.eval()(images), rtol=1e-3, atol=1e-4)
+        logits, reference = fused.eval()(images), plain.eval()(images)
+    assert (logits - reference).norm() <= 10 * tolerance * reference.norm()
+    return losses, errors
+
+
+def hold(arch, size, steps):
+    """In fp64 every gradient to 1e-10. In fp32 every loss to 1e-4, and the gradients in the median step.
+
+    Not in every step: where a value falls on the other side of ReLU's kink, by a rounding, one element of a map of a
+    few thousand takes another gradient. fp64 shows that nothing else differs.
+    """
+    losses, errors = compare(arch, size, max(1, steps // 10), torch.float64)
+    assert max(losses) <= 1e-10 and max(errors) <= 1e-10
+    losses, errors = compare(arch, size, steps, torch.float32)
+    assert max(losses) <= 1e-4 and sorted(errors)[len(errors) // 2] <= 1e-4 and max(errors) <= 0.1
 
 
 def test_mobilenetv1():
-    compare("mobilenetv1_025", 33, steps=3)
+    hold("mobilenetv1_025", 33, 3)
 
 
 def test_shufflenet_reads_its_shuffles_from_relabelled_weights():
-    compare("shufflenet_g3", 33, steps=2)
+    hold("shufflenet_g3", 33, 3)
 
 
 ALL = {
@@ -75,7 +91,7 @@ ALL = {
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", ALL)
 def test_twenty_steps(arch):
-    compare(arch, ALL[arch])
+    hold(arch, ALL[arch], STEPS)
 
 
 @pytest.mark.slow
