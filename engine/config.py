@@ -53,6 +53,9 @@ class ModelConfig:
     """Dropout before the last layer, for networks that have one; none is the network's own."""
     drop_path: float | None = None
     """Largest rate of dropped residual branches, for networks that have one; none is the network's own."""
+    fused: Annotated[Literal["auto", "on", "off"], TopLevel] = "auto"
+    """Layers through the fused operators in kernels/, with one raw tensor kept a convolution: auto is on for a GPU on
+    which they were measured, on takes them anywhere (their plain twins on a CPU)."""
     channels_last: bool = True
     """Keep images and weights as [N, H, W, C] in memory: faster convolutions on GPUs and on CPUs."""
 

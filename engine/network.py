@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import archs
+from archs.fused import set_fused
 from archs.weights import Loaded, reference_of
 from engine.config import ConfigError, ModelConfig, RunConfig
 
@@ -51,7 +52,15 @@ def build_network(config: RunConfig, num_classes: int) -> archs.Classifier:
         raise ConfigError(str(error)) from None
     if model.pretrained is not None:
         load_pretrained(network, model.pretrained)
+    set_fused(network, model.fused, default_device())
     return network
+
+
+def default_device() -> str:
+    """Where networks run on this machine."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def network_builder(config: RunConfig, num_classes: int) -> Callable[[], archs.Classifier]:

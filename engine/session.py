@@ -38,7 +38,7 @@ EXIT_DIVERGED = 1
 EXIT_MEMORY = 1
 
 FREE_TO_CHANGE = {
-    *("config", "resume", "optim.epochs", "model.compile"),
+    *("config", "resume", "optim.epochs", "model.compile", "model.fused"),
     *("data.root", "data.workers", "data.prefetch", "parallel.threads", "memory.gpu_memory"),
 }
 """Fields besides the `log` group that a resumed run may change without becoming another run."""

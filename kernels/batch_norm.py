@@ -23,8 +23,10 @@ def batch_norm(
     The gradient reaches y through `statistics`, so nothing else of BatchNorm's backward remains to be done.
     Source: Ioffe and Szegedy, 2015, arXiv:1502.03167, algorithm 1.
     """
-    count = torch.as_tensor(statistics.count).clamp(min=1) if isinstance(statistics.count, Tensor) else max(
-        statistics.count, 1
+    count = (
+        torch.as_tensor(statistics.count).clamp(min=1)
+        if isinstance(statistics.count, Tensor)
+        else max(statistics.count, 1)
     )
     scale = gamma * torch.rsqrt(statistics.m2 / count + eps)
     return Prologue(statistics.mean, scale, beta, act, slope)

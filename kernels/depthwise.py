@@ -43,7 +43,9 @@ def depthwise_conv2d(
     if weight.shape[2] not in KERNEL_SIZES:
         raise ValueError(f"K must be one of {KERNEL_SIZES}, not {weight.shape[2]}: use conv2d for others")
     if x.dim() == 4 and weight.shape[0] != x.shape[1]:
-        raise ValueError(f"weight has {weight.shape[0]} channels and x has {x.shape[1]}: depthwise needs one filter each")
+        raise ValueError(
+            f"weight has {weight.shape[0]} channels and x has {x.shape[1]}: depthwise needs one filter each"
+        )
     sides = pair(stride, "stride")
     if sides[0] != sides[1] or sides[0] not in STRIDES:
         raise ValueError(f"stride must be one of {STRIDES} for both axes, not {stride}: use conv2d for others")

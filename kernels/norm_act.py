@@ -87,7 +87,7 @@ def norm_act_twin_backward(
         dz = dz * derivative(z, act, slope)
     dresidual = dz.to(x.dtype) if place == "before" and act != "identity" else None
     if center is None or scale is None:
-        return dz.to(x.dtype), dresidual, None, None
+        return torch.empty_like(x).copy_(dz), dresidual, None, None  # two results may not share memory
     sum_dz = dz.sum((0, 2, 3))
     sum_dz_x = (dz * (x - per_channel(center))).sum((0, 2, 3))
     return (dz * per_channel(scale)).to(x.dtype), dresidual, sum_dz, sum_dz_x

@@ -55,7 +55,9 @@ def squeeze_excite(
     shapes = [tuple(tensor.shape) for tensor in (first, reduce_bias, second, expand_bias)]
     wanted = [(inner, channels), (inner,), (channels, inner), (channels,)]
     if shapes != wanted:
-        raise ValueError(f"for {channels} channels and {inner} inner ones the weights and biases are {wanted}, not {shapes}")
+        raise ValueError(
+            f"for {channels} channels and {inner} inner ones the weights and biases are {wanted}, not {shapes}"
+        )
     out, *_ = squeeze_excite_op(
         x, *prologue[:3], prologue.act, prologue.slope, first, reduce_bias.to(dtype), second, expand_bias.to(dtype),
         act, gate,

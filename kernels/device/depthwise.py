@@ -24,7 +24,7 @@ WALK = 4
 
 @triton.jit
 def add_column(
-    rows, column, top_line, top, iw, c, real, mu, a, b, H, W, C,
+    rows, column, top_line, top, iw, c, real, mu, a, b, H, W, C: tl.constexpr,
     K: tl.constexpr, S: tl.constexpr, AFFINE: tl.constexpr, ACT: tl.constexpr, SLOPE: tl.constexpr,
     R: tl.constexpr, BW: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
@@ -50,7 +50,7 @@ def add_column(
 
 @triton.jit
 def forward_kernel(
-    x, w, y, center, scale, shift, part_count, part_mean, part_m2, H, W, C, OH, OW, STRIPS,
+    x, w, y, center, scale, shift, part_count, part_mean, part_m2, H, W, C: tl.constexpr, OH, OW, STRIPS,
     K: tl.constexpr, S: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr,
     AFFINE: tl.constexpr, ACT: tl.constexpr, SLOPE: tl.constexpr, STATISTICS: tl.constexpr,
     R: tl.constexpr, STEPS: tl.constexpr, BW: tl.constexpr, BC: tl.constexpr,
@@ -155,8 +155,12 @@ def forward(
     """y [N, C, H', W'], and its mean and M2 [C]."""
     batch, channels, height, width = x.shape
     size = weight.shape[-1]
-    out_height, out_width = ((side + 2 * pad - size) // stride + 1 for side, pad in zip((height, width), padding, strict=True))
-    y = torch.empty((batch, channels, out_height, out_width), dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+    out_height, out_width = (
+        (side + 2 * pad - size) // stride + 1 for side, pad in zip((height, width), padding, strict=True)
+    )
+    y = torch.empty(
+        (batch, channels, out_height, out_width), dtype=x.dtype, device=x.device, memory_format=torch.channels_last
+    )
     block = tile(channels, out_width, size, stride, x.dtype)
     strips = triton.cdiv(out_height, block.rows * WALK)
     tiles = batch * strips * triton.cdiv(out_width, block.columns)

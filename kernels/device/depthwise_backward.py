@@ -89,7 +89,7 @@ def store_input_gradient(
 
 @triton.jit
 def input_and_weight_kernel(
-    dy, y, mean, c1, c2, x, center, scale, shift, w, dx, part_w, part_dz, part_dz_x, N, H, W, C, OH, OW,
+    dy, y, mean, c1, c2, x, center, scale, shift, w, dx, part_w, part_dz, part_dz_x, N, H, W, C: tl.constexpr, OH, OW,
     K: tl.constexpr, S: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr,
     AFFINE: tl.constexpr, ACT: tl.constexpr, SLOPE: tl.constexpr, STATISTICS: tl.constexpr,
     R: tl.constexpr, BW: tl.constexpr, BC: tl.constexpr,
@@ -157,8 +157,21 @@ def input_and_weight_kernel(
             inside = iw < tl.where(h < H, W, 0)
             place = (pixel // S * W + iw)[:, None] * C + c[None, :]
             lanes, lanes_x = store_input_gradient(
-                da[pixel], lanes, lanes_x, x_tile, dx_tile, place, inside, center, scale, shift, c, real,
-                AFFINE, ACT, SLOPE,
+                da[pixel],
+                lanes,
+                lanes_x,
+                x_tile,
+                dx_tile,
+                place,
+                inside,
+                center,
+                scale,
+                shift,
+                c,
+                real,
+                AFFINE,
+                ACT,
+                SLOPE,
             )
         index += tl.num_programs(0)
     walker = tl.program_id(0).to(tl.int64)
@@ -171,7 +184,7 @@ def input_and_weight_kernel(
 
 @triton.jit
 def input_kernel(
-    dy, y, mean, c1, c2, x, center, scale, shift, w, dx, part_dz, part_dz_x, N, H, W, C, OH, OW,
+    dy, y, mean, c1, c2, x, center, scale, shift, w, dx, part_dz, part_dz_x, N, H, W, C: tl.constexpr, OH, OW,
     K: tl.constexpr, S: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr,
     AFFINE: tl.constexpr, ACT: tl.constexpr, SLOPE: tl.constexpr, STATISTICS: tl.constexpr,
     R: tl.constexpr, BW: tl.constexpr, BC: tl.constexpr,
@@ -222,8 +235,21 @@ def input_kernel(
             inside = iw < tl.where(h < H, W, 0)
             place = (pixel // S * W + iw)[:, None] * C + c[None, :]
             lanes, lanes_x = store_input_gradient(
-                da[pixel], lanes, lanes_x, x_tile, dx_tile, place, inside, center, scale, shift, c, real,
-                AFFINE, ACT, SLOPE,
+                da[pixel],
+                lanes,
+                lanes_x,
+                x_tile,
+                dx_tile,
+                place,
+                inside,
+                center,
+                scale,
+                shift,
+                c,
+                real,
+                AFFINE,
+                ACT,
+                SLOPE,
             )
         index += tl.num_programs(0)
     walker = tl.program_id(0).to(tl.int64)
@@ -234,7 +260,7 @@ def input_kernel(
 
 @triton.jit
 def weight_kernel(
-    dy, y, mean, c1, c2, x, center, scale, shift, part_w, N, H, W, C, OH, OW,
+    dy, y, mean, c1, c2, x, center, scale, shift, part_w, N, H, W, C: tl.constexpr, OH, OW,
     K: tl.constexpr, S: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr,
     AFFINE: tl.constexpr, ACT: tl.constexpr, SLOPE: tl.constexpr, STATISTICS: tl.constexpr,
     BW: tl.constexpr, BC: tl.constexpr,

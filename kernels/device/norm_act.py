@@ -20,7 +20,7 @@ BACKWARD_STEPS = 16
 
 @triton.jit
 def forward_kernel(
-    x, center, scale, shift, residual, out, M, C,
+    x, center, scale, shift, residual, out, M, C: tl.constexpr,
     AFFINE: tl.constexpr, ACT: tl.constexpr, SLOPE: tl.constexpr, RESIDUAL: tl.constexpr,
     STEPS: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
@@ -45,7 +45,7 @@ def forward_kernel(
 
 @triton.jit
 def backward_kernel(
-    grad, x, center, scale, shift, residual, dx, dresidual, sum_dz, sum_dz_x, M, C,
+    grad, x, center, scale, shift, residual, dx, dresidual, sum_dz, sum_dz_x, M, C: tl.constexpr,
     AFFINE: tl.constexpr, ACT: tl.constexpr, SLOPE: tl.constexpr, RESIDUAL: tl.constexpr, NEEDS_RESIDUAL: tl.constexpr,
     STEPS: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
@@ -83,7 +83,7 @@ def backward_kernel(
 
 @triton.jit
 def batch_norm_backward_kernel(
-    grad, y, mean, c1, c2, out, M, C, STEPS: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr
+    grad, y, mean, c1, c2, out, M, C: tl.constexpr, STEPS: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr
 ):
     """out = grad + c1 + c2 · (y - mean): the gradient that reaches y through its own statistics, added."""
     tile = tl.program_id(0)

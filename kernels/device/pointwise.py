@@ -21,7 +21,18 @@ from kernels.device.statistics import merge, new_partials
 
 @triton.jit
 def load_activated(
-    x, row, c, inside, real, center, scale, shift, C, AFFINE: tl.constexpr, ACT: tl.constexpr, SLOPE: tl.constexpr
+    x,
+    row,
+    c,
+    inside,
+    real,
+    center,
+    scale,
+    shift,
+    C: tl.constexpr,
+    AFFINE: tl.constexpr,
+    ACT: tl.constexpr,
+    SLOPE: tl.constexpr,
 ):
     """x' at rows × channels in x's dtype, zero for rows outside and for channels that are not the group's."""
     raw = tl.load(x + row[:, None] * C + c[None, :], mask=inside[:, None] & real[None, :], other=0.0)
@@ -47,7 +58,7 @@ def multiply_add(a, b, total, PRECISION: tl.constexpr):
 
 @triton.jit
 def forward_kernel(
-    x, w, y, center, scale, shift, part_count, part_mean, part_m2, M, C, O,
+    x, w, y, center, scale, shift, part_count, part_mean, part_m2, M, C: tl.constexpr, O: tl.constexpr,
     GROUPS: tl.constexpr, SLICES: tl.constexpr, L: tl.constexpr, OG: tl.constexpr,
     AFFINE: tl.constexpr, ACT: tl.constexpr, SLOPE: tl.constexpr, STATISTICS: tl.constexpr, PRECISION: tl.constexpr,
     BM: tl.constexpr, BO: tl.constexpr, BL: tl.constexpr,

@@ -20,7 +20,7 @@ ONE_PASS_ELEMENTS = 32 * 128
 
 
 @triton.jit
-def load_gradient(dy, y, row, channel, inside, known, mean, c1, c2, O, STATISTICS: tl.constexpr):
+def load_gradient(dy, y, row, channel, inside, known, mean, c1, c2, O: tl.constexpr, STATISTICS: tl.constexpr):
     """dY [BM, BO] in the images' dtype, zero outside."""
     mask = inside[:, None] & known[None, :]
     place = row[:, None] * O + channel[None, :]
@@ -35,7 +35,7 @@ def load_gradient(dy, y, row, channel, inside, known, mean, c1, c2, O, STATISTIC
 
 @triton.jit
 def store_input_gradient(
-    da, x, dx, row, c, inside, real, center, scale, shift, C,
+    da, x, dx, row, c, inside, real, center, scale, shift, C: tl.constexpr,
     AFFINE: tl.constexpr, ACT: tl.constexpr, SLOPE: tl.constexpr,
 ):  # fmt: skip
     """dx = act'(z) · dA · scale; returns this tile's sums of dz and dz · (x - center) [BL]."""
@@ -60,7 +60,7 @@ def store_input_gradient(
 
 @triton.jit
 def input_kernel(
-    dy, y, mean, c1, c2, x, center, scale, shift, w, dx, part_dz, part_dz_x, M, C, O,
+    dy, y, mean, c1, c2, x, center, scale, shift, w, dx, part_dz, part_dz_x, M, C: tl.constexpr, O: tl.constexpr,
     GROUPS: tl.constexpr, SLICES: tl.constexpr, L: tl.constexpr, OG: tl.constexpr,
     AFFINE: tl.constexpr, ACT: tl.constexpr, SLOPE: tl.constexpr, STATISTICS: tl.constexpr, PRECISION: tl.constexpr,
     BM: tl.constexpr, BO: tl.constexpr, BL: tl.constexpr,
@@ -95,7 +95,7 @@ def input_kernel(
 
 @triton.jit
 def weight_kernel(
-    dy, y, mean, c1, c2, x, center, scale, shift, part_w, M, C, O,
+    dy, y, mean, c1, c2, x, center, scale, shift, part_w, M, C: tl.constexpr, O: tl.constexpr,
     GROUPS: tl.constexpr, SLICES: tl.constexpr, L: tl.constexpr, OG: tl.constexpr,
     AFFINE: tl.constexpr, ACT: tl.constexpr, SLOPE: tl.constexpr, STATISTICS: tl.constexpr, PRECISION: tl.constexpr,
     BM: tl.constexpr, BO: tl.constexpr, BL: tl.constexpr,
@@ -127,7 +127,7 @@ def weight_kernel(
 
 @triton.jit
 def one_pass_kernel(
-    dy, y, mean, c1, c2, x, center, scale, shift, w, dx, part_w, part_dz, part_dz_x, M, C, O,
+    dy, y, mean, c1, c2, x, center, scale, shift, w, dx, part_w, part_dz, part_dz_x, M, C: tl.constexpr, O: tl.constexpr,
     GROUPS: tl.constexpr, SLICES: tl.constexpr, L: tl.constexpr, OG: tl.constexpr,
     AFFINE: tl.constexpr, ACT: tl.constexpr, SLOPE: tl.constexpr, STATISTICS: tl.constexpr, PRECISION: tl.constexpr,
     BM: tl.constexpr, BO: tl.constexpr, BL: tl.constexpr,
@@ -159,9 +159,7 @@ def one_pass_kernel(
         all_dz_x += sum_dz_x
         tile += tl.num_programs(0)
     walker = tl.program_id(0).to(tl.int64)
-    tl.store(
-        part_w + (walker * O + channel)[:, None] * L + place[None, :], dw, mask=known[:, None] & real[None, :]
-    )
+    tl.store(part_w + (walker * O + channel)[:, None] * L + place[None, :], dw, mask=known[:, None] & real[None, :])
     if AFFINE:
         tl.store(part_dz + walker * C + c, all_dz, mask=real)
         tl.store(part_dz_x + walker * C + c, all_dz_x, mask=real)

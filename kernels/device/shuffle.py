@@ -11,7 +11,7 @@ from kernels.device.launch import vector_block
 
 
 @triton.jit
-def shuffle_kernel(x, out, M, C, G, BM: tl.constexpr, BC: tl.constexpr):
+def shuffle_kernel(x, out, M, C: tl.constexpr, G, BM: tl.constexpr, BC: tl.constexpr):
     """out[m, c] = x[m, (c mod G) · C / G + c div G]."""
     row = tl.program_id(0).to(tl.int64) * BM + tl.arange(0, BM)
     c = tl.program_id(1) * BC + tl.arange(0, BC)
@@ -22,7 +22,7 @@ def shuffle_kernel(x, out, M, C, G, BM: tl.constexpr, BC: tl.constexpr):
 
 
 @triton.jit
-def interleave_kernel(x, out, M, C, BM: tl.constexpr, BC: tl.constexpr):
+def interleave_kernel(x, out, M, C: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr):
     """Two groups: both halves in 16-byte loads, interleaved in registers; a program makes 2 · BC channels."""
     row = tl.program_id(0).to(tl.int64) * BM + tl.arange(0, BM)
     half = C // 2
@@ -35,7 +35,7 @@ def interleave_kernel(x, out, M, C, BM: tl.constexpr, BC: tl.constexpr):
 
 
 @triton.jit
-def separate_kernel(x, out, M, C, BM: tl.constexpr, BC: tl.constexpr):
+def separate_kernel(x, out, M, C: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr):
     """C / 2 groups, the way back from two: even channels to the first half, odd ones to the second."""
     row = tl.program_id(0).to(tl.int64) * BM + tl.arange(0, BM)
     half = C // 2

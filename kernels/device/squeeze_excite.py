@@ -19,7 +19,7 @@ STEPS = 8
 
 @triton.jit
 def pool_kernel(
-    x, center, scale, shift, part, P, C, TILES,
+    x, center, scale, shift, part, P, C: tl.constexpr, TILES,
     AFFINE: tl.constexpr, ACT: tl.constexpr, SLOPE: tl.constexpr,
     STEPS: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
@@ -42,7 +42,7 @@ def pool_kernel(
 
 @triton.jit
 def gate_kernel(
-    x, center, scale, shift, gate, out, P, C, TILES,
+    x, center, scale, shift, gate, out, P, C: tl.constexpr, TILES,
     AFFINE: tl.constexpr, ACT: tl.constexpr, SLOPE: tl.constexpr,
     STEPS: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
@@ -65,7 +65,7 @@ def gate_kernel(
 
 @triton.jit
 def sums_kernel(
-    grad, x, center, scale, shift, part, P, C, TILES, PARTS,
+    grad, x, center, scale, shift, part, P, C: tl.constexpr, TILES, PARTS,
     AFFINE: tl.constexpr, ACT: tl.constexpr, SLOPE: tl.constexpr,
     STEPS: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
@@ -107,7 +107,7 @@ def sums_kernel(
 
 @triton.jit
 def input_kernel(
-    grad, x, center, scale, shift, gate, constant, dx, P, C, TILES,
+    grad, x, center, scale, shift, gate, constant, dx, P, C: tl.constexpr, TILES,
     AFFINE: tl.constexpr, ACT: tl.constexpr, SLOPE: tl.constexpr,
     STEPS: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
@@ -145,9 +145,7 @@ class _Launch:
         self.grid = (self.batch * self.tiles, triton.cdiv(self.channels, block))
         self.inputs = (x, or_dummy(center, x), or_dummy(scale, x), or_dummy(shift, x))
         self.sizes = (self.pixels, self.channels, self.tiles)
-        self.flags = dict(
-            AFFINE=center is not None, ACT=act, SLOPE=slope, STEPS=STEPS, BP=ROWS, BC=block, num_warps=4
-        )
+        self.flags = dict(AFFINE=center is not None, ACT=act, SLOPE=slope, STEPS=STEPS, BP=ROWS, BC=block, num_warps=4)
 
 
 def pool(
@@ -182,9 +180,7 @@ def five_sums(
     """[5, N, C] fp32, in the order of `sums_kernel`."""
     launch = _Launch(x, center, scale, shift, act, slope)
     part = torch.empty(5, launch.batch, launch.tiles, launch.channels, dtype=torch.float32, device=x.device)
-    sums_kernel[launch.grid](
-        grad, *launch.inputs, part, *launch.sizes, launch.batch * launch.tiles, **launch.flags
-    )
+    sums_kernel[launch.grid](grad, *launch.inputs, part, *launch.sizes, launch.batch * launch.tiles, **launch.flags)
     return part.sum(2)
 
 

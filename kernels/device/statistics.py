@@ -15,7 +15,7 @@ ROWS_A_PARTIAL = 512
 
 
 @triton.jit
-def merge_kernel(count, mean, m2, out_count, out_mean, out_m2, T, C, BT: tl.constexpr, BC: tl.constexpr):
+def merge_kernel(count, mean, m2, out_count, out_mean, out_m2, T, C: tl.constexpr, BT: tl.constexpr, BC: tl.constexpr):
     """Program (group, channels): BT partials [T, C] become one row of the outputs."""
     group = tl.program_id(0)
     c = tl.program_id(1) * BC + tl.arange(0, BC)
@@ -34,7 +34,7 @@ def merge_kernel(count, mean, m2, out_count, out_mean, out_m2, T, C, BT: tl.cons
 
 
 @triton.jit
-def partial_kernel(x, count, mean, m2, M, C, STEPS: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr):
+def partial_kernel(x, count, mean, m2, M, C: tl.constexpr, STEPS: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr):
     """Program (tile, channels): STEPS · BM rows of x [M, C] become one partial."""
     tile = tl.program_id(0)
     c = tl.program_id(1) * BC + tl.arange(0, BC)

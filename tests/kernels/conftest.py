@@ -86,7 +86,9 @@ def check_convolution(device):
         shape, outputs, size, stride=1, padding=0, groups=1, act="identity", affine=True, statistics=True,
         dtype=torch.float32, shuffle=1, operation="conv2d", limit=None,
     ):  # fmt: skip
-        generator = torch.Generator().manual_seed(zlib.crc32(repr((shape, outputs, size, stride, groups, act)).encode()))
+        generator = torch.Generator().manual_seed(
+            zlib.crc32(repr((shape, outputs, size, stride, groups, act)).encode())
+        )
 
         def draw(*shape):
             return torch.randn(*shape, generator=generator)

@@ -7,13 +7,24 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
 
-from kernels import Statistics, batch_norm, conv2d, merge_statistics, norm_act, running_batch_norm, synchronise, update_running
+from kernels import (
+    Statistics,
+    batch_norm,
+    conv2d,
+    merge_statistics,
+    norm_act,
+    running_batch_norm,
+    synchronise,
+    update_running,
+)
 
 
 def layer(module, x, weight):
     """Convolution, this package's BatchNorm from `module`'s parameters and buffers, ReLU."""
     if not module.training:
-        opened = running_batch_norm(module.running_mean, module.running_var, module.weight, module.bias, module.eps, "relu")
+        opened = running_batch_norm(
+            module.running_mean, module.running_var, module.weight, module.bias, module.eps, "relu"
+        )
         return norm_act(conv2d(x, weight), opened)
     y, statistics = conv2d(x, weight, statistics=True)
     update_running(statistics, module.running_mean, module.running_var, module.momentum)

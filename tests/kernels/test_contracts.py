@@ -38,7 +38,8 @@ def test_convolutions_pass_opcheck_and_gradcheck(path):
 def test_a_depthwise_network_of_float32_passes_opcheck():
     x = leaf(2, 8, 5, 4, dtype=torch.float32)
     torch.library.opcheck(
-        conv_op, (x, leaf(8, 1, 3, 3, dtype=torch.float32), None, None, None, "relu", 0.1, *CONVOLUTIONS["depthwise"](x, x))
+        conv_op,
+        (x, leaf(8, 1, 3, 3, dtype=torch.float32), None, None, None, "relu", 0.1, *CONVOLUTIONS["depthwise"](x, x)),
     )
 
 

@@ -8,6 +8,9 @@ from torch import nn
 
 import archs
 from archs.fused import Fusable, set_fused
+from engine.config import DataConfig, ModelConfig, RunConfig
+from engine.network import build_network
+from engine.recompute import recompute_blocks
 
 STEPS = 20
 
@@ -21,10 +24,20 @@ def step(model, images, labels):
     return loss.item(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
-def compare(arch, size, steps, dtype):
+def smooth(model):
+    """Put SiLU for every activation with a kink."""
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, nn.ReLU | nn.ReLU6 | nn.LeakyReLU):
+                setattr(module, name, nn.SiLU())
+
+
+def compare(arch, size, steps, dtype, kinks=True):
     """Loss and gradient errors of plain and fused side by side, each step from the same weights and new images."""
     torch.manual_seed(0)
     plain = archs.build(arch, num_classes=5).to(memory_format=torch.channels_last).to(dtype).train()
+    if not kinks:
+        smooth(plain)
     for module in plain.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.weight, 0.5, 1.5)  # no branch starts silent
@@ -37,8 +50,8 @@ def compare(arch, size, steps, dtype):
     optimizer = torch.optim.SGD(plain.parameters(), lr=0.01)
     losses, errors = [], []
     for _ in range(steps):
-        images = torch.randn(4, 3, size, size, dtype=dtype).contiguous(memory_format=torch.channels_last)
-        labels = torch.randint(5, (4,))
+        images = torch.randn(8, 3, size, size, dtype=dtype).contiguous(memory_format=torch.channels_last)
+        labels = torch.randint(5, (8,))
         loss, gradients = step(plain, images, labels)
         fused_loss, fused_gradients = step(fused, images, labels)
         assert fused_gradients.keys() == gradients.keys()
@@ -62,29 +75,31 @@ def compare(arch, size, steps, dtype):
 
 
 def hold(arch, size, steps):
-    """In fp64 every gradient to 1e-10. In fp32 every loss to 1e-4, and the gradients in the median step.
+    """fp64: losses and gradients to 1e-10. fp32: losses to 1e-4, and gradients to 1e-4 with SiLU for kinked activations.
 
-    Not in every step: where a value falls on the other side of ReLU's kink, by a rounding, one element of a map of a
-    few thousand takes another gradient. fp64 shows that nothing else differs.
+    A value that a rounding puts on the other side of ReLU's kink gives one element another gradient, about 1e-3 of the
+    whole in these small maps; it happens in most steps of a deep network and says nothing of the operators.
     """
     losses, errors = compare(arch, size, max(1, steps // 10), torch.float64)
     assert max(losses) <= 1e-10 and max(errors) <= 1e-10
-    losses, errors = compare(arch, size, steps, torch.float32)
-    assert max(losses) <= 1e-4 and sorted(errors)[len(errors) // 2] <= 1e-4 and max(errors) <= 0.1
+    losses, _ = compare(arch, size, steps, torch.float32)
+    assert max(losses) <= 1e-4
+    losses, errors = compare(arch, size, steps, torch.float32, kinks=False)
+    assert max(losses) <= 1e-4 and max(errors) <= 1e-4
 
 
 def test_mobilenetv1():
-    hold("mobilenetv1_025", 33, 3)
+    hold("mobilenetv1_025", 48, 2)
 
 
 def test_shufflenet_reads_its_shuffles_from_relabelled_weights():
-    hold("shufflenet_g3", 33, 3)
+    hold("shufflenet_g3", 48, 2)
 
 
 ALL = {
-    "mobilenetv1_025": 33, "mobilenetv2": 33, "xception": 39, "efficientnet_b0": 33, "shufflenet_g1": 33,
-    "shufflenet_g2": 33, "shufflenet_g3": 33, "shufflenet_g4": 33, "shufflenet_g8": 33, "resnet18": 33,
-    "se_resnet18": 33, "resnext50": 33, "darknet53": 33, "inceptionv3": 107,
+    "mobilenetv1_025": 64, "mobilenetv2": 64, "xception": 71, "efficientnet_b0": 64, "shufflenet_g1": 64,
+    "shufflenet_g2": 64, "shufflenet_g3": 64, "shufflenet_g4": 64, "shufflenet_g8": 64, "resnet18": 64,
+    "se_resnet18": 64, "resnext50": 64, "darknet53": 64, "inceptionv3": 107,
 }  # fmt: skip
 
 
@@ -115,3 +130,40 @@ def test_the_switch_reaches_every_layer_and_back():
     assert len(layers) > 20 and all(layer.fused == "on" for layer in layers)
     set_fused(model, "off", "cpu")
     assert all(layer.fused == "off" for layer in layers)
+
+
+def test_a_run_is_told_by_its_config():
+    data = DataConfig(image_size=32)
+    for asked, found in (("auto", "off"), ("on", "on"), ("off", "off")):
+        model = build_network(RunConfig(model=ModelConfig(arch="mobilenetv1_025", fused=asked), data=data), 5)
+        if asked == "auto" and torch.cuda.is_available():
+            continue
+        assert model.stem.fused == found
+
+
+def test_recompute_repeats_a_fused_block_and_counts_its_batch_once():
+    torch.manual_seed(0)
+    plain = archs.build("mobilenetv1_025", num_classes=5).to(memory_format=torch.channels_last).double()
+    set_fused(plain, "on", "cpu")
+    recomputing = copy.deepcopy(plain)
+    recompute_blocks(recomputing)
+    images = torch.randn(2, 3, 32, 32, dtype=torch.float64)
+    for model in (plain, recomputing):
+        model(images).sum().backward()
+    for ours, theirs in zip(recomputing.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad)
+    for ours, theirs in zip(recomputing.buffers(), plain.buffers(), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_autocast_goes_through_in_bf16():
+    torch.manual_seed(0)
+    plain = archs.build("mobilenetv1_025", num_classes=5).to(memory_format=torch.channels_last).eval()
+    fused = copy.deepcopy(plain)
+    set_fused(fused, "on", "cpu")
+    images = torch.randn(2, 3, 32, 32)
+    with torch.autocast("cpu", dtype=torch.bfloat16), torch.no_grad():
+        features = fused.stages(fused.stem(images))
+        reference = plain.stages(plain.stem(images))
+    assert features.dtype == reference.dtype == torch.bfloat16
+    assert (features - reference).float().norm() < 0.05 * reference.float().norm()

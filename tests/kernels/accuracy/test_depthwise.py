@@ -100,7 +100,9 @@ def test_padding_is_zero_after_the_prologue(device):
     """act(BN(0)) is not 0: with constant images a corner sees four taps, not nine."""
     ones = torch.ones(2, device=device)
     prologue = Prologue(0 * ones, ones, 3 * ones, "relu")
-    y = depthwise_conv2d(torch.zeros(1, 2, 4, 4, device=device), torch.ones(2, 1, 3, 3, device=device), 1, 1, prologue=prologue)
+    y = depthwise_conv2d(
+        torch.zeros(1, 2, 4, 4, device=device), torch.ones(2, 1, 3, 3, device=device), 1, 1, prologue=prologue
+    )
     assert y[0, 0, 0, 0].item() == 12 and y[0, 0, 1, 1].item() == 27
 
 
@@ -112,7 +114,12 @@ def test_bad_numbers_reach_the_outputs_they_feed_and_no_others(device, bad, act)
     ones = torch.ones(16, device=device)
     leaf = x.requires_grad_()
     y, statistics = depthwise_conv2d(
-        leaf, torch.ones(16, 1, 3, 3, device=device), 1, 1, prologue=Prologue(0 * ones, ones, ones, act), statistics=True
+        leaf,
+        torch.ones(16, 1, 3, 3, device=device),
+        1,
+        1,
+        prologue=Prologue(0 * ones, ones, ones, act),
+        statistics=True,
     )
     touched = torch.zeros(1, 16, 6, 6, dtype=torch.bool)
     touched[0, 3, 1:4, 1:4] = True

@@ -64,7 +64,9 @@ def test_squeeze_excite(device, error, torch_activations, act, gate, affine):
     tensors += leaves(torch.Generator().manual_seed(1), (20,), (20,), (20,)) if affine else []
     found = [tensor.detach().to(device).requires_grad_() for tensor in tensors]
     exact = [tensor.detach().double().requires_grad_() for tensor in tensors]
-    y = squeeze_excite(*found[:5], prologue=Prologue(*found[5:], act=act) if affine else Prologue(act=act), act=act, gate=gate)
+    y = squeeze_excite(
+        *found[:5], prologue=Prologue(*found[5:], act=act) if affine else Prologue(act=act), act=act, gate=gate
+    )
     z = exact[0]
     if affine:
         z = (z - exact[5][:, None, None]) * exact[6][:, None, None] + exact[7][:, None, None]
