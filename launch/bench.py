@@ -1,8 +1,8 @@
-"""Measure: `python launch/bench.py --suite trainer`; results go to profiles/<machine>/<suite>.json."""
+"""Measure: `python launch/bench.py --suite archs --budget 8m`; results go to profiles/<machine>/<suite>.json."""
 
 import argparse
-import json
 import sys
+import tempfile
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -12,40 +12,57 @@ from engine.imports import refuse_foreign_packages
 refuse_foreign_packages()
 
 
-NEEDS = {"loader": "photos", "runs": "runs"}
-"""Suites that measure something that the person has to name."""
-
-
 def parse() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    suites = ["trainer", "loader", "startup", "compile", "runs", "all"]
-    parser.add_argument("--suite", choices=suites, default="all", help="what to measure")
-    parser.add_argument("--photos", type=Path, help="folder of photographs for the loader suite (any depth)")
-    parser.add_argument("--runs", type=Path, nargs="+", help="finished run folders for the runs suite")
-    parser.add_argument("--rounds", type=int, default=5, help="turns of each contender")
-    parser.add_argument("--arch", default="resnext50", help="network of the trainer, startup and compile suites")
-    parser.add_argument("--output", type=Path, help="folder in place of profiles/")
+    parser = argparse.ArgumentParser(description=__doc__)
+    add = parser.add_argument
+    add("--suite", default="all", help="machine, archs, trainer, loader, kernels, memory, startup, compile, zoo, ...")
+    add("--budget", help="wall clock that may be spent, as 8m, 90s or 1h; the most valuable rows come first")
+    add("--arch", nargs="+", default=[], help="networks (default: the suite's own list)")
+    add("--batch-size", type=int, default=0, help="images a step (default: the suite's)")
+    add("--image-size", type=int, default=0, help="pixels (default: the suite's)")
+    add("--precision", default="", help="fp32, bf16 or fp16 (default: the suite's)")
+    add("--rounds", type=int, default=0, help="turns of each contender (default: the suite's)")
+    add("--photos", type=Path, help="folder of photographs for the loader suite (any depth)")
+    add("--data", type=Path, help="CIFAR-10 for the accuracy suite: train/ and test/ of class folders, or their .tar.zst")
+    add("--runs", type=Path, nargs="+", default=[], help="finished run folders for the runs suite")
+    add("--output", type=Path, help="folder in place of profiles/")
+    add("--fresh", action="store_true", help="measure again what is in the file already")
+    add("--dry-run", action="store_true", help="go through every line on the CPU at tiny sizes; profiles/ stays as it is")
     return parser.parse_args()
 
 
 def main() -> int:
-    """Run the suites that were asked for; prints and records each."""
-    options = parse()
-    from engine.bench.record import record
-    from engine.bench.suites import SUITES
+    """Run the suites that were asked for; returns 1 where a row crashed, 2 for what cannot be meant."""
+    given = parse()
+    from engine.bench.options import Options, stay_on_cpu
+    from engine.bench.record import Unwritable
+    from engine.bench.suites import choose, run_suites
 
-    for suite in SUITES if options.suite == "all" else [options.suite]:
-        need = NEEDS.get(suite)
-        if need and getattr(options, need) is None:
-            print(f"{suite}: left out, it needs --{need}", file=sys.stderr)
-            if options.suite != "all":
-                return 2
-            continue
-        figures = SUITES[suite](options)
-        print(json.dumps(figures, indent=2))
-        print(f"written to {record(suite, figures, options.output)}")
-    return 0
+    if given.dry_run:
+        stay_on_cpu()
+        given.output = given.output or Path(tempfile.mkdtemp(prefix="bench-dry-run-"))
+    try:
+        suites = choose(given.suite)
+        options = Options(
+            archs=tuple(given.arch),
+            batch_size=given.batch_size,
+            image_size=given.image_size,
+            precision=given.precision,
+            rounds=given.rounds,
+            budget=Options.seconds(given.budget),
+            dry_run=given.dry_run,
+            fresh=given.fresh,
+            output=given.output,
+            photos=given.photos,
+            data=given.data,
+            runs=tuple(given.runs),
+        )
+        outcomes = run_suites(suites, options)
+    except (ValueError, Unwritable) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 1 if any(outcome.failed for outcome in outcomes.values()) else 0
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
-"""A measurement's file under profiles/: figures, and everything that one needs to take them again."""
+"""Where measurements lie: profiles/<machine>/<suite>.json, and everything that one needs to take them again."""
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import json
 import os
 import platform
@@ -15,22 +17,30 @@ from typing import Any
 
 import torch
 
+from engine.planner import use_cuda
 from engine.runfolder import atomic_file
 
 ROOT = Path(__file__).resolve().parents[2]
-PACKAGES = ("torch", "torchvision", "nvidia-dali-cuda120", "accelerate", "deepspeed")
+PROFILES = ROOT / "profiles"
+PACKAGES = ("torch", "torchvision", "timm", "nvidia-dali-cuda120", "accelerate", "deepspeed")
+SCHEMA = 2
+"""1: one object `figures` a file. 2: rows, each with its own commit and date."""
+
+
+class Unwritable(Exception):
+    """Nothing can be written where the results should go; the message says where and why."""
 
 
 def machine() -> dict[str, Any]:
-    """What measured: a short key for the folder name, and the facts behind it."""
-    cores = len(os.sched_getaffinity(0))
+    """What measures: a short key for the folder name, and the facts behind it."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     facts: dict[str, Any] = {"cores": cores, "python": platform.python_version()}
-    if torch.cuda.is_available():
+    if use_cuda():
         name = torch.cuda.get_device_name()
         return facts | {"key": name.lower().removeprefix("nvidia ").replace(" ", "-"), "gpu": name}
     capability = torch.backends.cpu.get_cpu_capability().lower()
     matrix = "-amx" if torch.cpu._is_amx_tile_supported() else ""
-    return facts | {"key": f"cpu{cores}-{capability}{matrix}", "cpu": f"x86-64 {capability}{matrix}"}
+    return facts | {"key": f"cpu{cores}-{capability}{matrix}", "cpu": f"{platform.machine()} {capability}{matrix}"}
 
 
 def versions() -> dict[str, str]:
@@ -44,29 +54,127 @@ def versions() -> dict[str, str]:
     return found
 
 
+@functools.cache
 def commit() -> str:
-    """The source's commit, marked where the tree differs from it."""
-    asked = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--exclude", "*"]
-    done = subprocess.run(asked, capture_output=True, text=True)
-    return done.stdout.strip() or "unknown"
+    """The source's commit; where the tree differs from it, with a hash of the difference ("96aab52+1f3c9a").
+
+    What lies under profiles/ does not count: writing a result does not change what is measured. Without git it is a
+    hash of the sources ("tree-1f3c9a").
+    """
+    head = _git("rev-parse", "--short", "HEAD")
+    if head is None:
+        digest = hashlib.sha256()
+        for path in sorted(ROOT.glob("[aekl]*/**/*.py")):
+            digest.update(path.read_bytes())
+        return f"tree-{digest.hexdigest()[:6]}"
+    difference = _git("diff", "HEAD", "--", ".", ":(exclude)profiles") or ""
+    return head if not difference else f"{head}+{hashlib.sha256(difference.encode()).hexdigest()[:6]}"
 
 
-def record(suite: str, figures: dict[str, Any], output: Path | None = None) -> Path:
-    """Write profiles/<machine>/<suite>.json (or below `output`); returns its path."""
-    here = machine()
-    folder = (output or ROOT / "profiles") / here["key"]
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{suite}.json"
-    command = shlex.join(["python", *sys.argv])
-    written = {
-        "suite": suite,
-        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "commit": commit(),
-        "command": command,
-        "machine": here,
-        "versions": versions(),
-        "figures": figures,
+def _git(*arguments: str) -> str | None:
+    try:
+        done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True)
+    except FileNotFoundError:
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def command() -> str:
+    """The command line of this process, as one would type it."""
+    return shlex.join(["python", *sys.argv])
+
+
+def today() -> str:
+    """The date in UTC."""
+    return datetime.now(UTC).strftime("%Y-%m-%d")
+
+
+class Store:
+    """One suite's rows on this machine, in a file that is whole after every row.
+
+    A file of schema 1 is taken over as one row named "schema 1"; one of a schema that is newer than this program is
+    moved aside. `notes` says so. Raises Unwritable where the folder cannot be written.
+    """
+
+    def __init__(self, suite: str, output: Path | None = None) -> None:
+        here = machine()
+        self.suite = suite
+        self.path = (output or PROFILES) / here["key"] / f"{suite}.json"
+        self.notes: list[str] = []
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            probe = self.path.with_name(f".{suite}.{os.getpid()}.probe")
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise Unwritable(f"{self.path.parent} cannot be written ({error.strerror}); give another --output") from None
+        self.document: dict[str, Any] = {"schema": SCHEMA, "suite": suite, "machine": here, "rows": {}}
+        self._read()
+        self.document |= {"machine": here, "versions": versions()}
+
+    @property
+    def rows(self) -> dict[str, dict[str, Any]]:
+        """Rows by key, as they stand in the file."""
+        return self.document["rows"]
+
+    def has(self, key: str, settings: dict[str, Any]) -> bool:
+        """Whether the row was measured already: here, at this commit, with these settings and this torch."""
+        row = self.rows.get(key)
+        return row is not None and row["status"] == "measured" and row["identity"] == self.identity(settings)
+
+    def identity(self, settings: dict[str, Any]) -> dict[str, Any]:
+        """What makes a measurement the same one."""
+        return {"commit": commit(), "torch": torch.__version__, "settings": json.loads(json.dumps(settings))}
+
+    def put(self, key: str, settings: dict[str, Any], status: str, seconds: float, content: dict[str, Any]) -> None:
+        """Write a row: status "measured" with its figures, "error" or "not available" with the reason."""
+        about = {"status": status, "date": today(), "command": command(), "seconds": round(seconds, 1)}
+        self.rows[key] = about | {"identity": self.identity(settings)} | content
+        self.write()
+
+    def write(self) -> None:
+        """Write the file in one step."""
+        with atomic_file(self.path) as temporary:
+            temporary.write_text(json.dumps(self.document, indent=1) + "\n", encoding="utf-8")
+
+    def _read(self) -> None:
+        if not self.path.is_file():
+            return
+        document, note = load(self.path)
+        if document is None:
+            aside = self.path.with_suffix(f".unread-{today()}.json")
+            self.path.replace(aside)
+            note = f"{note}; moved to {aside.name}, and this suite begins anew"
+        else:
+            self.document |= document
+        if note:
+            self.notes.append(note)
+
+
+def load(path: Path) -> tuple[dict[str, Any] | None, str]:
+    """(a result file as schema 2, or None where it cannot be one, and a sentence where that needs one)."""
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        schema = document.get("schema", 1)
+    except (ValueError, AttributeError, OSError) as error:
+        return None, f"{path} is no result file ({type(error).__name__})"
+    if schema == SCHEMA and isinstance(document.get("rows"), dict):
+        return document, ""
+    if schema == 1 and "figures" in document:
+        return upgrade(document), f"{path} is of schema 1: kept as one row that is measured again when asked for"
+    return None, f"{path} is of schema {schema}, this program knows {SCHEMA}"
+
+
+def upgrade(old: dict[str, Any]) -> dict[str, Any]:
+    """A document of schema 1 in schema 2: its figures as one row."""
+    identity = {"commit": old.get("commit"), "torch": old.get("versions", {}).get("torch"), "settings": {}}
+    row = {
+        "status": "measured",
+        "date": old.get("date"),
+        "command": old.get("command"),
+        "seconds": None,
+        "identity": identity,
+        "figures": old["figures"],
     }
-    with atomic_file(path) as temporary:
-        temporary.write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
-    return path
+    kept = {key: old[key] for key in ("suite", "machine", "versions") if key in old}
+    return kept | {"schema": SCHEMA, "rows": {"schema 1": row}}

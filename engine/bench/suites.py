@@ -1,53 +1,113 @@
-"""The suites of `launch/bench.py` by name, each from its options to its figures."""
+"""The suites of `launch/bench.py` by name, in order of value, and how one is run."""
 
 from __future__ import annotations
 
-from argparse import Namespace
+import difflib
+import importlib
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from types import ModuleType
+from typing import Any
+
+from engine.bench.options import Options
+from engine.bench.record import Store
+from engine.bench.rows import Outcome, Row, describe, run_rows
+from engine.text_table import text_table
+
+SUITES = {
+    "machine": "engine.bench.machine_rows",
+    "archs": "engine.bench.arch_rows",
+    "trainer": "engine.bench.trainer_tax",
+    "loader": "engine.bench.loader_rate",
+    "kernels": "engine.bench.kernel_rates",
+    "memory": "engine.bench.memory_rows",
+    "startup": "engine.bench.startup",
+    "compile": "engine.bench.compile_gain",
+    "zoo": "engine.bench.zoo_rows",
+    "accuracy": "engine.bench.accuracy_rows",
+    "runs": "engine.bench.run_record",
+}
+"""Each module has `rows(options)`, and `table(rows)` where its table is not the plain one."""
 
 
-def trainer(options: Namespace) -> dict:
-    """The trainer's tax in fp32 and in the precision that a run here would choose."""
-    from engine.bench.trainer_tax import trainer_tax
-    from engine.planner import Hardware, choose_precision
-
-    figures = {}
-    chosen = choose_precision("auto", Hardware.detect())
-    for precision in dict.fromkeys(["fp32", chosen]):
-        result = trainer_tax(options.arch, 32, 64, precision, steps=8, rounds=options.rounds)
-        figures[precision] = {"arch": options.arch, "batch_size": 32, "image_size": 64} | result.as_dict()
-    return figures
+class UnknownSuite(ValueError):
+    """No suite has this name; the message says which names come nearest."""
 
 
-def loader(options: Namespace) -> dict:
-    """DALI beside a DataLoader with 2 workers at 224 px, training crops and evaluation crops."""
-    from engine.bench.loader_rate import loader_rate
-
-    return {
-        split: {"image_size": 224, "batch_size": 32, "workers": 2}
-        | loader_rate(options.photos, split, 224, 32, options.rounds).as_dict()
-        for split in ("train", "val")
-    }
-
-
-def startup(options: Namespace) -> dict:
-    """The wait for the first step at 64 px, and for the help text."""
-    from engine.bench.startup import startup as measure
-
-    return measure(options.arch, 64, options.rounds)
+def choose(name: str) -> list[str]:
+    """The suite called `name`, or all of them for "all". Raises UnknownSuite."""
+    if name == "all":
+        return list(SUITES)
+    if name not in SUITES:
+        near = difflib.get_close_matches(name, SUITES, n=2, cutoff=0.4)
+        hint = f"; did you mean {' or '.join(near)}?" if near else ""
+        raise UnknownSuite(f"no suite is called {name!r}{hint} (there are {', '.join(SUITES)}, all)")
+    return [name]
 
 
-def compiled(options: Namespace) -> dict:
-    """Whether torch.compile pays at 64 px."""
-    from engine.bench.compile_gain import compile_gain
-
-    return compile_gain(options.arch, 32, 64, steps=4, rounds=options.rounds)
-
-
-def runs(options: Namespace) -> dict:
-    """What finished runs reached; their folders are given by --runs."""
-    from engine.bench.run_record import run_figures
-
-    return {folder.name: run_figures(folder) for folder in options.runs}
+def load(name: str) -> ModuleType | None:
+    """The module of a suite, or None where it, or something that it needs to be read, is not on this machine."""
+    try:
+        return importlib.import_module(SUITES[name])
+    except ModuleNotFoundError:
+        return None
 
 
-SUITES = {"trainer": trainer, "loader": loader, "startup": startup, "compile": compiled, "runs": runs}
+def rows_of(name: str, options: Options) -> list[Row]:
+    """The rows of a suite; one that tells why, where the suite is not there."""
+    try:
+        module = importlib.import_module(SUITES[name])
+    except ModuleNotFoundError as error:
+        return [Row(name, {}, _missing(f"{error.name} is not there"), seconds=0.0)]
+    return list(module.rows(options))
+
+
+def _missing(reason: str) -> Callable[[float], dict[str, Any]]:
+    from engine.bench.peers import NotAvailable
+
+    def measure(deadline: float) -> dict[str, Any]:
+        raise NotAvailable(reason)
+
+    return measure
+
+
+def run_suites(names: Iterable[str], options: Options, say: Callable[[str], None] = print) -> dict[str, Outcome]:
+    """Run suites one after the other within the options' budget; prints each one's table and what became of its rows.
+
+    Raises Unwritable where results cannot be written.
+    """
+    ends = time.monotonic() + options.budget
+    outcomes = {}
+    for name in names:
+        store = Store(name, options.output)
+        left = replace(options, budget=max(0.0, ends - time.monotonic()))
+        outcomes[name] = run_rows(rows_of(name, left), store, left.budget, options.fresh, say)
+        say(table_of(name, store.rows))
+        say(describe(outcomes[name], store) + "\n")
+    return outcomes
+
+
+def table_of(name: str, rows: dict[str, dict[str, Any]]) -> str:
+    """A suite's rows as text."""
+    module = load(name)
+    if module is not None and hasattr(module, "table"):
+        return text_table(*module.table(rows))
+    return text_table(*plain_table(rows))
+
+
+def plain_table(rows: dict[str, dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """(heads, cells): every ratio of every row, or what became of the row."""
+    cells = []
+    for key, row in rows.items():
+        if row["status"] != "measured":
+            cells.append([key, row["status"], "", "", row.get("error") or row.get("reason", "")])
+            continue
+        figures = row["figures"]
+        ratios = figures.get("ratio", {})
+        for name, ratio in ratios.items():
+            interval = f"{ratio['low']:.3f}-{ratio['high']:.3f}" if "low" in ratio else ""
+            cells.append([key, name, f"{ratio['median']:.3f}", interval, ""])
+        if not ratios:
+            cells.append([key, "measured", "", "", figures.get("summary", "")])
+    return ["row", "what", "ratio", "95 % interval", ""], cells

@@ -1,0 +1,113 @@
+"""What a step is made of, counted, not timed: operations, bytes kept for the backward pass, copies, waits."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+import archs
+from engine.bench.bare_loop import CLASSES, loss_of
+
+
+@contextlib.contextmanager
+def saved_for_backward(model: nn.Module, *others: Tensor) -> Iterator[Callable[[], int]]:
+    """Within it, the yielded function tells the bytes that autograd keeps for the backward pass.
+
+    Storages are counted once and whole, however many views of them are kept; parameters, buffers and `others` (the
+    input) are not counted: they are there in any case. What a custom Function keeps otherwise than by
+    `save_for_backward` is not seen.
+    """
+    known = {_storage(tensor) for tensor in [*model.parameters(), *model.buffers(), *others]}
+    kept: dict[int, Tensor] = {}  # holding the tensors keeps their storages' addresses from being given again
+
+    def pack(tensor: Tensor) -> Tensor:
+        if _storage(tensor) not in known:
+            kept[_storage(tensor)] = tensor.detach()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        yield lambda: sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata
+
+
+def saved_bytes(model: nn.Module, images: Tensor, autocast: torch.dtype = torch.float32) -> int:
+    """Bytes kept for the backward pass of one training step of `model` on `images` [N, 3, H, W]."""
+    labels = torch.zeros(len(images), dtype=torch.int64, device=images.device)
+    enabled = autocast != torch.float32
+    with saved_for_backward(model, images) as total, torch.autocast(images.device.type, autocast, enabled=enabled):
+        loss = loss_of(model(images), labels)
+        found = total()
+    del loss
+    return found
+
+
+def forward_flops(arch: str, image_size: int) -> int:
+    """Floating-point operations of one image's forward pass in training, 2 a multiply-add, by torch's own counter.
+
+    Convolutions, matrix products and attention; counted on the meta device. A training step takes 3 times this: the
+    gradients of the input and of the weights are as large as the forward pass each.
+    """
+    with torch.device("meta"):
+        model = archs.build(arch, num_classes=CLASSES)
+        images = torch.empty(2, 3, image_size, image_size)  # two: BatchNorm refuses a single value a channel
+    with FlopCounterMode(display=False) as counter:
+        model(images)
+    return counter.get_total_flops() // 2
+
+
+class Copies(TorchDispatchMode):
+    """Counts, while it is entered, what a step should not do: copies, changes of layout, waits of the host.
+
+    copied_bytes    written by copies, clones, conversions and `contiguous`
+    layout_copies   copies from channels-last to another order or back, of 4-dimensional tensors larger than 1 × 1 px
+    strided_convs   convolutions over images or weights that are not channels-last
+    waits           times that the host asked for a value on the device: `.item()`, `if tensor:`, `.tolist()`
+    """
+
+    COPYING = ("aten::copy_", "aten::clone", "aten::_to_copy", "aten::contiguous")
+    WAITING = ("aten::_local_scalar_dense", "aten::nonzero", "aten::equal")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.copied_bytes = self.layout_copies = self.strided_convs = self.waits = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, arguments: tuple = (), keywords: dict | None = None) -> Any:
+        name = function._schema.name
+        result = function(*arguments, **(keywords or {}))
+        if name in self.COPYING:
+            source = arguments[1] if name == "aten::copy_" else arguments[0]
+            self.copied_bytes += result.numel() * result.element_size()
+            self.layout_copies += _reordered(source, result)
+        elif name in self.WAITING:
+            self.waits += 1
+        elif name in ("aten::convolution", "aten::convolution_backward"):
+            places = arguments[:2] if name == "aten::convolution" else arguments[1:3]
+            self.strided_convs += any(not _channels_last(tensor) for tensor in places)
+        return result
+
+    def as_dict(self) -> dict[str, int]:
+        """The four counts."""
+        names = ("copied_bytes", "layout_copies", "strided_convs", "waits")
+        return {name: getattr(self, name) for name in names}
+
+
+def _channels_last(tensor: Tensor) -> bool:
+    return tensor.ndim != 4 or tensor.is_contiguous(memory_format=torch.channels_last)
+
+
+def _reordered(source: Tensor, result: Tensor) -> bool:
+    """Whether a copy changed between channels-last and contiguous; where both hold (1 channel, 1 × 1 px) it did not."""
+    if source.ndim != 4 or result.ndim != 4:
+        return False
+    last = torch.channels_last
+    before, after = source.is_contiguous(), result.is_contiguous()
+    return before != after and source.is_contiguous(memory_format=last) != result.is_contiguous(memory_format=last)

@@ -1,0 +1,108 @@
+"""The sides of a comparison of networks: whose network, in which loop, layout and precision, each stated."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+import archs
+from engine.bench.bare_loop import CLASSES, DTYPES, ReadyBatches, inference_step, training_step
+from engine.bench.measure import Steps
+from engine.bench.peers import build_peer
+from engine.config import OptimConfig
+from engine.optim import build_optimizer
+
+Mode = Literal["train", "inference"]
+
+
+@dataclass(frozen=True)
+class Side:
+    """One contender, as its row states it."""
+
+    network: str
+    """"hcr:NAME" for ours, else the library's "library:model"."""
+    precision: str
+    """Under autocast; parameters are fp32."""
+    channels_last: bool
+    compile: bool = False
+    recompute: bool = False
+    optimizer: str = "sgd"
+    fused_optimizer: bool = True
+
+    def stated(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+def build_ours(arch: str, image_size: int, num_classes: int = CLASSES, **options: Any) -> nn.Module:
+    """Our network in training mode; networks made for one image size are told it."""
+    return archs.build(arch, num_classes, **_sized(arch, image_size), **options).train()
+
+
+def _sized(arch: str, image_size: int) -> dict[str, int]:
+    from archs import registry
+
+    constructor = registry._CONSTRUCTORS[archs.lookup(arch).name]
+    return {"image_size": image_size} if "image_size" in inspect.signature(constructor).parameters else {}
+
+
+def build_network(side: Side, image_size: int) -> nn.Module:
+    """The side's network, on torch's default device, in training mode."""
+    library, _, name = side.network.partition(":")
+    if library != "hcr":
+        return build_peer(side.network, CLASSES, image_size).train()
+    model = build_ours(name, image_size)
+    if side.recompute:
+        from engine.recompute import recompute_blocks
+
+        recompute_blocks(model)
+    return model
+
+
+def contender(
+    side: Side,
+    mode: Mode,
+    batch_size: int,
+    image_size: int,
+    device: torch.device,
+    seconds: float,
+    energy: Callable[[], float | None] | None = None,
+) -> Steps:
+    """The side as steps that take turns of `seconds`; `mode` is what a step does."""
+    torch.manual_seed(0)
+    model = build_network(side, image_size).to(device)
+    if side.channels_last:
+        model = model.to(memory_format=torch.channels_last)
+    autocast = DTYPES[side.precision]
+    # Images arrive in the compute dtype where the loop is a tuned one, as from a loader; a plain loop casts nothing.
+    batches = ReadyBatches(4, batch_size, image_size, autocast, device, side.channels_last)
+    optimizer = None
+    if mode == "train":
+        optimizer = _optimizer(side, model)
+        step: Callable[[int], Any] = training_step(model, optimizer, batches, autocast)
+    else:
+        step = inference_step(model.eval(), batches, autocast)
+    if side.compile:
+        model.compile(dynamic=False)
+    return Steps(step, batch_size, device, seconds, held_bytes=lambda: held_bytes(model, optimizer), energy=energy)
+
+
+def _optimizer(side: Side, model: nn.Module) -> torch.optim.Optimizer:
+    if side.fused_optimizer:
+        return build_optimizer(model, OptimConfig(optimizer=side.optimizer))  # type: ignore[arg-type]
+    kinds = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}
+    return kinds[side.optimizer](model.parameters(), lr=0.001)
+
+
+def held_bytes(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> int:
+    """Bytes of parameters, gradients, buffers and optimizer states: what stays between two steps."""
+    tensors = [*model.parameters(), *model.buffers()]
+    tensors += [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    for state in (optimizer.state if optimizer else {}).values():
+        tensors += [value for value in state.values() if isinstance(value, torch.Tensor)]
+    return sum(tensor.untyped_storage().nbytes() for tensor in tensors if tensor.device.type == "cuda")
