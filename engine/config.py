@@ -15,12 +15,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import tyro
 import yaml
 
 from engine.byte_sizes import parse_bytes
 
-TopLevel = tyro.conf.arg(prefix_name=False)
+try:
+    import tyro
+except ModuleNotFoundError:  # only `parse` needs it: measuring from a source tree goes without
+    tyro = None  # type: ignore[assignment]
+
+TopLevel = tyro.conf.arg(prefix_name=False) if tyro else None
+"""Marks a field whose flag stands alone, without its group: `--lr`, not `--optim.lr`."""
 
 
 class ConfigError(ValueError):
@@ -381,8 +386,9 @@ def parse(arguments: Sequence[str] | None = None) -> RunConfig:
     """The run described by `arguments` (default: the command line) over --config's file, or over the run to resume.
 
     Prints help or a usage error and exits as argparse does (status 0 and 2); raises ConfigError for a value that
-    has the right type but makes no sense.
+    has the right type but makes no sense, or where tyro, which reads the command line, is not installed.
     """
+    require(tyro is not None, "the command line needs tyro: pip install tyro, or `make train`, which installs it")
     given = expand_short_flags(sys.argv[1:] if arguments is None else arguments)
     base = None
     path = value_of("--config", given)

@@ -12,7 +12,7 @@ from engine.imports import refuse_foreign_packages
 refuse_foreign_packages()
 
 
-def parse() -> argparse.Namespace:
+def parse(arguments: list[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     add = parser.add_argument
@@ -22,19 +22,29 @@ def parse() -> argparse.Namespace:
     add("--batch-size", type=int, default=0, help="images a step (default: the suite's)")
     add("--image-size", type=int, default=0, help="pixels (default: the suite's)")
     add("--precision", default="", help="fp32, bf16 or fp16 (default: the suite's)")
+    add("--compile", choices=["on", "off"], help="of ours in archs (default: on with a GPU)")
+    add("--recompute", choices=["none", "block"], default="none", help="of ours in archs")
     add("--rounds", type=int, default=0, help="turns of each contender (default: the suite's)")
     add("--photos", type=Path, help="folder of photographs for the loader suite (any depth)")
-    add("--data", type=Path, help="CIFAR-10 for the accuracy suite: train/ and test/ of class folders, or their .tar.zst")
+    add(
+        "--data",
+        type=Path,
+        help="CIFAR-10 for the accuracy suite: train/ and test/ of class folders, or their .tar.zst",
+    )
     add("--runs", type=Path, nargs="+", default=[], help="finished run folders for the runs suite")
     add("--output", type=Path, help="folder in place of profiles/")
     add("--fresh", action="store_true", help="measure again what is in the file already")
-    add("--dry-run", action="store_true", help="go through every line on the CPU at tiny sizes; profiles/ stays as it is")
-    return parser.parse_args()
+    add(
+        "--dry-run",
+        action="store_true",
+        help="go through every line on the CPU at tiny sizes; profiles/ stays as it is",
+    )
+    return parser.parse_args(arguments)
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
     """Run the suites that were asked for; returns 1 where a row crashed, 2 for what cannot be meant."""
-    given = parse()
+    given = parse(arguments)
     from engine.bench.options import Options, stay_on_cpu
     from engine.bench.record import Unwritable
     from engine.bench.suites import choose, run_suites
@@ -49,6 +59,8 @@ def main() -> int:
             batch_size=given.batch_size,
             image_size=given.image_size,
             precision=given.precision,
+            compile=None if given.compile is None else given.compile == "on",
+            recompute=given.recompute == "block",
             rounds=given.rounds,
             budget=Options.seconds(given.budget),
             dry_run=given.dry_run,

@@ -1,38 +1,56 @@
-"""What torch.compile gains a step, and what it takes to compile: whether it pays depends on how long one trains."""
+"""Suite `compile`: what torch.compile gains a step, and what it takes to compile: it pays only in a long run."""
 
 from __future__ import annotations
 
-import copy
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
 
 import torch
 
 import archs
-from engine.bench.bare_loop import CLASSES, ReadyBatches, bare_loop
-from engine.bench.interleave import interleave
-from engine.config import OptimConfig
+from engine.bench.measure import interleave
+from engine.bench.options import Options
+from engine.bench.rows import Row
+from engine.bench.sides import Side, contender
 from engine.planner import Hardware, choose_precision
-from engine.wrap import AUTOCAST_DTYPES
 
 
-def compile_gain(arch: str, batch_size: int, image_size: int, steps: int, rounds: int) -> dict:
-    """Compiled ÷ eager training rate of `arch` in the precision a run here would choose, and the compile time."""
+def rows(options: Options) -> Iterator[Row]:
+    """Compiled ÷ eager training of a network in the precision that a run here would choose."""
     hardware = Hardware.detect()
-    device = torch.device(hardware.type)
-    precision = choose_precision("auto", hardware)
-    batches = ReadyBatches(steps, batch_size, image_size, AUTOCAST_DTYPES[precision], device)
-    torch.manual_seed(0)
-    eager = archs.build(arch, num_classes=CLASSES).to(device).to(memory_format=torch.channels_last).train()
-    compiled = copy.deepcopy(eager)
-    compiled.compile(dynamic=False)
-    optim = OptimConfig(optimizer="sgd")
-    contenders = {"compiled": bare_loop(compiled, batches, optim), "eager": bare_loop(eager, batches, optim)}
-    first = len(batches) / contenders["compiled"]()
-    result = interleave(contenders, rounds)
-    later = len(batches) / result.median("compiled")
-    saved = len(batches) / result.median("eager") - later
-    facts = {"arch": arch, "precision": precision, "batch_size": batch_size, "image_size": image_size}
-    return facts | {
-        "compile_seconds": round(first - later, 1),
-        "steps_until_it_pays": round((first - later) / saved * steps) if saved > 0 else None,
-        **result.as_dict(),
+    cuda, tiny = hardware.type == "cuda", options.dry_run
+    for arch in options.archs or ("resnet18" if tiny else "resnext50",):
+        settings = {
+            "arch": archs.lookup(arch).name,
+            "batch_size": options.batch_size or (2 if tiny else 128 if cuda else 32),
+            "image_size": options.image_size or (32 if tiny else 224 if cuda else 64),
+            "precision": options.precision or choose_precision("auto", hardware),
+            "backend": "aot_eager" if tiny else "inductor",
+            "rounds": options.rounds or (2 if tiny else 9),
+            "turn_seconds": 0.01 if tiny else 0.5,
+        }
+        yield Row(settings["arch"], settings, partial(measure, settings), seconds=90.0)
+
+
+def measure(settings: dict[str, Any], deadline: float) -> dict[str, Any]:
+    """Both rates in turns, the seconds of compiling, and after how many steps they are earned back."""
+    device = torch.device(Hardware.detect().type)
+    eager = Side(f"hcr:{settings['arch']}", settings["precision"], True)
+    compiled = Side(eager.network, settings["precision"], True, compile=settings["backend"])
+    batch = settings["batch_size"]
+    steps = {
+        name: contender(side, "train", batch, settings["image_size"], device, settings["turn_seconds"])
+        for name, side in (("compiled", compiled), ("eager", eager))
+    }
+    comparison = interleave(dict(steps), settings["rounds"], deadline=deadline)
+    if comparison.errors:
+        raise RuntimeError("; ".join(f"{name}: {error}" for name, error in comparison.errors.items()))
+    later = batch / comparison.median("compiled")
+    compile_seconds = (steps["compiled"].first_step_seconds or 0.0) - later
+    saved = batch / comparison.median("eager") - later
+    return {
+        "compile_seconds": round(compile_seconds, 1),
+        "steps_until_it_pays": round(compile_seconds / saved) if saved > 0 else None,
+        **comparison.as_dict(),
     }

@@ -3,51 +3,117 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import archs
 from engine.bench.bare_loop import CLASSES, loss_of
+from engine.bench.sides import Side, build_network
+
+COUNTED = 2
+"""Images of a counted step: BatchNorm needs two at the smallest maps."""
+
+
+class Kept:
+    """Storages that stay alive, each counted once and whole however many views of it there are."""
+
+    def __init__(self, known: Iterable[Tensor]) -> None:
+        self._known = {_storage(tensor) for tensor in known}
+        self._kept: dict[int, Tensor] = {}  # holding the tensors keeps their storages' addresses from being given again
+
+    def add(self, tensor: Tensor) -> None:
+        """Count a tensor's storage, unless it is counted or known."""
+        if _storage(tensor) not in self._known:
+            self._kept[_storage(tensor)] = tensor.detach()
+
+    def bytes(self) -> int:
+        """Of all of them."""
+        return sum(tensor.untyped_storage().nbytes() for tensor in self._kept.values())
 
 
 @contextlib.contextmanager
-def saved_for_backward(model: nn.Module, *others: Tensor) -> Iterator[Callable[[], int]]:
-    """Within it, the yielded function tells the bytes that autograd keeps for the backward pass.
+def saved_for_backward(model: nn.Module, *others: Tensor) -> Iterator[Kept]:
+    """Within it, what autograd keeps for the backward pass is counted in the yielded object.
 
-    Storages are counted once and whole, however many views of them are kept; parameters, buffers and `others` (the
-    input) are not counted: they are there in any case. What a custom Function keeps otherwise than by
-    `save_for_backward` is not seen.
+    Parameters, buffers and `others` (the input) are not counted: they are there in any case. What a custom Function
+    keeps otherwise than by `save_for_backward` is not seen.
     """
-    known = {_storage(tensor) for tensor in [*model.parameters(), *model.buffers(), *others]}
-    kept: dict[int, Tensor] = {}  # holding the tensors keeps their storages' addresses from being given again
+    kept = Kept([*model.parameters(), *model.buffers(), *others])
 
     def pack(tensor: Tensor) -> Tensor:
-        if _storage(tensor) not in known:
-            kept[_storage(tensor)] = tensor.detach()
+        kept.add(tensor)
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        yield lambda: sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+        yield kept
 
 
 def _storage(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata
 
 
-def saved_bytes(model: nn.Module, images: Tensor, autocast: torch.dtype = torch.float32) -> int:
-    """Bytes kept for the backward pass of one training step of `model` on `images` [N, 3, H, W]."""
+def saved_bytes(
+    model: nn.Module, images: Tensor, autocast: torch.dtype = torch.float32, recomputed: Iterable[nn.Module] = ()
+) -> int:
+    """Bytes kept for the backward pass of one training step of `model` on `images` [N, 3, H, W].
+
+    recomputed  blocks that keep their input alone (engine.recompute): autograd does not hold that input, the block does
+    """
     labels = torch.zeros(len(images), dtype=torch.int64, device=images.device)
     enabled = autocast != torch.float32
-    with saved_for_backward(model, images) as total, torch.autocast(images.device.type, autocast, enabled=enabled):
+    with contextlib.ExitStack() as stack:
+        kept = stack.enter_context(saved_for_backward(model, images))
+        for block in recomputed:
+            hook = block.register_forward_pre_hook(lambda _, inputs: kept.add(inputs[0]))
+            stack.callback(hook.remove)
+        stack.enter_context(torch.autocast(images.device.type, autocast, enabled=enabled))
         loss = loss_of(model(images), labels)
-        found = total()
-    del loss
-    return found
+    total = kept.bytes()
+    del loss  # until here it held what is counted
+    return total
+
+
+class Saved(NamedTuple):
+    """What a training step keeps for its backward pass."""
+
+    per_image: int
+    """Bytes that each image adds: activations."""
+    fixed: int
+    """Bytes whatever the batch: weights in the compute dtype, statistics."""
+
+    def at(self, batch: int) -> int:
+        """Bytes of a batch."""
+        return self.fixed + batch * self.per_image
+
+
+def counted_saved(side: Side, image_size: int, autocast: torch.dtype) -> Saved:
+    """What a side's network keeps, counted on tensors without memory: no arithmetic.
+
+    fp16 is counted as bf16, which takes as many bytes and which CPUs compute in.
+    """
+    autocast = torch.bfloat16 if autocast == torch.float16 else autocast
+    with FakeTensorMode():
+        model = build_network(side, image_size)
+        for module in model.modules():  # Module.to cannot exchange parameters that are fake
+            for name, parameter in module._parameters.items():
+                if parameter is not None and parameter.ndim == 4:
+                    laid_out = parameter.detach().to(memory_format=torch.channels_last)
+                    module._parameters[name] = nn.Parameter(laid_out)
+        blocks = list(model.blocks()) if side.recompute else []  # type: ignore[operator]
+
+        def count(batch: int) -> int:
+            images = torch.empty(batch, 3, image_size, image_size, dtype=autocast)
+            return saved_bytes(model, images.to(memory_format=torch.channels_last), autocast, blocks)
+
+        few, more = count(COUNTED), count(2 * COUNTED)
+    per_image = (more - few) // COUNTED
+    return Saved(per_image, few - COUNTED * per_image)
 
 
 def forward_flops(arch: str, image_size: int) -> int:
@@ -57,7 +123,7 @@ def forward_flops(arch: str, image_size: int) -> int:
     gradients of the input and of the weights are as large as the forward pass each.
     """
     with torch.device("meta"):
-        model = archs.build(arch, num_classes=CLASSES)
+        model = archs.build(arch, CLASSES, image_size=image_size)
         images = torch.empty(2, 3, image_size, image_size)  # two: BatchNorm refuses a single value a channel
     with FlopCounterMode(display=False) as counter:
         model(images)

@@ -1,24 +1,87 @@
-"""Images/s of the loader beside torchvision's transforms in a PyTorch DataLoader, over the same files."""
+"""Suite `loader`: images/s of our loader beside torchvision's transforms in a DataLoader, over the same files."""
 
 from __future__ import annotations
 
+import functools
+import math
+import tarfile
+import tempfile
 import time
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from PIL import Image
 from torch.utils.data import DataLoader, Dataset
-from torchvision.transforms import v2
 
-from engine.bench.interleave import Comparison, interleave
+from engine.bench.measure import Comparison, interleave
+from engine.bench.options import Options
+from engine.bench.peers import NotAvailable, need
+from engine.bench.record import ROOT
+from engine.bench.rows import Row
 from engine.config import DataConfig
 from engine.data.folder import MEAN, STD
 from engine.data.loader import make_loader
 from engine.data.sources import Source, Split
+from engine.planner import Hardware
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
+NEARBY = ROOT.parent / "shared" / "data" / "photos.tar"
+"""Photographs that may lie beside the source tree."""
+
+
+def rows(options: Options) -> Iterator[Row]:
+    """Training crops and evaluation crops to 224 px, with 2 workers and, on a machine with more, with 8."""
+    tiny = options.dry_run
+    for split in ("train", "val"):
+        for workers in (1,) if tiny else (2, 8) if _cores() >= 8 else (2,):
+            settings = {
+                "split": split,
+                "image_size": options.image_size or (16 if tiny else 224),
+                "batch_size": options.batch_size or (4 if tiny else 32),
+                "workers": workers,
+                "rounds": options.rounds or (1 if tiny else 9),
+                "epochs": 1 if tiny else 2,
+            }
+            yield Row(f"{split} {workers} workers", settings, partial(measure, settings, options), seconds=20.0)
+
+
+def _cores() -> int:
+    from engine.bench.record import machine
+
+    return machine()["cores"]
+
+
+def measure(settings: dict[str, Any], options: Options, deadline: float) -> dict[str, Any]:
+    """The comparison of one row. Raises NotAvailable without photographs, without DALI or without torchvision."""
+    need("torchvision")
+    need("nvidia.dali")
+    folder = options.photos or (drawn_photos() if options.dry_run else nearby_photos())
+    return loader_rate(folder, **settings, deadline=deadline).as_dict()
+
+
+@functools.cache
+def nearby_photos() -> Path:
+    """NEARBY unpacked into a temporary folder. Raises NotAvailable where there is none."""
+    if not NEARBY.is_file():
+        raise NotAvailable("photographs are needed: --photos FOLDER")
+    folder = Path(tempfile.mkdtemp(prefix="bench-photos-"))
+    with tarfile.open(NEARBY) as archive:
+        archive.extractall(folder, filter="data")
+    return folder
+
+
+@functools.cache
+def drawn_photos() -> Path:
+    """Six small pictures in a temporary folder, for a dry run."""
+    from PIL import Image
+
+    folder = Path(tempfile.mkdtemp(prefix="bench-photos-"))
+    for number in range(6):
+        Image.new("RGB", (40 + number, 30), (number, 90, 10)).save(folder / f"{number}.jpg")
+    return folder
 
 
 def photos(folder: Path) -> Source:
@@ -34,6 +97,8 @@ class Pictures(Dataset):
     """Pillow and torchvision's own transforms, as in torchvision's reference training."""
 
     def __init__(self, paths: list[str], split: str, image_size: int) -> None:
+        from torchvision.transforms import v2
+
         cut = [v2.RandomResizedCrop(image_size, antialias=True), v2.RandomHorizontalFlip()]
         if split == "val":
             cut = [v2.Resize(round(image_size / 0.875), antialias=True), v2.CenterCrop(image_size)]
@@ -46,6 +111,8 @@ class Pictures(Dataset):
         return len(self.paths)
 
     def __getitem__(self, index: int) -> torch.Tensor:
+        from PIL import Image
+
         with Image.open(self.paths[index]) as image:
             return self.transform(image.convert("RGB"))
 
@@ -58,11 +125,12 @@ def loader_rate(
     rounds: int,
     workers: int = 2,
     epochs: int = 2,
+    deadline: float = math.inf,
 ) -> Comparison:
     """Images/s of DALI through our loader and of a DataLoader with `workers` processes, `epochs` passes a round."""
     source = photos(folder)
     paths = source.train.paths or []
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(Hardware.detect().type)
     config = DataConfig(name="folder", root=folder, image_size=image_size, backend="dali", workers=workers)
     ours = make_loader(source, split, config=config, global_batch=batch_size, device=device, seed=0)
     theirs = DataLoader(
@@ -89,6 +157,6 @@ def loader_rate(
         return seen / (time.perf_counter() - began)
 
     try:
-        return interleave({"DALI": dali, "torchvision DataLoader": torchvision}, rounds)
+        return interleave({"DALI": dali, "torchvision DataLoader": torchvision}, rounds, deadline=deadline)
     finally:
         ours.close()

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -37,9 +38,12 @@ class Estimate:
 
     def as_dict(self) -> dict[str, float]:
         """For JSON, four digits behind the point."""
-        return {"median": round(self.median, 4), "low": round(self.low, 4), "high": round(self.high, 4), "n": self.n} | {
-            "coverage": round(self.coverage, 4)
-        }
+        return {
+            "median": round(self.median, 4),
+            "low": round(self.low, 4),
+            "high": round(self.high, 4),
+            "n": self.n,
+        } | {"coverage": round(self.coverage, 4)}
 
 
 def estimate(values: Sequence[float]) -> Estimate:
@@ -91,7 +95,9 @@ class Comparison:
             "rates": {name: [round(rate, 3) for rate in rates] for name, rates in self.rates.items()},
             "median": {name: round(self.median(name), 3) for name in self.rates},
             "ratio": {
-                f"{first} / {peer}": self.ratio(peer).as_dict() for peer in self.rates if first in self.rates and peer != first
+                f"{first} / {peer}": self.ratio(peer).as_dict()
+                for peer in self.rates
+                if first in self.rates and peer != first
             },
         }
         return figures | ({"errors": self.errors} if self.errors else {})
@@ -136,6 +142,15 @@ def interleave(
             if turn >= warmup:
                 rates[name].append(rate)
     return Comparison({name: rates[name] for name in names}, errors, first)
+
+
+def processor_ratio(ours: Steps, theirs: Steps) -> Estimate | None:
+    """ours ÷ theirs in images a second of processor time over their common turns, the first (warm-up) left out.
+
+    Beside the ratio in wall clock: on a machine that others use, it says whether a difference is theirs. None on a GPU.
+    """
+    pairs = list(zip(ours.processor_rates, theirs.processor_rates, strict=False))[1:]
+    return estimate([mine / other for mine, other in pairs]) if pairs else None
 
 
 def _settled(rates: dict[str, list[float]], names: list[str], tolerance: float) -> bool:
@@ -185,18 +200,24 @@ def step_seconds(step: Callable[[int], object], device: torch.device, first: int
     """
     wait(device)
     if device.type != "cuda":
-        marks = [time.perf_counter()]
-        for number in range(first, first + count):
-            step(number)
-            marks.append(time.perf_counter())
-        return [after - before for before, after in zip(marks, marks[1:], strict=False)]
+        return cpu_seconds(step, first, count)[0]
     events = [torch.cuda.Event(enable_timing=True) for _ in range(count + 1)]
     events[0].record()
     for place, number in enumerate(range(first, first + count)):
         step(number)
         events[place + 1].record()
     events[-1].synchronize()
-    return [before.elapsed_time(after) / 1e3 for before, after in zip(events, events[1:], strict=False)]
+    return [before.elapsed_time(after) / 1e3 for before, after in pairwise(events)]
+
+
+def cpu_seconds(step: Callable[[int], object], first: int, count: int) -> tuple[list[float], list[float]]:
+    """(wall clock, processor time of this process's threads) of each of `count` steps on a CPU, in seconds."""
+    marks = [(time.perf_counter(), time.process_time())]
+    for number in range(first, first + count):
+        step(number)
+        marks.append((time.perf_counter(), time.process_time()))
+    pairs = list(pairwise(marks))
+    return [after[0] - before[0] for before, after in pairs], [after[1] - before[1] for before, after in pairs]
 
 
 class Steps:
@@ -228,6 +249,8 @@ class Steps:
         """Most that this contender held on the GPU at once; None on a CPU, whose allocator does not count."""
         self.joules: float | None = None
         self.items_measured = 0
+        self.processor_rates: list[float] = []
+        """Items a second of processor time, a turn each, on a CPU: what waiting for a core does not change."""
         self._held_bytes, self._energy = held_bytes, energy
         self._steps, self._taken = 0, 0
 
@@ -253,7 +276,11 @@ class Steps:
         }
 
     def _take(self, count: int) -> list[float]:
-        times = step_seconds(self.step, self.device, self._taken, count)
+        if self.device.type == "cuda":
+            times = step_seconds(self.step, self.device, self._taken, count)
+        else:
+            times, processor = cpu_seconds(self.step, self._taken, count)
+            self.processor_rates.append(self.items / max(1e-9, statistics.median(processor)))
         self._taken += count
         return times
 
@@ -263,6 +290,7 @@ class Steps:
         wait(self.device)
         self.first_step_seconds = time.perf_counter() - began
         fastest = min(self._take(max(1, self.warmup)))
+        self.processor_rates.clear()
         self._steps = max(1, min(MOST_STEPS, round(self.seconds / max(fastest, 1e-6))))
 
     def _reset_peak(self) -> int:

@@ -24,6 +24,10 @@ class Options:
     """Pixels."""
     precision: str = ""
     """fp32, bf16 or fp16."""
+    compile: bool | None = None
+    """torch.compile on or off."""
+    recompute: bool = False
+    """Ours recomputes its blocks' activations."""
     rounds: int = 0
     """Turns of each contender."""
     budget: float = float("inf")

@@ -107,7 +107,9 @@ class Store:
             probe.touch()
             probe.unlink()
         except OSError as error:
-            raise Unwritable(f"{self.path.parent} cannot be written ({error.strerror}); give another --output") from None
+            raise Unwritable(
+                f"{self.path.parent} cannot be written ({error.strerror}); give another --output"
+            ) from None
         self.document: dict[str, Any] = {"schema": SCHEMA, "suite": suite, "machine": here, "rows": {}}
         self._read()
         self.document |= {"machine": here, "versions": versions()}
@@ -127,7 +129,12 @@ class Store:
         return {"commit": commit(), "torch": torch.__version__, "settings": json.loads(json.dumps(settings))}
 
     def put(self, key: str, settings: dict[str, Any], status: str, seconds: float, content: dict[str, Any]) -> None:
-        """Write a row: status "measured" with its figures, "error" or "not available" with the reason."""
+        """Write a row: status "measured" with its figures, "error" or "not available" with the reason.
+
+        What was measured once is not replaced by "not available".
+        """
+        if status == "not available" and self.rows.get(key, {}).get("status") == "measured":
+            return
         about = {"status": status, "date": today(), "command": command(), "seconds": round(seconds, 1)}
         self.rows[key] = about | {"identity": self.identity(settings)} | content
         self.write()

@@ -24,7 +24,7 @@ class Row:
     settings: dict[str, Any]
     """All that defines the measurement; the same settings at the same commit are not measured twice."""
     measure: Callable[[float], dict[str, Any]]
-    """From the `time.monotonic()` at which the budget ends to figures. Raises NotAvailable where something is missing."""
+    """From the `time.monotonic()` at which the budget ends to figures. Raises NotAvailable where it cannot be here."""
     seconds: float
     """Cost that is expected; `Pace` learns by how much it is off."""
 
@@ -71,7 +71,7 @@ def run_rows(
     """Measure `rows` in order into `store` for at most `budget` seconds.
 
     A row that is not expected to end within the budget is not begun; cheaper ones after it are. What is in the store
-    already, at this commit with these settings, is kept unless `fresh`. A row that crashes becomes a row with its error.
+    already, at this commit with these settings, is kept unless `fresh`. A row that crashes becomes one with its error.
     """
     deadline = time.monotonic() + budget
     outcome, pace = Outcome(), Pace()

@@ -1,10 +1,33 @@
-"""What real runs reached, read from their folders."""
+"""Suite `runs`: what real runs reached, read from their folders."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+from engine.bench.options import Options
+from engine.bench.peers import NotAvailable
+from engine.bench.rows import Row
 from engine.records import read_records
+
+
+def rows(options: Options) -> Iterator[Row]:
+    """A row a folder that --runs names."""
+    if not options.runs:
+        yield Row("runs", {}, _nothing, seconds=0.0)
+    for folder in options.runs:
+        yield Row(folder.resolve().name, {"folder": str(folder)}, partial(_figures, folder), seconds=1.0)
+
+
+def _nothing(deadline: float) -> dict[str, Any]:
+    raise NotAvailable("finished runs are needed: --runs FOLDER ...")
+
+
+def _figures(folder: Path, deadline: float) -> dict[str, Any]:
+    found = run_figures(folder)
+    return found | {"summary": f"{found['best_test_accuracy']:.2%} in {found['seconds']:.0f} s"}
 
 
 def run_figures(folder: Path) -> dict:

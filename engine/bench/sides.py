@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -13,7 +13,7 @@ from torch import nn
 import archs
 from engine.bench.bare_loop import CLASSES, DTYPES, ReadyBatches, inference_step, training_step
 from engine.bench.measure import Steps
-from engine.bench.peers import build_peer
+from engine.bench.peers import build_peer, without_dropout
 from engine.config import OptimConfig
 from engine.optim import build_optimizer
 
@@ -29,7 +29,8 @@ class Side:
     precision: str
     """Under autocast; parameters are fp32."""
     channels_last: bool
-    compile: bool = False
+    compile: str = ""
+    """torch.compile's backend; empty is eager."""
     recompute: bool = False
     optimizer: str = "sgd"
     fused_optimizer: bool = True
@@ -39,24 +40,12 @@ class Side:
         return asdict(self)
 
 
-def build_ours(arch: str, image_size: int, num_classes: int = CLASSES, **options: Any) -> nn.Module:
-    """Our network in training mode; networks made for one image size are told it."""
-    return archs.build(arch, num_classes, **_sized(arch, image_size), **options).train()
-
-
-def _sized(arch: str, image_size: int) -> dict[str, int]:
-    from archs import registry
-
-    constructor = registry._CONSTRUCTORS[archs.lookup(arch).name]
-    return {"image_size": image_size} if "image_size" in inspect.signature(constructor).parameters else {}
-
-
 def build_network(side: Side, image_size: int) -> nn.Module:
-    """The side's network, on torch's default device, in training mode."""
+    """The side's network without dropout, on torch's default device, in training mode."""
     library, _, name = side.network.partition(":")
     if library != "hcr":
-        return build_peer(side.network, CLASSES, image_size).train()
-    model = build_ours(name, image_size)
+        return without_dropout(build_peer(side.network, CLASSES, image_size)).train()
+    model = without_dropout(archs.build(name, CLASSES, image_size=image_size)).train()
     if side.recompute:
         from engine.recompute import recompute_blocks
 
@@ -72,6 +61,7 @@ def contender(
     device: torch.device,
     seconds: float,
     energy: Callable[[], float | None] | None = None,
+    warmup: int = 3,
 ) -> Steps:
     """The side as steps that take turns of `seconds`; `mode` is what a step does."""
     torch.manual_seed(0)
@@ -88,8 +78,9 @@ def contender(
     else:
         step = inference_step(model.eval(), batches, autocast)
     if side.compile:
-        model.compile(dynamic=False)
-    return Steps(step, batch_size, device, seconds, held_bytes=lambda: held_bytes(model, optimizer), energy=energy)
+        model.compile(dynamic=False, backend=side.compile)
+    held = partial(held_bytes, model, optimizer)
+    return Steps(step, batch_size, device, seconds, warmup=warmup, held_bytes=held, energy=energy)
 
 
 def _optimizer(side: Side, model: nn.Module) -> torch.optim.Optimizer:

@@ -1,16 +1,47 @@
-"""How long a person waits: from the launch to the first finished step, and for the help text."""
+"""Suite `startup`: how long a person waits from the launch to the first finished step, and for the help text."""
 
 from __future__ import annotations
 
+import importlib.util
 import json
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+import archs
+from engine.bench.measure import estimate
+from engine.bench.options import Options
+from engine.bench.peers import NotAvailable
 from engine.bench.record import ROOT
+from engine.bench.rows import Row
+
+NEEDED = ("tyro", "pydantic", "accelerate", "sklearn")
+"""What `launch/train.py` on the digits stands on."""
+
+
+def rows(options: Options) -> Iterator[Row]:
+    """The first step of one network at 64 px, and the help text."""
+    rounds = options.rounds or (1 if options.dry_run else 5)
+    for arch in options.archs or ("resnet18" if options.dry_run else "resnext50",):
+        settings = {"arch": archs.lookup(arch).name, "image_size": options.image_size or 64, "rounds": rounds}
+        wait = partial(first_step_seconds, settings["arch"], settings["image_size"])
+        yield Row(f"first step {settings['arch']}", settings, partial(measure, wait, rounds), seconds=8.0 * rounds)
+    yield Row("help", {"rounds": rounds}, partial(measure, help_seconds, rounds), seconds=0.5 * rounds)
+
+
+def measure(wait: Callable[[], float], rounds: int, deadline: float) -> dict[str, Any]:
+    """`wait` as often as `rounds` says. Raises NotAvailable where the launch scripts lack a package."""
+    for package in NEEDED:
+        if importlib.util.find_spec(package) is None:
+            raise NotAvailable(f"{package} is not installed")
+    seconds = [wait() for _ in range(rounds)]
+    found = estimate(seconds).as_dict()
+    return {"seconds": found, "rounds": [round(one, 3) for one in seconds], "summary": f"{found['median']:.2f} s"}
 
 
 def first_step_seconds(arch: str, image_size: int) -> float:
@@ -31,18 +62,3 @@ def help_seconds() -> float:
     began = time.perf_counter()
     subprocess.run([sys.executable, "launch/train.py", "--help"], cwd=ROOT, check=True, capture_output=True)
     return time.perf_counter() - began
-
-
-def startup(arch: str, image_size: int, rounds: int) -> dict:
-    """Both waits, `rounds` times each."""
-    first = [round(first_step_seconds(arch, image_size), 2) for _ in range(rounds)]
-    text = [round(help_seconds(), 3) for _ in range(rounds)]
-    return {
-        "first_step_seconds": {
-            "arch": arch,
-            "image_size": image_size,
-            "median": statistics.median(first),
-            "rounds": first,
-        },
-        "help_seconds": {"median": statistics.median(text), "rounds": text},
-    }
