@@ -3,7 +3,8 @@
 # make test-slow   the tests that take minutes
 # make test-gpu    the tests that need an NVIDIA GPU
 # make lint        ruff
-# make bench       measure this machine, results to profiles/
+# make bench       regressions against the baselines under profiles/
+# make gpu-report  measure this machine within BUDGET (25m), results to profiles/; installs nothing
 
 SUPPORTED = import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 PYTHON ?= $(shell for python in python3 python3.12 python3.11 python3.13; do \
@@ -11,7 +12,7 @@ PYTHON ?= $(shell for python in python3 python3.12 python3.11 python3.13; do \
 
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: train test test-slow test-gpu lint bench
+.PHONY: train test test-slow test-gpu lint bench gpu-report
 
 train: .venv/installed
 	accelerate launch launch/train.py --arch resnext --config configs/quickstart.yaml
@@ -20,7 +21,7 @@ test: .venv/installed-test
 	python -m pytest -m "not gpu and not slow"
 
 test-slow: .venv/installed-test
-	python -m pytest -m "slow and not gpu"
+	python -m pytest -m "slow and not gpu" --ignore tests/benchmarks
 
 test-gpu: .venv/installed-test
 	python -m pytest -m gpu
@@ -30,7 +31,12 @@ lint: .venv/installed-test
 	ruff format --check .
 
 bench: .venv/installed-test
-	python launch/bench.py --suite all
+	python -m pytest tests/benchmarks -m slow
+
+BUDGET ?= 25m
+
+gpu-report:
+	$(or $(wildcard .venv/bin/python),$(PYTHON)) launch/bench.py --report --budget $(BUDGET)
 
 .venv/bin/python:
 	@$(or $(PYTHON),false) -c '$(SUPPORTED)' 2>/dev/null || \

@@ -39,12 +39,14 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         action="store_true",
         help="go through every line on the CPU at tiny sizes; profiles/ stays as it is",
     )
+    add("--report", action="store_true", help="all suites, then one table and the page profiles/<machine>/report.html")
     return parser.parse_args(arguments)
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the suites that were asked for; returns 1 where a row crashed, 2 for what cannot be meant."""
     given = parse(arguments)
+    from engine.bench.gpu_report import gpu_report
     from engine.bench.options import Options, stay_on_cpu
     from engine.bench.record import Unwritable
     from engine.bench.suites import choose, run_suites
@@ -70,7 +72,7 @@ def main(arguments: list[str] | None = None) -> int:
             data=given.data,
             runs=tuple(given.runs),
         )
-        outcomes = run_suites(suites, options)
+        outcomes = gpu_report(options) if given.report else run_suites(suites, options)
     except (ValueError, Unwritable) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

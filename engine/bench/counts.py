@@ -98,13 +98,16 @@ def counted_saved(side: Side, image_size: int, autocast: torch.dtype) -> Saved:
     fp16 is counted as bf16, which takes as many bytes and which CPUs compute in.
     """
     autocast = torch.bfloat16 if autocast == torch.float16 else autocast
-    with FakeTensorMode():
+    with torch.device("meta"):
         model = build_network(side, image_size)
-        for module in model.modules():  # Module.to cannot exchange parameters that are fake
+    with FakeTensorMode():
+        for module in model.modules():
             for name, parameter in module._parameters.items():
-                if parameter is not None and parameter.ndim == 4:
-                    laid_out = parameter.detach().to(memory_format=torch.channels_last)
-                    module._parameters[name] = nn.Parameter(laid_out)
+                if parameter is not None:
+                    module._parameters[name] = nn.Parameter(_laid_out(parameter))
+            for name, buffer in module._buffers.items():
+                if buffer is not None:
+                    module._buffers[name] = _laid_out(buffer)
         blocks = list(model.blocks()) if side.recompute else []  # type: ignore[operator]
 
         def count(batch: int) -> int:
@@ -114,6 +117,12 @@ def counted_saved(side: Side, image_size: int, autocast: torch.dtype) -> Saved:
         few, more = count(COUNTED), count(2 * COUNTED)
     per_image = (more - few) // COUNTED
     return Saved(per_image, few - COUNTED * per_image)
+
+
+def _laid_out(tensor: Tensor) -> Tensor:
+    """A tensor of the same shape and type on the CPU, channels-last where it has four dimensions."""
+    layout = torch.channels_last if tensor.ndim == 4 else torch.contiguous_format
+    return torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu", memory_format=layout)
 
 
 def forward_flops(arch: str, image_size: int) -> int:

@@ -37,9 +37,9 @@ ROW_SECONDS = 25.0
 
 
 def rows(options: Options) -> Iterator[Row]:
-    """A row a network that has a reference; those without are not listed: nobody else has them."""
+    """A row a network that has a reference, the cheapest first; those without have nobody to be compared with."""
     chosen = options.archs or (("resnet18",) if options.dry_run else archs.names())
-    for arch in chosen:
+    for arch in sorted(chosen, key=lambda name: archs.lookup(name).multiply_adds):
         for source in archs.lookup(arch).sources[:1]:
             settings = {
                 "arch": archs.lookup(arch).name,

@@ -1,0 +1,185 @@
+"""All suites of a machine within one budget, then one table and one page: what `make gpu-report` does."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from engine.bench import arch_rows
+from engine.bench.options import Options
+from engine.bench.peers import NotAvailable, need
+from engine.bench.record import Store, commit, load, machine, versions
+from engine.bench.rows import Outcome
+from engine.bench.suites import SUITES, run_suites
+from engine.planner import use_cuda
+from engine.runfolder import atomic_file
+from engine.text_table import text_table
+
+CAPS = {
+    "machine": 45,
+    "archs": 480,
+    "kernels": 240,
+    "memory": 240,
+    "trainer": 180,
+    "loader": 120,
+    "zoo": 600,
+    "compile": 180,
+    "startup": 90,
+}
+"""Seconds that a suite may take of the budget, in order of value; what it leaves goes to the next. The accuracy runs,
+the longest, take what is left in the end."""
+TEMPLATE = "bench_page.html.jinja"
+CROWDED = 0.9
+"""Share of a GPU's memory that should be free; below it another process holds the rest."""
+
+
+def gpu_report(options: Options, say: Callable[[str], None] = print) -> dict[str, Outcome]:
+    """Run every suite within the budget, each capped by CAPS; then print one table and write report.html.
+
+    Raises Unwritable where results cannot be written.
+    """
+    ends = time.monotonic() + options.budget
+    notes = machine_notes()
+    for note in notes:
+        say(f"note: {note}")
+    outcomes: dict[str, Outcome] = {}
+    for suite in [*CAPS, *(name for name in SUITES if name not in CAPS and name != "runs")]:
+        left = max(0.0, ends - time.monotonic())
+        outcomes |= run_suites([suite], replace(options, budget=min(left, CAPS.get(suite, left))), say)
+    folder = Store("machine", options.output).path.parent
+    say(summary(folder))
+    try:
+        say(f"page {write_page(folder, notes)}")
+    except NotAvailable as error:
+        say(f"no page: {error}")
+    return outcomes
+
+
+def machine_notes() -> list[str]:
+    """What a reader must know before the figures: no GPU, or one that another process fills."""
+    if not use_cuda():
+        return [f"no GPU: PyTorch {torch.__version__} measures the CPU"]
+    free, total = torch.cuda.mem_get_info()
+    if free >= CROWDED * total:
+        return []
+    gib = 2**30
+    return [
+        f"only {free / gib:.1f} of the GPU's {total / gib:.1f} GiB are free: another process holds the rest. "
+        "Rows that do not fit say so, and rates are those of a shared GPU"
+    ]
+
+
+def documents(folder: Path) -> dict[str, dict[str, Any]]:
+    """The result files of one machine by suite, in the suites' order; those that are not understood are left out."""
+    found = {}
+    for suite in SUITES:
+        path = folder / f"{suite}.json"
+        document = load(path)[0] if path.is_file() else None
+        if document is not None:
+            found[suite] = document
+    return found
+
+
+def summary(folder: Path) -> str:
+    """One line a row with a ratio, over all suites: the table that is printed last."""
+    cells = []
+    for suite, document in documents(folder).items():
+        for key, row in document["rows"].items():
+            cells += [[suite, *line] for line in _lines(key, row)]
+        missed = document.get("not_reached", [])
+        cells += [[suite, f"{len(missed)} rows", "not reached", "", ""]] if missed else []
+    return text_table(["suite", "row", "what", "ratio", "of floor"], cells, left=3)
+
+
+def _lines(key: str, row: dict[str, Any]) -> list[list[str]]:
+    if row["status"] != "measured":
+        return [[key, row.get("error") or row.get("reason", ""), row["status"], ""]]
+    figures = row["figures"]
+    ratios = figures.get("ratio", {})
+    ratios = {"ours / theirs": ratios} if "median" in ratios else ratios
+    ours = figures.get("contenders", {}).get("HCR", {})
+    share = f"{100 * ours['share_of_floor']:.0f} %" if "share_of_floor" in ours else ""
+    lines = [[key, name, f"{ratio['median']:.3f}", share] for name, ratio in ratios.items()]
+    return lines or [[key, str(figures.get("summary", "measured")), "", ""]]
+
+
+def bar_groups(document: dict[str, Any]) -> list[dict[str, Any]]:
+    """The `archs` rows as groups of bars: images/s of each contender, and the share of the floor of each."""
+    groups = []
+    for key, row in document["rows"].items():
+        contenders = row.get("figures", {}).get("contenders")
+        if not contenders:
+            continue
+        fastest = max(one["images_per_second"] for one in contenders.values())
+        bars = [
+            {
+                "name": name,
+                "place": arch_rows.CONTENDERS.index(name),
+                "rate": one["images_per_second"],
+                "width": 100 * one["images_per_second"] / fastest,
+                "share": 100 * one["share_of_floor"],
+            }
+            for name, one in contenders.items()
+        ]
+        floor = row["figures"]["floor"]
+        groups.append({"name": key, "bars": bars, "bound": floor["bound"], "ms": 1e3 * floor["floor_seconds"]})
+    return groups
+
+
+def write_page(folder: Path, notes: list[str]) -> Path:
+    """Write `folder`/report.html, a page that needs nothing but itself; returns its path.
+
+    Raises NotAvailable where jinja2, which torch itself depends on, is not installed.
+    """
+    jinja2 = need("jinja2")
+    here = Path(__file__).parent
+    found = documents(folder)
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader([here, here.parent]),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    zoo = [
+        {"name": key, "ratio": row["figures"]["ratio"], "saved": row["figures"]["saved_ratio"]}
+        for key, row in found.get("zoo", {"rows": {}})["rows"].items()
+        if row["status"] == "measured" and "saved_ratio" in row["figures"]
+    ]
+    tables = {
+        suite: [line for key, row in document["rows"].items() for line in _lines(key, row)]
+        for suite, document in found.items()
+        if suite not in ("archs", "zoo")
+    }
+    failed = {
+        suite: [
+            line
+            for key, row in found[suite]["rows"].items()
+            if row["status"] != "measured"
+            for line in _lines(key, row)
+        ]
+        for suite in ("archs", "zoo")
+        if suite in found
+    }
+    page = environment.get_template(TEMPLATE).render(
+        machine=machine(),
+        versions=versions(),
+        commit=commit(),
+        written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        notes=notes,
+        groups=bar_groups(found["archs"]) if "archs" in found else [],
+        zoo=sorted(zoo, key=lambda one: one["ratio"]["median"]),
+        tables=tables,
+        failed=failed,
+        not_reached={suite: one["not_reached"] for suite, one in found.items() if one.get("not_reached")},
+    )
+    path = folder / "report.html"
+    with atomic_file(path) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+    return path
