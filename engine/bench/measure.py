@@ -103,6 +103,50 @@ class Comparison:
         return figures | ({"errors": self.errors} if self.errors else {})
 
 
+class Race:
+    """Contenders by name that take turns; each call of one returns a rate (higher is better).
+
+    The order turns by one each round, so that no contender always runs after the same other one. A contender that
+    raises is left out from then on and its error told; the others go on.
+    """
+
+    def __init__(self, contenders: dict[str, Callable[[], float]]) -> None:
+        self._contenders = contenders
+        self._first = next(iter(contenders))
+        self._names = list(contenders)
+        self._turns = 0
+        self.rates: dict[str, list[float]] = {name: [] for name in contenders}
+        self.errors: dict[str, str] = {}
+
+    def round(self, counted: bool = True) -> None:
+        """One turn of everybody; one that is not `counted` warms up."""
+        start = self._turns % max(1, len(self._names))
+        self._turns += 1
+        for name in self._names[start:] + self._names[:start]:
+            try:
+                rate = self._contenders[name]()
+            except Exception as error:  # the boundary of a contender: it failed, the others are still worth measuring
+                self.errors[name] = one_line(error)
+                self._names = [other for other in self._names if other != name]
+                del self._contenders[name], self.rates[name]
+                del error
+                release_memory()
+                continue
+            if counted:
+                self.rates[name].append(rate)
+
+    def comparison(self) -> Comparison:
+        """What the rounds so far tell."""
+        return Comparison({name: self.rates[name] for name in self._names}, self.errors, self._first)
+
+    def settled(self, tolerance: float) -> bool:
+        """Whether each ratio's interval reaches no further than this share of its median to either side."""
+        if self._first not in self._names:
+            return False
+        found = [self.comparison().ratio(peer) for peer in self._names if peer != self._first]
+        return all(max(one.high - one.median, one.median - one.low) <= tolerance * one.median for one in found)
+
+
 def interleave(
     contenders: dict[str, Callable[[], float]],
     rounds: int,
@@ -110,38 +154,22 @@ def interleave(
     deadline: float = math.inf,
     tolerance: float = 0.0,
 ) -> Comparison:
-    """Run every contender `rounds` times in turn; each call returns a rate (higher is better).
-
-    The order turns by one each round, so that no contender always runs after the same other one. `warmup` rounds are
-    not counted. A contender that raises is left out from then on and its error told; the others go on.
+    """`rounds` rounds of a Race after `warmup` rounds that are not counted.
 
     deadline   a `time.monotonic()` after which no new round begins, once there have been three
-    tolerance  above 0: no new round either once each ratio's interval reaches no further than this share of its median
-               to either side. Looking at the interval in every round makes it cover a little less than it says.
+    tolerance  above 0: no new round either once `Race.settled`. Looking at the interval in every round makes it cover
+               a little less than it says.
     """
-    names = list(contenders)
-    first = names[0]
-    rates: dict[str, list[float]] = {name: [] for name in names}
-    errors: dict[str, str] = {}
-    for turn in range(warmup + rounds):
-        if turn >= warmup + 3 and time.monotonic() > deadline:
+    race = Race(contenders)
+    for _ in range(warmup):
+        race.round(counted=False)
+    for done in range(rounds):
+        if done >= 3 and time.monotonic() > deadline:
             break
-        if tolerance and turn >= warmup + FEWEST_ROUNDS and _settled(rates, names, tolerance):
+        if tolerance and done >= FEWEST_ROUNDS and race.settled(tolerance):
             break
-        start = turn % max(1, len(names))
-        for name in names[start:] + names[:start]:
-            try:
-                rate = contenders[name]()
-            except Exception as error:  # the boundary of a contender: it failed, the others are still worth measuring
-                errors[name] = one_line(error)
-                names = [other for other in names if other != name]
-                del contenders[name], rates[name]
-                del error
-                release_memory()
-                continue
-            if turn >= warmup:
-                rates[name].append(rate)
-    return Comparison({name: rates[name] for name in names}, errors, first)
+        race.round()
+    return race.comparison()
 
 
 def processor_ratio(ours: Steps, theirs: Steps) -> Estimate | None:
@@ -151,13 +179,6 @@ def processor_ratio(ours: Steps, theirs: Steps) -> Estimate | None:
     """
     pairs = list(zip(ours.processor_rates, theirs.processor_rates, strict=False))[1:]
     return estimate([mine / other for mine, other in pairs]) if pairs else None
-
-
-def _settled(rates: dict[str, list[float]], names: list[str], tolerance: float) -> bool:
-    """Whether every ratio to the first of `names` is known to `tolerance`."""
-    comparison = Comparison({name: rates[name] for name in names})
-    found = [comparison.ratio(peer) for peer in names[1:]]
-    return all(max(one.high - one.median, one.median - one.low) <= tolerance * one.median for one in found)
 
 
 def one_line(error: BaseException) -> str:
