@@ -227,6 +227,8 @@ class LogConfig:
     """model.safetensors holds the weights with the best test accuracy; off: those of the last epoch."""
     plots: bool = True
     """Draw plots and the report page at the end."""
+    profile: Annotated[bool, TopLevel] = False
+    """Record ten steps with torch's profiler and say where they go; the trace is in the run folder."""
     monitor_interval: float = 1.0
     """Seconds between two rows of monitor.jsonl; 0 is no monitor."""
 

@@ -31,6 +31,7 @@ from engine.planner import Hardware
 from engine.progress import clock
 from engine.rescue import MemoryExhausted
 from engine.runfolder import RunFolder
+from engine.step_profile import StepProfile
 from engine.trainer import Diverged, Trainer
 from engine.wrap import AUTOCAST_DTYPES, Launch, build_accelerator, prepare_device, wrap
 
@@ -187,7 +188,7 @@ class Session:
             )
         try:
             with monitor:
-                self.trainer.fit()
+                self._fit()
         except MemoryExhausted as error:
             print(f"error: {error}", file=sys.stderr, flush=True)  # each rank: one alone may know of it
             if self.main:
@@ -204,6 +205,15 @@ class Session:
         if self.main:
             self._conclude(stopped, time.perf_counter() - began, bad)
         return code
+
+    def _fit(self) -> None:
+        """Train; with --profile some steps of the first rank are recorded."""
+        if self.config.log.profile and self.main:
+            self.trainer.profile = StepProfile(self.folder.path / "profile", self.accelerator.device)
+        try:
+            self.trainer.fit()
+        finally:
+            self.trainer.profile.close()
 
     def _announce(self) -> None:
         if not self.main:

@@ -28,6 +28,7 @@ from engine.planner import Plan
 from engine.progress import EpochBar, memory_in_use
 from engine.rescue import Rescue
 from engine.runfolder import RunFolder, atomic_file
+from engine.step_profile import StepProfile, Unprofiled
 from engine.wrap import bare_module, eager_for_odd_shapes
 
 
@@ -126,6 +127,7 @@ class Trainer:
         self.steps_per_epoch: int = train_loader.steps_per_epoch
         self.last_checkpoint: Path | None = None
         self.main = accelerator.is_main_process
+        self.profile: StepProfile | Unprofiled = Unprofiled()
         self._stopping = False
         self._parameters = list(model.parameters())
         self._meter = torch.zeros(5, dtype=torch.float64, device=accelerator.device)
@@ -161,6 +163,7 @@ class Trainer:
         try:
             for batch, waited in self._batches(epoch, progress.step_in_epoch):
                 self.rescue.step(batch)
+                self.profile.step_done(batch.global_count)
                 progress.step += 1
                 progress.step_in_epoch += 1
                 point.images += batch.global_count
@@ -194,7 +197,8 @@ class Trainer:
         try:
             while True:
                 asked = time.perf_counter()
-                batch = next(batches, None)
+                with self.profile.span("data wait"):
+                    batch = next(batches, None)
                 if batch is None:
                     return
                 yield batch, time.perf_counter() - asked
@@ -217,16 +221,19 @@ class Trainer:
         for images, labels, weights in micro_batches(batch, plan):
             odd = len(images) != plan.micro_batch_size
             with self.accelerator.accumulate(self.model), eager_for_odd_shapes(plan.compile, odd):
-                with plan.policy.around_forward(self._parameters):
-                    output = self.model(images)
-                loss, hits = loss_and_hits(output, labels, weights, smoothing)
-                self.accelerator.backward(loss * scale)
-                del output
-                if self.accelerator.sync_gradients:
-                    self.rescue.agree()
-                self._clip()
-                self.optimizer.step()
-                self.optimizer.zero_grad()
+                with self.profile.span("forward"):
+                    with plan.policy.around_forward(self._parameters):
+                        output = self.model(images)
+                    loss, hits = loss_and_hits(output, labels, weights, smoothing)
+                with self.profile.span("backward"):
+                    self.accelerator.backward(loss * scale)
+                    del output
+                    if self.accelerator.sync_gradients:
+                        self.rescue.agree()
+                with self.profile.span("optimizer"):
+                    self._clip()
+                    self.optimizer.step()
+                    self.optimizer.zero_grad()
             counted.append((loss.detach(), hits, weights))
         for part in counted:  # now that the step cannot fail any more
             self._count(*part)

@@ -41,6 +41,17 @@ def trainer(planted, baseline):
         yield ready
 
 
+@pytest.fixture
+def another_trainer(planted):
+    """A function that builds one anew, in other memory."""
+    from contextlib import ExitStack
+
+    from engine.bench.watched import watched_trainer
+
+    with ExitStack() as stack:
+        yield lambda: stack.enter_context(watched_trainer())
+
+
 @pytest.fixture(scope="session")
 def counts(trainer):
     """What one of its steps, and one of the loader's batches, counts."""
