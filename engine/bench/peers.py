@@ -21,7 +21,10 @@ def need(module: str) -> Any:
         return importlib.import_module(module)
     except ImportError as error:
         missing = getattr(error, "name", None) or module
-        raise NotAvailable(f"{missing.partition('.')[0]} is not installed") from None
+        own = missing.startswith("engine.")
+        raise NotAvailable(
+            f"{missing if own else missing.partition('.')[0]} is not {'there' if own else 'installed'}"
+        ) from None
 
 
 def build_peer(source: str, num_classes: int, image_size: int) -> nn.Module:

@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PROFILES = ROOT / "profiles"
 PACKAGES = ("torch", "torchvision", "timm", "nvidia-dali-cuda120", "accelerate", "deepspeed")
 SCHEMA = 2
-"""1: one object `figures` a file. 2: rows, each with its own commit and date."""
+"""1: one set of figures a file (`record`). 2: rows, each with its own commit and date (`Store`)."""
 
 
 class Unwritable(Exception):
@@ -80,13 +80,31 @@ def _git(*arguments: str) -> str | None:
 
 
 def command() -> str:
-    """The command line of this process, as one would type it."""
-    return shlex.join(["python", *sys.argv])
+    """The command line of this process, as one would type it in the source tree."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    if spec is not None and spec.name.startswith("engine."):
+        return shlex.join(["python", "-m", spec.name, *sys.argv[1:]])
+    script = Path(sys.argv[0])
+    if script.is_absolute() and script.is_relative_to(ROOT):
+        script = script.relative_to(ROOT)
+    return shlex.join(["python", str(script), *sys.argv[1:]])
 
 
 def today() -> str:
     """The date in UTC."""
     return datetime.now(UTC).strftime("%Y-%m-%d")
+
+
+def record(suite: str, figures: dict[str, Any], output: Path | None = None) -> Path:
+    """Write one set of figures that is measured as a whole: profiles/<machine>/<suite>.json; returns its path."""
+    here = machine()
+    path = (output or PROFILES) / here["key"] / f"{suite}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    about = {"schema": 1, "suite": suite, "date": today(), "commit": commit(), "command": command()}
+    with atomic_file(path) as temporary:
+        written = about | {"machine": here, "versions": versions(), "figures": figures}
+        temporary.write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
+    return path
 
 
 class Store:

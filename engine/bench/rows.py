@@ -29,6 +29,15 @@ class Row:
     """Cost that is expected; `Pace` learns by how much it is off."""
 
 
+def missing_row(key: str, reason: str) -> Row:
+    """A row that says why there is nothing to measure."""
+
+    def measure(deadline: float) -> dict[str, Any]:
+        raise NotAvailable(reason)
+
+    return Row(key, {}, measure, seconds=0.0)
+
+
 @dataclass
 class Outcome:
     """What became of a suite's rows, by key."""

@@ -8,21 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from engine.bench.options import Options
-from engine.bench.peers import NotAvailable
-from engine.bench.rows import Row
+from engine.bench.rows import Row, missing_row
 from engine.records import read_records
 
 
 def rows(options: Options) -> Iterator[Row]:
     """A row a folder that --runs names."""
     if not options.runs:
-        yield Row("runs", {}, _nothing, seconds=0.0)
+        yield missing_row("runs", "finished runs are needed: --runs FOLDER ...")
     for folder in options.runs:
         yield Row(folder.resolve().name, {"folder": str(folder)}, partial(_figures, folder), seconds=1.0)
-
-
-def _nothing(deadline: float) -> dict[str, Any]:
-    raise NotAvailable("finished runs are needed: --runs FOLDER ...")
 
 
 def _figures(folder: Path, deadline: float) -> dict[str, Any]:

@@ -10,9 +10,10 @@ from dataclasses import replace
 from types import ModuleType
 from typing import Any
 
+from engine.bench.index import write_index
 from engine.bench.options import Options
 from engine.bench.record import Store
-from engine.bench.rows import Outcome, Row, describe, run_rows
+from engine.bench.rows import Outcome, Row, describe, missing_row, run_rows
 from engine.text_table import text_table
 
 SUITES = {
@@ -20,8 +21,8 @@ SUITES = {
     "archs": "engine.bench.arch_rows",
     "trainer": "engine.bench.trainer_tax",
     "loader": "engine.bench.loader_rate",
-    "kernels": "engine.bench.kernel_rates",
-    "memory": "engine.bench.memory_rows",
+    "kernels": "engine.bench.kernel_suite",
+    "memory": "engine.bench.memory_suite",
     "startup": "engine.bench.startup",
     "compile": "engine.bench.compile_gain",
     "zoo": "engine.bench.zoo_rows",
@@ -59,17 +60,8 @@ def rows_of(name: str, options: Options) -> list[Row]:
     try:
         module = importlib.import_module(SUITES[name])
     except ModuleNotFoundError as error:
-        return [Row(name, {}, _missing(f"{error.name} is not there"), seconds=0.0)]
+        return [missing_row(name, f"{error.name} is not there")]
     return list(module.rows(options))
-
-
-def _missing(reason: str) -> Callable[[float], dict[str, Any]]:
-    from engine.bench.peers import NotAvailable
-
-    def measure(deadline: float) -> dict[str, Any]:
-        raise NotAvailable(reason)
-
-    return measure
 
 
 def run_suites(names: Iterable[str], options: Options, say: Callable[[str], None] = print) -> dict[str, Outcome]:
@@ -85,6 +77,8 @@ def run_suites(names: Iterable[str], options: Options, say: Callable[[str], None
         outcomes[name] = run_rows(rows_of(name, left), store, left.budget, options.fresh, say)
         say(table_of(name, store.rows))
         say(describe(outcomes[name], store) + "\n")
+    if options.output is None:
+        write_index()
     return outcomes
 
 

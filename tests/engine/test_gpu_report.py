@@ -1,0 +1,220 @@
+"""The report of a machine: suites in order of value within a budget, one table, one page; what it does without."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from engine.bench import gpu_report, precompile, record
+from engine.bench.energy import energy_counter
+from engine.bench.options import Options
+from engine.bench.rows import Outcome
+from engine.bench.sides import Side
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def contender(rate: float, share: float) -> dict:
+    """Figures of one side."""
+    return {"images_per_second": rate, "step_seconds": 1 / rate, "share_of_floor": share}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Result files of this machine: two suites, a row of each kind."""
+    place = tmp_path / record.machine()["key"]
+    place.mkdir()
+    measured = {"status": "measured", "date": "2026-01-01", "command": "python x", "identity": {"commit": "abc"}}
+    ratio = {"median": 1.25, "low": 1.2, "high": 1.3}
+    contenders = {
+        "HCR": contender(1000.0, 0.4),
+        "library eager": contender(800.0, 0.32),
+        "tutorial loop": contender(250.0, 0.1),
+    }
+    floor = {"floor_seconds": 0.0004, "bound": "traffic"}
+    figures = {"ratio": {"HCR / library eager": ratio}, "contenders": contenders, "floor": floor}
+    rows = {
+        "net <b> train": measured | {"figures": figures},
+        "other": {"status": "error", "error": "OutOfMemoryError: x"},
+    }
+    about = {"schema": 2, "machine": record.machine()}
+    (place / "archs.json").write_text(json.dumps(about | {"suite": "archs", "rows": rows, "not_reached": ["late net"]}))
+    zoo = {"vgg11": measured | {"figures": {"ratio": ratio | {"median": 0.91}, "saved_ratio": 1.0}}}
+    (place / "zoo.json").write_text(json.dumps(about | {"suite": "zoo", "rows": zoo}))
+    gone = {"loader": {"status": "not available", "reason": "nvidia is not installed"}}
+    (place / "loader.json").write_text(json.dumps(about | {"suite": "loader", "rows": gone}))
+    return place
+
+
+def test_one_table_over_all_suites(folder):
+    lines = gpu_report.summary(folder).splitlines()
+    assert any("net <b> train" in line and "1.250" in line and "40 %" in line for line in lines)
+    assert any("other" in line and "error" in line for line in lines)
+    assert any("loader" in line and "nvidia is not installed" in line for line in lines)
+    assert any("1 rows" in line and "not reached" in line for line in lines)
+
+
+def test_one_page_that_needs_nothing_else(folder):
+    page = gpu_report.write_page(folder, ["only 3.0 of the GPU's 80.0 GiB are free"]).read_text()
+    assert "net &lt;b&gt; train" in page and "<b>" not in page
+    assert "width: 100.0%" in page and "width: 80.0%" in page and "width: 25.0%" in page, "bars against the fastest"
+    assert "40 % of floor" in page and "set by traffic" in page
+    assert "0.910" in page and "OutOfMemoryError: x" in page and "late net" in page and "only 3.0 of" in page
+    assert "http" not in page.replace("http-equiv", ""), "nothing is fetched"
+
+
+def test_suites_come_in_order_of_value_within_one_budget(folder, monkeypatch):
+    begun = []
+
+    def run_suites(names, options, say):
+        begun.append((names[0], options.budget))
+        return {names[0]: Outcome()}
+
+    monkeypatch.setattr(gpu_report, "run_suites", run_suites)
+    said: list[str] = []
+    gpu_report.gpu_report(Options(budget=600.0, output=folder.parent), said.append)
+    assert [name for name, _ in begun][:3] == ["machine", "archs", "kernels"]
+    budgets = dict(begun)
+    assert budgets["archs"] == gpu_report.CAPS["archs"] and 590 < budgets["accuracy"] <= 600
+    assert "runs" not in budgets and said[-1].startswith("page ") and "net <b> train" in said[-2]
+
+
+def test_a_gpu_that_another_process_fills_is_told(monkeypatch):
+    monkeypatch.setattr(gpu_report, "use_cuda", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (3 * 2**30, 80 * 2**30))
+    (note,) = gpu_report.machine_notes()
+    assert "only 3.0 of the GPU's 80.0 GiB are free: another process" in note
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (79 * 2**30, 80 * 2**30))
+    assert gpu_report.machine_notes() == []
+
+
+class NoNvml:
+    """NVML without a driver, or with one that does not let this user read the energy counter."""
+
+    class NVMLError(Exception):
+        pass
+
+    class NVMLError_NotSupported(NVMLError):
+        pass
+
+    class NVMLError_FunctionNotFound(NVMLError):
+        pass
+
+    def __init__(self, driver: bool) -> None:
+        self.driver = driver
+
+    def nvmlInit(self) -> None:
+        if not self.driver:
+            raise self.NVMLError("Driver Not Loaded")
+
+    def __getattr__(self, name: str):
+        def refuse(*_: object) -> object:
+            if name.startswith("nvmlDeviceGetHandle"):
+                return "handle"
+            raise self.NVMLError("Insufficient Permissions")
+
+        return refuse
+
+
+def test_energy_without_nvml_or_permission(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: SimpleNamespace(uuid="GPU-1"))
+    counter, why = energy_counter(torch.device("cuda"), NoNvml(driver=False))
+    assert counter is None and why == "energy is not measured: no NVIDIA driver answers (Driver Not Loaded)"
+    counter, why = energy_counter(torch.device("cuda"), NoNvml(driver=True))
+    assert counter is None and "permission" in why
+    assert energy_counter(torch.device("cpu"))[0] is None
+
+
+def test_compiling_ahead_packs_jobs_into_memory(monkeypatch):
+    """The largest that fits begins; two that are too large together do not run at once; a failure is told."""
+    monkeypatch.setattr(precompile, "Hardware", SimpleNamespace(detect=lambda: SimpleNamespace(type="cuda")))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (100, 100))
+    monkeypatch.setattr(precompile.os, "cpu_count", lambda: 9)
+    side = Side("hcr:x", "fp32", True, compile="inductor")
+    jobs = {size: precompile.Job(f"job {size}", side, "train", 1, 1, float(size)) for size in (60, 50, 20, 200)}
+    monkeypatch.setattr(precompile, "jobs_of", lambda settings, sides: [jobs[settings["size"]]])
+    running: list[int] = []
+    at_once: list[set[int]] = []
+
+    class Process:
+        def __init__(self, size: int) -> None:
+            self.size, self.left, self.returncode = size, 2, int(size == 20)
+            running.append(size)
+            at_once.append(set(running))
+
+        def poll(self):
+            self.left -= 1
+            if self.left > 0:
+                return None
+            running.remove(self.size) if self.size in running else None
+            return self.returncode
+
+        def communicate(self):
+            return '{"first_step_seconds": 1.0}\n', "RuntimeError: no compiler"
+
+    monkeypatch.setattr(precompile, "start", lambda job, at_once: Process(int(job.bytes)))
+    monkeypatch.setattr(precompile.time, "sleep", lambda seconds: None)
+    listed = [{"size": size} for size in jobs]
+    told = precompile.fill_cache(listed, lambda settings: {}, float("inf"))
+    assert at_once[0] == {200}, "what fits nowhere runs alone, and may fail by itself"
+    assert {60, 20} in at_once and not any({60, 50} <= one for one in at_once)
+    assert told["jobs"]["job 60"] == {"first_step_seconds": 1.0} and told["jobs"]["job 20"]["error"].endswith(
+        "no compiler"
+    )
+    assert precompile.fill_cache(listed, lambda settings: {}, 0.0)["not_begun"]
+
+
+BLOCKED = ("tyro", "deepspeed", "nvidia.dali", "pydantic")
+
+
+@pytest.fixture
+def bare_python(tmp_path):
+    """An environment in which the packages of BLOCKED cannot be imported."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import sys\n"
+        "class Refuse:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        f"        if any(name == one or name.startswith(one + '.') for one in {BLOCKED!r}):\n"
+        "            raise ModuleNotFoundError(f'No module named {name!r}', name=name)\n"
+        "sys.meta_path.insert(0, Refuse())\n"
+    )
+    return os.environ | {"PYTHONPATH": str(tmp_path)}
+
+
+def test_measuring_needs_no_command_line_library(bare_python, tmp_path):
+    output = str(tmp_path / "out")
+    command = [sys.executable, "launch/bench.py", "--suite", "loader", "--dry-run", "--output", output]
+    done = subprocess.run(command, cwd=ROOT, env=bare_python, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "not available, nvidia is not installed" in done.stdout
+    done = subprocess.run(
+        [sys.executable, "launch/train.py"], cwd=ROOT, env=bare_python, capture_output=True, text=True
+    )
+    assert done.returncode == 2 and "the command line needs tyro: pip install tyro" in done.stderr
+
+
+@pytest.mark.slow
+def test_the_whole_report_runs_dry_from_a_bare_source_tree(bare_python, tmp_path):
+    """Every line of every suite at tiny sizes on the CPU, without the packages that a GPU machine may lack."""
+    output = tmp_path / "out"
+    command = [sys.executable, "launch/bench.py", "--report", "--dry-run", "--output", str(output)]
+    done = subprocess.run(command, cwd=ROOT, env=bare_python, capture_output=True, text=True)
+    assert done.returncode == 0, f"{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
+    (place,) = output.iterdir()
+    statuses = {}
+    for path in place.glob("*.json"):
+        document = json.loads(path.read_text())
+        assert not document["not_reached"], path.stem
+        statuses[path.stem] = {row["status"] for row in document["rows"].values()}
+    assert set(gpu_report.CAPS) | {"accuracy"} == set(statuses)
+    assert not any("error" in one for one in statuses.values()), statuses
+    assert "measured" in statuses["archs"] & statuses["machine"] & statuses["trainer"] & statuses["accuracy"]
+    assert statuses["loader"] == statuses["startup"] == {"not available"}
+    assert "Networks beside their peers" in (place / "report.html").read_text()
+    assert done.stdout.rstrip().endswith("report.html") and "HCR / library compiled" in done.stdout
