@@ -23,8 +23,8 @@ HEAD = """# Measurements
 One JSON a (machine, suite): `profiles/<machine>/<suite>.json`, with date, commit, command, versions and machine; in a
 file of rows each row has its own. Contenders take turns in one process, the order turning by one each round; a ratio is
 the median of the rounds' ratios, and its interval holds the true median with at least 95 % (order statistics, from six
-rounds on). Rates belong to the machine of their file: compare ratios. A commit with `+` and a hash had changes that were
-not committed. This page is made by `python -m engine.bench.index`, which `launch/bench.py` runs at its end.
+rounds on). Rates belong to the machine of their file: compare ratios. A commit with `+` and a hash had changes that
+were not committed. This page is made by `python -m engine.bench.index`, which `launch/bench.py` runs at its end.
 """
 
 TO_TAKE = (
