@@ -18,14 +18,7 @@ from typing import Annotated, Any, Literal
 import yaml
 
 from engine.byte_sizes import parse_bytes
-
-try:
-    import tyro
-except ModuleNotFoundError:  # only `parse` needs it: measuring from a source tree goes without
-    tyro = None  # type: ignore[assignment]
-
-TopLevel = tyro.conf.arg(prefix_name=False) if tyro else None
-"""Marks a field whose flag stands alone, without its group: `--lr`, not `--optim.lr`."""
+from engine.flags import TopLevel, expand_short_flags, tyro, value_of
 
 
 class ConfigError(ValueError):
@@ -336,33 +329,6 @@ def to_yaml(config: RunConfig) -> str:
     tree = plain(dataclasses.asdict(config))
     del tree["config"], tree["resume"]
     return yaml.safe_dump(tree, sort_keys=False)
-
-
-def expand_short_flags(arguments: Sequence[str]) -> list[str]:
-    """Write out the flags that may stand without a value: --compile, --no-compile, --resume."""
-    expanded: list[str] = []
-    for position, argument in enumerate(arguments):
-        following = arguments[position + 1] if position + 1 < len(arguments) else "--"
-        if argument == "--no-compile":
-            expanded += ["--compile", "off"]
-        elif argument == "--compile" and following not in ("auto", "on", "off"):
-            expanded += ["--compile", "on"]
-        elif argument == "--resume" and following.startswith("--"):
-            expanded += ["--resume", "auto"]
-        else:
-            expanded.append(argument)
-    return expanded
-
-
-def value_of(flag: str, arguments: Sequence[str]) -> str | None:
-    """The last value given to `--flag VALUE` or `--flag=VALUE`, before the full parse."""
-    found = None
-    for position, argument in enumerate(arguments):
-        if argument == flag and position + 1 < len(arguments):
-            found = arguments[position + 1]
-        elif argument.startswith(f"{flag}="):
-            found = argument.partition("=")[2]
-    return found
 
 
 def find_run(resume: str, output: str | None = None, runs: Path = Path("runs")) -> Path:
