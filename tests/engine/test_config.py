@@ -15,13 +15,13 @@ from engine.config import (
     DataConfig,
     OptimConfig,
     RunConfig,
-    expand_short_flags,
     field_names,
     find_run,
     from_yaml,
     parse,
     to_yaml,
 )
+from engine.flags import expand_short_flags
 
 
 def write(folder: Path, text: str) -> Path:
