@@ -128,6 +128,19 @@ def name(request) -> str:
     return request.param
 
 
+PAIRS = [(name, source) for name in archs.names() for source in archs.lookup(name).sources]
+
+
+@pytest.fixture(
+    params=[
+        pytest.param(pair, id="-".join(pair), marks=() if pair[0] in SAMPLE else pytest.mark.slow) for pair in PAIRS
+    ]
+)
+def pair(request) -> tuple[str, str]:
+    """(name, source) for every library's model whose weights load; one network a file in the default run."""
+    return request.param
+
+
 @pytest.fixture(params=archs.names())
 def every_name(request) -> str:
     """Every registered network in every run: for what is cheap on the meta device."""
