@@ -110,7 +110,7 @@ def convolve(pending: Pending, conv: nn.Conv2d, norm: nn.Module | None, fused: F
         return Pending(features if norm is None else norm(features))
     raw, shuffle = pending.raw, pending.shuffle
     kind = raw.device.type
-    if torch.is_autocast_enabled(kind) and raw.dtype == torch.float32:
+    if kind != "meta" and torch.is_autocast_enabled(kind) and raw.dtype == torch.float32:
         raw = raw.to(torch.get_autocast_dtype(kind))
     weight, order = conv.weight, None
     if shuffle > 1 and conv.groups == conv.in_channels == conv.out_channels:

@@ -1,4 +1,4 @@
-"""`pointwise_conv2d`: a 1 × 1 convolution as a matrix product, with the same prologue and epilogue as the depthwise one.
+"""`pointwise_conv2d`: a 1 × 1 convolution as a matrix product, fused as the depthwise one is.
 
 Traffic, in elements: forward X + Y; backward 2X + 2Y in one pass where the weight's gradient fits the
 registers, else 3X + 4Y in two.
@@ -45,5 +45,5 @@ def pointwise_conv2d(
 
 
 def reads_shuffled(shuffle: int, groups: int, x: Tensor) -> bool:
-    """Whether the shuffle is a relabelling: each group then reads `shuffle` contiguous slices of C / groups / shuffle."""
+    """Whether the shuffle is a relabelling: a group then reads `shuffle` contiguous slices."""
     return shuffle == 1 or (shuffle == groups and x.shape[1] % (groups * groups) == 0)

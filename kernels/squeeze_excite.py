@@ -141,7 +141,7 @@ def squeeze_excite_op(
     inner: str,
     gate: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The output, and what the backward pass keeps: pooled m [N, C], the inner layer [N, R], the gate's input [N, C]."""
+    """The output, and what backward keeps: pooled m [N, C], the inner layer [N, R], the gate's input [N, C]."""
     prologue = (center, scale, shift, act, slope)
     pooled = _pool(x, *prologue)
     hidden = pooled @ first.t() + first_bias
@@ -178,10 +178,8 @@ def squeeze_excite_backward_op(
     prologue = (center, scale, shift, act, slope)
     s1, s2, s3, s4, s5 = _five_sums(grad, x, *prologue)
     opened = _gate(logits, gate)
-    if gate == "sigmoid":
-        d_logits = s1 * opened * (1 - opened)
-    else:
-        d_logits = s1 * derivative(logits + 3, "relu6") / 6
+    steep = opened * (1 - opened) if gate == "sigmoid" else derivative(logits + 3, "relu6") / 6
+    d_logits = s1 * steep
     d_hidden = (d_logits @ second) * derivative(hidden, inner)
     constant = (d_hidden @ first) / max(x.shape[2] * x.shape[3], 1)
     return (

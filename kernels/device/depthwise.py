@@ -79,7 +79,7 @@ def forward_kernel(
     while step < STEPS:
         first = (strip * STEPS + step) * R
         rows = ()
-        for r in tl.static_range(R):
+        for _row in tl.static_range(R):
             rows = rows + (tl.zeros((BW, BC), tl.float32),)
         top = first * S - PH
         top_line = images + top.to(tl.int64) * W * C

@@ -272,7 +272,7 @@ def weight_kernel(
     c = tl.program_id(1) * BC + tl.arange(0, BC)
     real = c < C
     dw = ()
-    for kw in tl.static_range(K):
+    for _kw in tl.static_range(K):
         dw = dw + (tl.zeros((BW, BC), tl.float32),)
     columns = tl.cdiv(tl.cdiv(W, S), BW)
     index = tl.program_id(0)
@@ -339,10 +339,10 @@ def backward(
     warps = max(1, columns * block * x.dtype.itemsize // 512)
     blocks = triton.cdiv(channels, block)
     sizes = (batch, height, width, channels, *dy.shape[2:])
-    flags = dict(AFFINE=center is not None, ACT=act, SLOPE=slope, STATISTICS=y is not None)
+    flags = {"AFFINE": center is not None, "ACT": act, "SLOPE": slope, "STATISTICS": y is not None}
     gradients = (dy, or_dummy(y, dy), or_dummy(mean, dy), or_dummy(c1, dy), or_dummy(c2, dy))
     prologue = (or_dummy(center, x), or_dummy(scale, x), or_dummy(shift, x))
-    shape = dict(K=size, S=stride, PH=padding[0], PW=padding[1], BW=columns, BC=block, num_warps=warps)
+    shape = {"K": size, "S": stride, "PH": padding[0], "PW": padding[1], "BW": columns, "BC": block, "num_warps": warps}
     dx = part_w = part_dz = part_dz_x = None
     new = partial(torch.empty, dtype=torch.float32, device=x.device)
     walkers = max(1, programs(x.device, 4) // blocks)
@@ -355,7 +355,7 @@ def backward(
             part_dz, part_dz_x = new(walkers, channels), new(walkers, channels)
         sums = (or_dummy(part_dz, x), or_dummy(part_dz_x, x))
         inputs = (*gradients, x, *prologue, taps(weight, x.dtype), dx)
-        settings = flags | shape | dict(R=2 if stride == 1 and (size > 3 or x.dtype.itemsize == 2) else 1)
+        settings = flags | shape | {"R": 2 if stride == 1 and (size > 3 or x.dtype.itemsize == 2) else 1}
         if together:
             # Nine accumulators of 16 bytes a thread would spill: 8 bytes a thread, still whole lines a warp.
             settings["num_warps"] *= 4 // x.dtype.itemsize

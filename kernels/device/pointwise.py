@@ -58,7 +58,7 @@ def multiply_add(a, b, total, PRECISION: tl.constexpr):
 
 @triton.jit
 def forward_kernel(
-    x, w, y, center, scale, shift, part_count, part_mean, part_m2, M, C: tl.constexpr, O: tl.constexpr,
+    x, w, y, center, scale, shift, part_count, part_mean, part_m2, M, C: tl.constexpr, OUT: tl.constexpr,
     GROUPS: tl.constexpr, SLICES: tl.constexpr, L: tl.constexpr, OG: tl.constexpr,
     AFFINE: tl.constexpr, ACT: tl.constexpr, SLOPE: tl.constexpr, STATISTICS: tl.constexpr, PRECISION: tl.constexpr,
     BM: tl.constexpr, BO: tl.constexpr, BL: tl.constexpr,
@@ -84,15 +84,15 @@ def forward_kernel(
         total = multiply_add(value, weight, total, PRECISION)
     rounded = total.to(y.dtype.element_ty)
     channel = group * OG + o
-    tl.store(y + row[:, None] * O + channel[None, :], rounded, mask=inside[:, None] & known[None, :])
+    tl.store(y + row[:, None] * OUT + channel[None, :], rounded, mask=inside[:, None] & known[None, :])
     if STATISTICS:
         count = tl.sum(inside.to(tl.float32), 0)
         values = rounded.to(tl.float32)
         mean = tl.sum(tl.where(inside[:, None], values, 0.0), 0) / count
         difference = tl.where(inside[:, None], values - mean[None, :], 0.0)
         m2 = tl.sum(difference * difference, 0)
-        tl.store(part_mean + tile.to(tl.int64) * O + channel, mean, mask=known)
-        tl.store(part_m2 + tile.to(tl.int64) * O + channel, m2, mask=known)
+        tl.store(part_mean + tile.to(tl.int64) * OUT + channel, mean, mask=known)
+        tl.store(part_m2 + tile.to(tl.int64) * OUT + channel, m2, mask=known)
         if (tl.program_id(0) % BLOCKS == 0) & (group == 0):
             tl.store(part_count + tile, count)
 
@@ -156,7 +156,7 @@ def forward(
         x, relabelled(weight, cut, x.dtype), y, or_dummy(center, x), or_dummy(scale, x), or_dummy(shift, x),
         count, means, m2s, rows, channels, outputs, GROUPS=groups, SLICES=cut.slices, L=cut.length, OG=cut.outputs,
         AFFINE=center is not None, ACT=act, SLOPE=slope, STATISTICS=statistics, PRECISION=precision(),
-        BM=row_block, BO=out_block, BL=block(cut.length, 32 if wide else 64), num_warps=8 if out_block == 128 else 4, num_stages=2,
-        maxnreg=255,
+        BM=row_block, BO=out_block, BL=block(cut.length, 32 if wide else 64), num_warps=8 if out_block == 128 else 4,
+        num_stages=2, maxnreg=255,
     )  # fmt: skip
     return (y, *merge(count, means, m2s)) if statistics else (y, None, None)

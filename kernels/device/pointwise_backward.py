@@ -20,10 +20,10 @@ ONE_PASS_ELEMENTS = 32 * 128
 
 
 @triton.jit
-def load_gradient(dy, y, row, channel, inside, known, mean, c1, c2, O: tl.constexpr, STATISTICS: tl.constexpr):
+def load_gradient(dy, y, row, channel, inside, known, mean, c1, c2, OUT: tl.constexpr, STATISTICS: tl.constexpr):
     """dY [BM, BO] in the images' dtype, zero outside."""
     mask = inside[:, None] & known[None, :]
-    place = row[:, None] * O + channel[None, :]
+    place = row[:, None] * OUT + channel[None, :]
     gradient = tl.load(dy + place, mask=mask, other=0.0)
     if STATISTICS:
         value = tl.load(y + place, mask=mask, other=0.0).to(tl.float32) - load_channels(mean, channel, known, True)
@@ -60,7 +60,8 @@ def store_input_gradient(
 
 @triton.jit
 def input_kernel(
-    dy, y, mean, c1, c2, x, center, scale, shift, w, dx, part_dz, part_dz_x, M, C: tl.constexpr, O: tl.constexpr,
+    dy, y, mean, c1, c2, x, center, scale, shift, w, dx, part_dz, part_dz_x, M,
+    C: tl.constexpr, OUT: tl.constexpr,
     GROUPS: tl.constexpr, SLICES: tl.constexpr, L: tl.constexpr, OG: tl.constexpr,
     AFFINE: tl.constexpr, ACT: tl.constexpr, SLOPE: tl.constexpr, STATISTICS: tl.constexpr, PRECISION: tl.constexpr,
     BM: tl.constexpr, BO: tl.constexpr, BL: tl.constexpr,
@@ -81,7 +82,7 @@ def input_kernel(
         o = turn * BO + tl.arange(0, BO)
         known = o < OG
         channel = group * OG + o
-        gradient = load_gradient(dy, y, row, channel, inside, known, mean, c1, c2, O, STATISTICS)
+        gradient = load_gradient(dy, y, row, channel, inside, known, mean, c1, c2, OUT, STATISTICS)
         column = channel[:, None] * (SLICES * L) + (run * L + place)[None, :]
         weight = tl.load(w + column, mask=known[:, None] & real[None, :], other=0.0)
         da = multiply_add(gradient, weight, da, PRECISION)
@@ -95,12 +96,12 @@ def input_kernel(
 
 @triton.jit
 def weight_kernel(
-    dy, y, mean, c1, c2, x, center, scale, shift, part_w, M, C: tl.constexpr, O: tl.constexpr,
+    dy, y, mean, c1, c2, x, center, scale, shift, part_w, M, C: tl.constexpr, OUT: tl.constexpr,
     GROUPS: tl.constexpr, SLICES: tl.constexpr, L: tl.constexpr, OG: tl.constexpr,
     AFFINE: tl.constexpr, ACT: tl.constexpr, SLOPE: tl.constexpr, STATISTICS: tl.constexpr, PRECISION: tl.constexpr,
     BM: tl.constexpr, BO: tl.constexpr, BL: tl.constexpr,
 ):  # fmt: skip
-    """Program (input and output block, walker, group): part_w [walkers, O, SLICES · L] over row tiles walker, + walkers, …."""
+    """Program (input and output block, walker, group): part_w [walkers, O, SLICES · L] over every so many row tiles."""
     STEPS: tl.constexpr = (L + BL - 1) // BL
     step = tl.program_id(0) % (SLICES * STEPS)
     o = tl.program_id(0) // (SLICES * STEPS) * BO + tl.arange(0, BO)
@@ -116,18 +117,19 @@ def weight_kernel(
     while tile < tl.cdiv(M, BM):
         row = tile.to(tl.int64) * BM + tl.arange(0, BM)
         inside = row < M
-        gradient = load_gradient(dy, y, row, channel, inside, known, mean, c1, c2, O, STATISTICS)
+        gradient = load_gradient(dy, y, row, channel, inside, known, mean, c1, c2, OUT, STATISTICS)
         value = load_activated(x, row, c, inside, real, center, scale, shift, C, AFFINE, ACT, SLOPE)
         total = multiply_add(tl.trans(gradient), value, total, PRECISION)
         tile += tl.num_programs(1)
     walker = tl.program_id(1).to(tl.int64)
-    column = (walker * O + channel)[:, None] * (SLICES * L) + (run * L + place)[None, :]
+    column = (walker * OUT + channel)[:, None] * (SLICES * L) + (run * L + place)[None, :]
     tl.store(part_w + column, total, mask=known[:, None] & real[None, :])
 
 
 @triton.jit
 def one_pass_kernel(
-    dy, y, mean, c1, c2, x, center, scale, shift, w, dx, part_w, part_dz, part_dz_x, M, C: tl.constexpr, O: tl.constexpr,
+    dy, y, mean, c1, c2, x, center, scale, shift, w, dx, part_w, part_dz, part_dz_x, M,
+    C: tl.constexpr, OUT: tl.constexpr,
     GROUPS: tl.constexpr, SLICES: tl.constexpr, L: tl.constexpr, OG: tl.constexpr,
     AFFINE: tl.constexpr, ACT: tl.constexpr, SLOPE: tl.constexpr, STATISTICS: tl.constexpr, PRECISION: tl.constexpr,
     BM: tl.constexpr, BO: tl.constexpr, BL: tl.constexpr,
@@ -148,7 +150,7 @@ def one_pass_kernel(
     while tile < tl.cdiv(M, BM):
         row = tile.to(tl.int64) * BM + tl.arange(0, BM)
         inside = row < M
-        gradient = load_gradient(dy, y, row, channel, inside, known, mean, c1, c2, O, STATISTICS)
+        gradient = load_gradient(dy, y, row, channel, inside, known, mean, c1, c2, OUT, STATISTICS)
         value = load_activated(x, row, c, inside, real, center, scale, shift, C, AFFINE, ACT, SLOPE)
         dw = multiply_add(tl.trans(gradient), value, dw, PRECISION)
         da = multiply_add(gradient, weight, tl.zeros((BM, BL), tl.float32), PRECISION)
@@ -159,7 +161,7 @@ def one_pass_kernel(
         all_dz_x += sum_dz_x
         tile += tl.num_programs(0)
     walker = tl.program_id(0).to(tl.int64)
-    tl.store(part_w + (walker * O + channel)[:, None] * L + place[None, :], dw, mask=known[:, None] & real[None, :])
+    tl.store(part_w + (walker * OUT + channel)[:, None] * L + place[None, :], dw, mask=known[:, None] & real[None, :])
     if AFFINE:
         tl.store(part_dz + walker * C + c, all_dz, mask=real)
         tl.store(part_dz_x + walker * C + c, all_dz_x, mask=real)
@@ -188,10 +190,11 @@ def backward(
     rows = x.numel() // channels
     cut = layout(channels, weight, groups, shuffle)
     wide = x.dtype.itemsize == 4
-    flags = dict(
-        GROUPS=groups, SLICES=cut.slices, L=cut.length, OG=cut.outputs, AFFINE=center is not None, ACT=act,
-        SLOPE=slope, STATISTICS=y is not None, PRECISION=precision(), num_stages=2, maxnreg=255,
-    )  # fmt: skip
+    flags = {
+        "GROUPS": groups, "SLICES": cut.slices, "L": cut.length, "OG": cut.outputs, "AFFINE": center is not None,
+        "ACT": act,
+        "SLOPE": slope, "STATISTICS": y is not None, "PRECISION": precision(), "num_stages": 2, "maxnreg": 255,
+    }  # fmt: skip
     gradients = (dy, or_dummy(y, dy), or_dummy(mean, dy), or_dummy(c1, dy), or_dummy(c2, dy))
     prologue = (or_dummy(center, x), or_dummy(scale, x), or_dummy(shift, x))
     sizes = (rows, channels, outputs)

@@ -145,7 +145,15 @@ class _Launch:
         self.grid = (self.batch * self.tiles, triton.cdiv(self.channels, block))
         self.inputs = (x, or_dummy(center, x), or_dummy(scale, x), or_dummy(shift, x))
         self.sizes = (self.pixels, self.channels, self.tiles)
-        self.flags = dict(AFFINE=center is not None, ACT=act, SLOPE=slope, STEPS=STEPS, BP=ROWS, BC=block, num_warps=4)
+        self.flags = {
+            "AFFINE": center is not None,
+            "ACT": act,
+            "SLOPE": slope,
+            "STEPS": STEPS,
+            "BP": ROWS,
+            "BC": block,
+            "num_warps": 4,
+        }
 
 
 def pool(

@@ -60,7 +60,7 @@ def partial_kernel(x, count, mean, m2, M, C: tl.constexpr, STEPS: tl.constexpr, 
 
 
 def new_partials(tiles: int, channels: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Uninitialised counts [tiles], means and M2 [tiles, channels]; three tensors, since results may not share memory."""
+    """Uninitialised counts [tiles], means and M2 [tiles, channels]; three tensors: results may not share memory."""
     count = torch.empty(tiles, dtype=torch.float32, device=device)
     mean = torch.empty(tiles, channels, dtype=torch.float32, device=device)
     return count, mean, torch.empty_like(mean)

@@ -100,7 +100,7 @@ def check_convolution(device):
         leaves = [tensor.detach().to(device).requires_grad_() for tensor in tensors]
         exact = [tensor.detach().double().requires_grad_() for tensor in tensors]
         prologue = Prologue(*(leaves[2:] if affine else (None,) * 3), act, 0.1)
-        keywords = dict(prologue=prologue, statistics=statistics)
+        keywords = {"prologue": prologue, "statistics": statistics}
         if operation == "depthwise_conv2d":
             result = kernels.depthwise_conv2d(leaves[0], leaves[1], stride, padding, **keywords)
         elif operation == "pointwise_conv2d":
@@ -115,7 +115,7 @@ def check_convolution(device):
         found = torch.autograd.grad(outputs_of, leaves, [gradient.to(device) for gradient in gradients])
         wanted = torch.autograd.grad(references, exact, [gradient.double() for gradient in gradients])
         assert found[0].dtype == dtype and found[1].dtype == torch.float32
-        names = ["y", "mean", "M2"][: len(outputs_of)] + ["dx", "dweight", "dcenter", "dscale", "dshift"]
+        names = [*["y", "mean", "M2"][: len(outputs_of)], "dx", "dweight", "dcenter", "dscale", "dshift"]
         pairs = zip(names, [*outputs_of, *found], [*references, *wanted], strict=False)
         errors = {name: relative_error(value, reference) for name, value, reference in pairs}
         too_large = {name: value for name, value in errors.items() if not value <= (limit or TOLERANCE[dtype])}

@@ -75,7 +75,7 @@ def compare(arch, size, steps, dtype, kinks=True):
 
 
 def hold(arch, size, steps):
-    """fp64: losses and gradients to 1e-10. fp32: losses to 1e-4, and gradients to 1e-4 with SiLU for kinked activations.
+    """fp64: losses and gradients to 1e-10. fp32: losses to 1e-4, and gradients to 1e-4 with SiLU for ReLUs.
 
     A value that a rounding puts on the other side of ReLU's kink gives one element another gradient, about 1e-3 of the
     whole in these small maps; it happens in most steps of a deep network and says nothing of the operators.

@@ -67,7 +67,7 @@ def drawn(sizes, *most):
     )
 
 
-quiet = dict(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
+quiet = {"deadline": None, "suppress_health_check": [HealthCheck.function_scoped_fixture], "derandomize": True}
 
 
 @settings(max_examples=3, **quiet)

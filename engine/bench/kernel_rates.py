@@ -1,0 +1,219 @@
+"""The `kernels` suite of the GPU report: each layer of five networks through our kernel and through the library.
+
+`kernels.dispatch` reads the rows as profiles/<gpu>/kernels.json: figures["layers"]. Every layer is timed as a training
+step runs it, convolution, BatchNorm and activation, forward and backward, both contenders in turn in one process.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+import archs
+import kernels
+from archs.fused import activation, set_fused
+from engine.bench.interleave import interleave
+from kernels.conv import call
+from kernels.dispatch import kernel_for, layer_key
+
+NETWORKS = ("mobilenetv1", "mobilenetv2", "xception", "efficientnet_b0", "shufflenet_g3")
+STEPS = ("mobilenetv1", "mobilenetv2", "efficientnet_b0", "xception", "shufflenet_g3")
+
+
+class Layer(NamedTuple):
+    """A convolution that a kernel can take, with the activation behind the one before it."""
+
+    channels: int
+    outputs: int
+    height: int
+    width: int
+    size: int
+    stride: int
+    groups: int
+    act: str
+
+    def key(self, dtype: torch.dtype) -> str:
+        """Its key in the dispatch table."""
+        op = "pointwise" if self.size == 1 else "depthwise"
+        return layer_key(op, *self[:-1], str(dtype).removeprefix("torch."))
+
+
+def layers_of(arch: str, image_size: int) -> list[Layer]:
+    """The network's depthwise and pointwise layers, each shape once, found on the meta device."""
+    with torch.device("meta"):
+        model = archs.build(arch, num_classes=10)
+        images = torch.empty(2, 3, image_size, image_size)
+    acts = {(activation(module) or ("", 0))[0] for module in model.modules()} - {"", "identity"}
+    act = next(iter(sorted(acts)), "relu")
+    found: dict[Layer, None] = {}
+
+    def note(conv: nn.Conv2d, inputs: tuple[Tensor], _output: Tensor) -> None:
+        x = inputs[0]
+        if x.shape[2] * x.shape[3] == 1:
+            return  # squeeze-and-excitation's own layers
+        if kernel_for(x, conv.weight, conv.stride, conv.padding, conv.groups) != "aten":
+            sides = (x.shape[2], x.shape[3], conv.kernel_size[0], conv.stride[0], conv.groups)
+            found[Layer(conv.in_channels, conv.out_channels, *sides, act)] = None
+
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_hook(note)
+    with torch.no_grad():
+        model.eval()(images)
+    return list(found)
+
+
+def seconds(run: Callable[[], Any], device: torch.device, repeats: int) -> float:
+    """Seconds a call, over `repeats` calls; on a GPU by its own clock."""
+    if device.type != "cuda":
+        began = time.perf_counter()
+        for _ in range(repeats):
+            run()
+        return (time.perf_counter() - began) / repeats
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    for _ in range(repeats):
+        run()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / 1e3 / repeats
+
+
+def copy_bandwidth(device: torch.device, megabytes: int, repeats: int) -> float:
+    """Bytes/s read and written by a copy of `megabytes` on the device: the rate that layers are held to."""
+    source = torch.empty(megabytes << 20, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    target.copy_(source)
+    times = [seconds(partial(target.copy_, source), device, repeats) for _ in range(5)]
+    return 2 * source.numel() / statistics.median(times)
+
+
+def layer_step(layer: Layer, x: Tensor, path: str) -> Callable[[], None]:
+    """Forward and backward of prologue, convolution and statistics, all gradients taken."""
+    shape = (layer.outputs, layer.channels // layer.groups, layer.size, layer.size)
+    weight = torch.randn(shape, device=x.device).requires_grad_()
+    vectors = [torch.rand(layer.channels, device=x.device).requires_grad_() for _ in range(3)]
+    images = x.detach().requires_grad_()
+    inputs = [images, weight, *vectors]
+    prologue = kernels.Prologue(*vectors, layer.act)
+    pad = layer.size // 2
+
+    def run() -> None:
+        result = call(images, weight, layer.stride, pad, 1, layer.groups, 1, prologue, True, path)
+        assert isinstance(result, tuple)
+        y, found = result
+        torch.autograd.grad([y, found.mean, found.m2], inputs, [y, found.mean, found.m2])
+
+    return run
+
+
+def library_step(layer: Layer, x: Tensor) -> Callable[[], None]:
+    """The same work by the library: BatchNorm, activation, convolution, under torch.compile on a GPU."""
+    norm = nn.BatchNorm2d(layer.channels)
+    acts = {"relu": nn.ReLU, "relu6": nn.ReLU6, "silu": nn.SiLU, "leaky_relu": nn.LeakyReLU, "hardswish": nn.Hardswish}
+    conv = nn.Conv2d(
+        layer.channels, layer.outputs, layer.size, layer.stride, layer.size // 2, groups=layer.groups, bias=False
+    )
+    model = nn.Sequential(norm, acts[layer.act](), conv).to(x.device).to(memory_format=torch.channels_last)
+    if x.is_cuda:
+        model.compile(dynamic=False)
+    images = x.detach().requires_grad_()
+    inputs = [images, *model.parameters()]
+
+    def run() -> None:
+        with torch.autocast(x.device.type, dtype=x.dtype, enabled=x.dtype != torch.float32):
+            y = model(images)
+        torch.autograd.grad(y, inputs, torch.ones_like(y))
+
+    return run
+
+
+def layer_row(layer: Layer, batch: int, dtype: torch.dtype, device: torch.device, rounds: int, repeats: int) -> dict:
+    """Seconds of both, taking turns, and the kernel's bytes/s over X + Y forward and 2X + 2Y backward."""
+    shape = (batch, layer.channels, layer.height, layer.width)
+    x = torch.randn(shape, device=device).to(dtype).contiguous(memory_format=torch.channels_last)
+    path = "pointwise" if layer.size == 1 else "depthwise"
+    contenders = {"kernel": layer_step(layer, x, path), "library": library_step(layer, x)}
+    rates = {
+        name: (lambda run=run: 1 / seconds(run, device, repeats))  # type: ignore[misc]
+        for name, run in contenders.items()
+    }
+    compared = interleave(rates, rounds)
+    kernel, library = (1 / statistics.median(compared.rates[name]) for name in ("kernel", "library"))
+    side = math.prod((s + 2 * (layer.size // 2) - layer.size) // layer.stride + 1 for s in (layer.height, layer.width))
+    moved = 3 * dtype.itemsize * (x.numel() + batch * layer.outputs * side)
+    return {
+        "layer": layer.key(dtype),
+        "kernel_seconds": kernel,
+        "library_seconds": library,
+        "library_over_kernel": library / kernel,
+        "bytes": moved,
+        "bytes_per_second": moved / kernel,
+    }
+
+
+def step_row(arch: str, batch: int, size: int, dtype: torch.dtype, device: torch.device, rounds: int) -> dict:
+    """Seconds and peak bytes of a whole training step, fused and plain, both under torch.compile on a GPU."""
+    steps: dict[str, Callable[[], None]] = {}
+    peaks: dict[str, int | None] = {}
+    images = torch.randn(batch, 3, size, size, device=device).contiguous(memory_format=torch.channels_last)
+    labels = torch.zeros(batch, dtype=torch.long, device=device)
+    for name, fused in (("fused", "on"), ("inductor", "off")):
+        model = archs.build(arch, num_classes=1000).to(device).to(memory_format=torch.channels_last).train()
+        set_fused(model, fused, device)  # type: ignore[arg-type]
+        if device.type == "cuda":
+            model.compile(dynamic=False)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.0, momentum=0.9)
+
+        def run(model: nn.Module = model, optimizer: torch.optim.Optimizer = optimizer) -> None:
+            with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
+                logits = model(images)
+            nn.functional.cross_entropy(getattr(logits, "logits", logits).float(), labels).backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+        steps[name] = run
+        run()
+        peaks[name] = None
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+            run()
+            peaks[name] = torch.cuda.max_memory_allocated()
+    rates = {name: (lambda run=run: 1 / seconds(run, device, 3)) for name, run in steps.items()}  # type: ignore[misc]
+    compared = interleave(rates, rounds)
+    times = {name: 1 / statistics.median(compared.rates[name]) for name in steps}
+    return {"arch": arch, "seconds": times, "inductor_over_fused": times["inductor"] / times["fused"], "peaks": peaks}
+
+
+def kernel_rates(
+    device: torch.device,
+    batch: int = 128,
+    image_size: int = 224,
+    dtype: torch.dtype = torch.bfloat16,
+    rounds: int = 5,
+    repeats: int = 10,
+    networks: Iterable[str] = NETWORKS,
+    steps: Iterable[str] = STEPS,
+    most_layers: int | None = None,
+) -> dict[str, Any]:
+    """The suite's figures: copy bandwidth, a row a layer shape, a row a network's step. On a CPU a dry run."""
+    bandwidth = copy_bandwidth(device, 1024 if device.type == "cuda" else 1, repeats)
+    layers = dict.fromkeys(layer for arch in networks for layer in layers_of(arch, image_size))
+    rows = []
+    for layer in list(layers)[:most_layers]:
+        row = layer_row(layer, batch, dtype, device, rounds, repeats)
+        rows.append(row | {"share_of_copy": row["bytes_per_second"] / bandwidth})
+    return {
+        "batch": batch,
+        "image_size": image_size,
+        "copy_bytes_per_second": bandwidth,
+        "layers": rows,
+        "steps": [step_row(arch, batch, image_size, dtype, device, rounds) for arch in steps],
+    }
