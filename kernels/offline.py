@@ -218,19 +218,27 @@ def table(cases: list[str] | None = None, architectures: list[int] | None = None
 
 
 def main() -> None:
-    """Write the table, or the chosen part of it."""
+    """Write the table, or remake the chosen cases and architectures in it; it is saved after each of them."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--output", type=Path, default=TABLE)
     parser.add_argument("--case", action="append", choices=list(CASES))
     parser.add_argument("--sm", action="append", type=int, choices=list(ARCHITECTURES))
     options = parser.parse_args()
-    versions = {"torch": torch.__version__, "triton": triton.__version__}
-    rows = table(options.case, options.sm)
-    head = {"command": "python -m kernels.offline", "versions": versions}
-    lines = ",\n".join("  " + json.dumps(row) for row in rows)
-    options.output.write_text(f'{json.dumps(head)[:-1]}, "kernels": [\n{lines}\n]}}\n', encoding="utf-8")
-    spilled = [row for row in rows if row["spilled_bytes"]]
-    print(f"{len(rows)} kernels to {options.output}, {len(spilled)} with spills")
+    head = {
+        "command": "python -m kernels.offline",
+        "versions": {"torch": torch.__version__, "triton": triton.__version__},
+    }
+    kept = json.loads(options.output.read_text(encoding="utf-8"))["kernels"] if options.output.is_file() else []
+    places = list(CASES)
+    for case in options.case or CASES:
+        for architecture in options.sm or ARCHITECTURES:
+            kept = [row for row in kept if (row["case"], row["sm"]) != (case, architecture)]
+            kept += table([case], [architecture])
+            kept.sort(key=lambda row: (places.index(row["case"]), row["sm"], row["dtype"], row["kernel"]))
+            lines = ",\n".join("  " + json.dumps(row) for row in kept)
+            options.output.write_text(f'{json.dumps(head)[:-1]}, "kernels": [\n{lines}\n]}}\n', encoding="utf-8")
+    spilled = [row for row in kept if row["spilled_bytes"]]
+    print(f"{len(kept)} kernels in {options.output}, {len(spilled)} with spills")
 
 
 if __name__ == "__main__":
