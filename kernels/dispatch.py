@@ -42,8 +42,8 @@ def measured(gpu: str, folder: Path = PROFILES) -> dict[str, float]:
     path = folder / gpu / "kernels.json"
     if not path.is_file():
         return {}
-    rows = json.loads(path.read_text(encoding="utf-8"))["figures"]["layers"]
-    return speedups(rows)
+    rows = json.loads(path.read_text(encoding="utf-8"))["rows"].values()
+    return speedups(row["figures"] for row in rows if row.get("status") == "measured")
 
 
 def speedups(rows: Iterable[dict[str, Any]]) -> dict[str, float]:
@@ -51,7 +51,7 @@ def speedups(rows: Iterable[dict[str, Any]]) -> dict[str, float]:
     return {
         row["layer"]: row["library_seconds"] / row["kernel_seconds"]
         for row in rows
-        if row.get("library_seconds") and row.get("kernel_seconds")
+        if row.get("layer") and row.get("library_seconds") and row.get("kernel_seconds")
     }
 
 

@@ -1,6 +1,6 @@
 """The `kernels` suite of the GPU report: each layer of five networks through our kernel and through the library.
 
-`kernels.dispatch` reads the rows as profiles/<gpu>/kernels.json: figures["layers"]. Every layer is timed as a training
+`kernels.dispatch` reads the rows as profiles/<gpu>/kernels.json: each row's figures. Every layer is timed as a training
 step runs it, convolution, BatchNorm and activation, forward and backward, both contenders in turn in one process.
 """
 
@@ -20,6 +20,8 @@ import archs
 import kernels
 from archs.fused import activation, set_fused
 from engine.bench.interleave import interleave
+from engine.bench.options import Options
+from engine.bench.rows import Row
 from kernels.conv import call
 from kernels.dispatch import kernel_for, layer_key
 
@@ -190,6 +192,32 @@ def step_row(arch: str, batch: int, size: int, dtype: torch.dtype, device: torch
     compared = interleave(rates, rounds)
     times = {name: 1 / statistics.median(compared.rates[name]) for name in steps}
     return {"arch": arch, "seconds": times, "inductor_over_fused": times["inductor"] / times["fused"], "peaks": peaks}
+
+
+def rows(options: Options) -> list[Row]:
+    """The suite for `launch/bench.py`: whole steps first, then a row a layer shape; tiny and on the CPU in a dry run."""
+    cuda = torch.cuda.is_available() and not options.dry_run
+    device = torch.device("cuda" if cuda else "cpu")
+    batch = options.batch_size or (128 if cuda else 2)
+    size = options.image_size or (224 if cuda else 32)
+    dtype = {"fp32": torch.float32, "fp16": torch.float16}.get(options.precision, torch.bfloat16)
+    rounds = options.rounds or (5 if cuda else 1)
+    networks = options.archs or (NETWORKS if cuda else ("mobilenetv1_025",))
+    settings = {"batch": batch, "image_size": size, "dtype": str(dtype), "rounds": rounds, "device": device.type}
+
+    def step(arch: str, deadline: float) -> dict[str, Any]:
+        return step_row(arch, batch, size, dtype, device, rounds)
+
+    def layer_figures(layer: Layer, deadline: float) -> dict[str, Any]:
+        bandwidth = copy_bandwidth(device, 1024 if cuda else 1, 10)
+        row = layer_row(layer, batch, dtype, device, rounds, 10 if cuda else 1)
+        return row | {"share_of_copy": row["bytes_per_second"] / bandwidth}
+
+    made = [Row(f"step {arch}", settings | {"arch": arch}, partial(step, arch), 60.0) for arch in networks]
+    layers = dict.fromkeys(layer for arch in networks for layer in layers_of(arch, size))
+    for layer in list(layers)[: None if cuda else 2]:
+        made.append(Row(layer.key(dtype), settings, partial(layer_figures, layer), 3.0))
+    return made
 
 
 def kernel_rates(

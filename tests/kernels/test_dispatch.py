@@ -53,7 +53,9 @@ def test_a_table_is_read_from_the_report(tmp_path):
     assert gpu_key("NVIDIA H100 80GB HBM3") == "h100-80gb-hbm3"
     folder = tmp_path / "h100-80gb-hbm3"
     folder.mkdir()
-    (folder / "kernels.json").write_text(json.dumps({"figures": {"layers": rows}}))
+    (folder / "kernels.json").write_text(
+        json.dumps({"rows": {row["layer"]: {"status": "measured", "figures": row} for row in rows}})
+    )
     assert measured("h100-80gb-hbm3", tmp_path) == {KEY: 1.5}
     assert measured("another", tmp_path) == {}
 

@@ -4,7 +4,8 @@ import json
 
 import torch
 
-from engine.bench.kernel_rates import Layer, kernel_rates, layers_of
+from engine.bench.kernel_rates import Layer, kernel_rates, layers_of, rows
+from engine.bench.options import Options
 from kernels.dispatch import speedups
 
 
@@ -14,6 +15,16 @@ def test_layers_are_the_networks_own():
     assert Layer(512, 1024, 7, 7, 1, 1, 1, "relu6") in found
     assert len(found) == 18  # 9 depthwise shapes of 13, 9 pointwise of 13: the five middle blocks are one
     assert {layer.size for layer in layers_of("efficientnet_b0", 224)} == {1, 3, 5}
+
+
+def test_rows_for_the_report():
+    made = rows(Options(dry_run=True))
+    assert [row.key for row in made] == [
+        "step mobilenetv1_025",
+        "depthwise 8>8 16x16 k3 s1 g8 bfloat16",
+        "pointwise 8>16 16x16 k1 s1 g1 bfloat16",
+    ]
+    assert made[1].measure(0.0)["kernel_seconds"] > 0
 
 
 def test_a_dry_run_on_the_cpu():
