@@ -19,7 +19,6 @@ from torch import Tensor, nn
 import archs
 import kernels
 from archs.fused import activation, set_fused
-from engine.bench.interleave import interleave
 from engine.bench.options import Options
 from engine.bench.rows import Row
 from kernels.conv import call
@@ -88,6 +87,21 @@ def seconds(run: Callable[[], Any], device: torch.device, repeats: int) -> float
     return start.elapsed_time(end) / 1e3 / repeats
 
 
+def taking_turns(
+    contenders: dict[str, Callable[[], Any]], device: torch.device, rounds: int, repeats: int
+) -> dict[str, float]:
+    """Median seconds a call of each, over `rounds` rounds after one that is not counted; the order turns each round."""
+    names = list(contenders)
+    times: dict[str, list[float]] = {name: [] for name in names}
+    for turn in range(rounds + 1):
+        start = turn % len(names)
+        for name in names[start:] + names[:start]:
+            taken = seconds(contenders[name], device, repeats)
+            if turn:
+                times[name].append(taken)
+    return {name: statistics.median(taken) for name, taken in times.items()}
+
+
 def copy_bandwidth(device: torch.device, megabytes: int, repeats: int) -> float:
     """Bytes/s read and written by a copy of `megabytes` on the device: the rate that layers are held to."""
     source = torch.empty(megabytes << 20, dtype=torch.uint8, device=device)
@@ -143,12 +157,8 @@ def layer_row(layer: Layer, batch: int, dtype: torch.dtype, device: torch.device
     x = torch.randn(shape, device=device).to(dtype).contiguous(memory_format=torch.channels_last)
     path = "pointwise" if layer.size == 1 else "depthwise"
     contenders = {"kernel": layer_step(layer, x, path), "library": library_step(layer, x)}
-    rates = {
-        name: (lambda run=run: 1 / seconds(run, device, repeats))  # type: ignore[misc]
-        for name, run in contenders.items()
-    }
-    compared = interleave(rates, rounds)
-    kernel, library = (1 / statistics.median(compared.rates[name]) for name in ("kernel", "library"))
+    times = taking_turns(contenders, device, rounds, repeats)
+    kernel, library = times["kernel"], times["library"]
     side = math.prod((s + 2 * (layer.size // 2) - layer.size) // layer.stride + 1 for s in (layer.height, layer.width))
     moved = 3 * dtype.itemsize * (x.numel() + batch * layer.outputs * side)
     return {
@@ -188,14 +198,12 @@ def step_row(arch: str, batch: int, size: int, dtype: torch.dtype, device: torch
             torch.cuda.reset_peak_memory_stats()
             run()
             peaks[name] = torch.cuda.max_memory_allocated()
-    rates = {name: (lambda run=run: 1 / seconds(run, device, 3)) for name, run in steps.items()}  # type: ignore[misc]
-    compared = interleave(rates, rounds)
-    times = {name: 1 / statistics.median(compared.rates[name]) for name in steps}
+    times = taking_turns(steps, device, rounds, 3)
     return {"arch": arch, "seconds": times, "inductor_over_fused": times["inductor"] / times["fused"], "peaks": peaks}
 
 
 def rows(options: Options) -> list[Row]:
-    """The suite for `launch/bench.py`: whole steps first, then a row a layer shape; tiny and on the CPU in a dry run."""
+    """The suite for `launch/bench.py`: whole steps, then a row a layer shape; tiny and on the CPU in a dry run."""
     cuda = torch.cuda.is_available() and not options.dry_run
     device = torch.device("cuda" if cuda else "cpu")
     batch = options.batch_size or (128 if cuda else 2)
