@@ -8,6 +8,7 @@ network that no library has stands in for its own peer: then the loops are compa
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -22,6 +23,7 @@ from engine.bench.measure import Steps, interleave
 from engine.bench.options import Options
 from engine.bench.peers import NotAvailable
 from engine.bench.precompile import fill_cache
+from engine.bench.record import machine
 from engine.bench.rows import Row
 from engine.bench.sides import Side, build_network, contender
 from engine.planner import Hardware, choose_compile, choose_precision
@@ -31,7 +33,13 @@ FIRST = (
     *("efficientnet_b0", "resnet50", "xception", "shufflenet_g2", "vit_s16"),
 )
 """Networks of the suite, those that carried the mark of high compute first."""
+TUTORIAL = {"precision": "fp32", "channels_last": False, "fused_optimizer": False}
+"""How the tutorials' loop differs from the others."""
 CONTENDERS = ("HCR", "library eager", "library compiled", "tutorial loop")
+
+
+COMPILE_SHARE = 0.45
+"""Of the suite's budget that compiling ahead may take at most."""
 
 
 def rows(options: Options) -> Iterator[Row]:
@@ -61,8 +69,11 @@ def rows(options: Options) -> Iterator[Row]:
         passes.append(base | {"precision": "fp32"})
     listed = [sized(settings, name, options, device) for settings in passes for name in chosen]
     if compiled and (device.type == "cuda" or options.dry_run):
-        settings = {"compiled": [key_of(one) for one in listed if one["mode"] == "train"], "fresh": options.fresh}
-        yield Row("compile ahead", settings, partial(fill_cache, listed[: len(chosen)], sides), seconds=120.0)
+        settings = {"compiled": [key_of(one) for one in listed[: len(chosen)]], "cores": machine()["cores"]}
+        most = COMPILE_SHARE * options.budget
+        yield Row(
+            "compile ahead", settings, partial(fill_cache, listed[: len(chosen)], sides, most), 120.0, paced=False
+        )
     for settings in listed:
         yield Row(key_of(settings), settings, partial(measure, settings, options), expected_seconds(settings, device))
 
@@ -94,14 +105,20 @@ def expected_seconds(settings: dict[str, Any], device: torch.device) -> float:
 def sides(settings: dict[str, Any]) -> dict[str, Side]:
     """The contenders of a row by name, in the order of CONTENDERS."""
     arch, source = settings["arch"], next(iter(archs.lookup(settings["arch"]).sources), None)
-    shared = {"precision": settings["precision"], "channels_last": True, "optimizer": settings["optimizer"]}
+    shared = {
+        "precision": settings["precision"],
+        "channels_last": True,
+        "optimizer": settings["optimizer"],
+        # torchvision's auxiliary head ends in a 5x5 convolution over what is smaller than that in smaller images
+        "auxiliary": source != "torchvision:inception_v3" or settings["image_size"] >= 299,
+    }
     backend = settings["backend"] if settings["compile"] else ""
     theirs = source or f"hcr:{arch}"
     found = {
         "HCR": Side(f"hcr:{arch}", compile=backend, recompute=settings["recompute"], **shared),
         "library eager": Side(theirs, **shared),
         "library compiled": Side(theirs, compile=backend or settings["backend"], **shared),
-        "tutorial loop": Side(theirs, "fp32", False, optimizer=settings["optimizer"], fused_optimizer=False),
+        "tutorial loop": Side(theirs, **shared | TUTORIAL),
     }
     if not backend:
         del found["library compiled"]
@@ -158,7 +175,7 @@ def count(settings: dict[str, Any]) -> dict[str, int]:
         parameters = sum(parameter.numel() for parameter in build_network(side, size).parameters())
     saved = counted_saved(side, size, DTYPES[settings["precision"]])
     return {
-        "flops": forward_flops(settings["arch"], size),
+        "flops": forward_flops(replace(side, recompute=False), size),
         "saved_bytes": saved.per_image,
         "saved_bytes_fixed": saved.fixed,
         "parameters": parameters,

@@ -12,8 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-import archs
-from engine.bench.bare_loop import CLASSES, loss_of
+from engine.bench.bare_loop import loss_of
 from engine.bench.sides import Side, build_network
 
 COUNTED = 2
@@ -125,18 +124,18 @@ def _laid_out(tensor: Tensor) -> Tensor:
     return torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu", memory_format=layout)
 
 
-def forward_flops(arch: str, image_size: int) -> int:
+def forward_flops(side: Side, image_size: int) -> int:
     """Floating-point operations of one image's forward pass in training, 2 a multiply-add, by torch's own counter.
 
     Convolutions, matrix products and attention; counted on the meta device. A training step takes 3 times this: the
     gradients of the input and of the weights are as large as the forward pass each.
     """
     with torch.device("meta"):
-        model = archs.build(arch, CLASSES, image_size=image_size)
-        images = torch.empty(2, 3, image_size, image_size)  # two: BatchNorm refuses a single value a channel
+        model = build_network(side, image_size)
+        images = torch.empty(COUNTED, 3, image_size, image_size)
     with FlopCounterMode(display=False) as counter:
         model(images)
-    return counter.get_total_flops() // 2
+    return counter.get_total_flops() // COUNTED
 
 
 class Copies(TorchDispatchMode):

@@ -27,21 +27,22 @@ def need(module: str) -> Any:
         ) from None
 
 
-def build_peer(source: str, num_classes: int, image_size: int) -> nn.Module:
+def build_peer(source: str, num_classes: int, image_size: int, auxiliary: bool = True) -> nn.Module:
     """The library's own network with random weights, in training mode, for images of `image_size` px.
 
     Raises NotAvailable where the library is not installed.
     """
     library, _, name = source.partition(":")
-    build = _torchvision if library == "torchvision" else _timm
-    return build(name, num_classes, image_size)
+    if library == "torchvision":
+        return _torchvision(name, num_classes, image_size, auxiliary)
+    return _timm(name, num_classes, image_size)
 
 
-def _torchvision(name: str, num_classes: int, image_size: int) -> nn.Module:
+def _torchvision(name: str, num_classes: int, image_size: int, auxiliary: bool) -> nn.Module:
     models = need("torchvision.models")
     options: dict[str, Any] = {"image_size": image_size} if name.startswith(SIZED) else {}
     if name in ("googlenet", "inception_v3"):  # their own draw of the weights takes seconds
-        options = {"aux_logits": True, "init_weights": False, "transform_input": False}
+        options = {"aux_logits": auxiliary, "init_weights": False, "transform_input": False}
     return models.get_model(name, weights=None, num_classes=num_classes, **options)
 
 

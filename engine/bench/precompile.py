@@ -47,12 +47,14 @@ class Job:
 
 
 def fill_cache(
-    listed: list[dict[str, Any]], sides: Callable[[dict[str, Any]], dict[str, Side]], deadline: float
+    listed: list[dict[str, Any]], sides: Callable[[dict[str, Any]], dict[str, Side]], most: float, deadline: float
 ) -> dict[str, Any]:
     """Compile every compiled contender of the rows with the settings `listed`; returns seconds by contender.
 
-    One that fails is told and left to the row itself. No job is begun after `deadline`.
+    One that fails is told and left to the row itself. What has not ended after `most` seconds, or at `deadline`, is
+    ended and told: the row compiles it then.
     """
+    deadline = min(deadline, time.monotonic() + most)
     jobs = [job for settings in listed for job in jobs_of(settings, sides(settings))]
     cuda = Hardware.detect().type == "cuda"
     memory = SHARE_OF_MEMORY * torch.cuda.mem_get_info()[0] if cuda else float("inf")

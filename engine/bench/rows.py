@@ -27,6 +27,8 @@ class Row:
     """From the `time.monotonic()` at which the budget ends to figures. Raises NotAvailable where it cannot be here."""
     seconds: float
     """Cost that is expected; `Pace` learns by how much it is off."""
+    paced: bool = True
+    """Whether its cost says something about the other rows'."""
 
 
 def missing_row(key: str, reason: str) -> Row:
@@ -113,7 +115,7 @@ def _measure(row: Row, store: Store, deadline: float, outcome: Outcome, pace: Pa
         status, content = "error", {"error": one_line(error)}
         outcome.failed[row.key] = one_line(error)
     seconds = time.monotonic() - began
-    if status == "measured":
+    if status == "measured" and row.paced:
         pace.learn(row, seconds)
     store.put(row.key, row.settings, status, seconds, content)
     told = {"measured": "", "not available": f": not available, {content.get('reason')}"}.get(

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 import archs
+from archs.registry import options_of
 from engine.bench.bare_loop import CLASSES, DTYPES, ReadyBatches, inference_step, training_step
 from engine.bench.measure import Steps
 from engine.bench.peers import build_peer, without_dropout
@@ -32,6 +33,8 @@ class Side:
     compile: str = ""
     """torch.compile's backend; empty is eager."""
     recompute: bool = False
+    auxiliary: bool = True
+    """With its auxiliary heads, where it has any."""
     optimizer: str = "sgd"
     fused_optimizer: bool = True
 
@@ -44,8 +47,9 @@ def build_network(side: Side, image_size: int) -> nn.Module:
     """The side's network without dropout, on torch's default device, in training mode."""
     library, _, name = side.network.partition(":")
     if library != "hcr":
-        return without_dropout(build_peer(side.network, CLASSES, image_size)).train()
-    model = without_dropout(archs.build(name, CLASSES, image_size=image_size)).train()
+        return without_dropout(build_peer(side.network, CLASSES, image_size, side.auxiliary)).train()
+    options = {"auxiliary": False} if not side.auxiliary and "auxiliary" in options_of(name) else {}
+    model = without_dropout(archs.build(name, CLASSES, image_size=image_size, **options)).train()
     if side.recompute:
         from engine.recompute import recompute_blocks
 

@@ -77,7 +77,7 @@ def test_recompute_keeps_block_inputs_alone():
 
 def test_operations_are_those_of_the_paper_and_three_times_in_training():
     """1.81 G multiply-adds of ResNet-18 at 224 px (He et al. 2015, table 1: 1.8), 2 operations each."""
-    flops = forward_flops("resnet18", 224)
+    flops = forward_flops(Side("hcr:resnet18", "fp32", True), 224)
     assert flops == pytest.approx(2 * 1.814e9, rel=0.002)
     work = training_work(batch=4, forward_flops=100.0, saved_bytes=50.0, parameters=10, optimizer="adam")
     assert work.flops == 1200.0 and work.bytes == 2 * 4 * 50 + 10 * 4 * 10

@@ -2,15 +2,17 @@
 
 import json
 import sys
+from dataclasses import replace
 
 import pytest
+import torch
 from PIL import Image
 
 from engine.bench import arch_rows, suites, zoo_rows
 from engine.bench.options import Options
 from engine.bench.rows import run_rows
 from engine.bench.run_record import run_figures
-from engine.bench.sides import Side
+from engine.bench.sides import Side, build_network
 from engine.bench.suites import SUITES, UnknownSuite, choose, rows_of, run_suites, table_of
 from engine.records import RecordWriter
 
@@ -81,6 +83,17 @@ def test_archs_begins_with_the_networks_that_did_not_fit():
     assert training[:3] == ["resnext50", "inceptionv3", "darknet53"]
     first_inference = next(place for place, row in enumerate(rows) if row.settings["mode"] == "inference")
     assert {row.settings["arch"] for row in rows[:first_inference]} == set(training)
+
+
+def test_auxiliary_heads_are_left_out_on_both_sides_where_the_library_cannot_have_them(dry):
+    (train, *_) = [row for row in rows_of("archs", replace(dry, archs=("inceptionv3",))) if " train " in row.key]
+    small = arch_rows.sides(train.settings | {"image_size": 224})
+    assert not any(side.auxiliary for side in small.values())
+    for side in (small["HCR"], small["library eager"]):
+        with torch.device("meta"):
+            output = build_network(side, 224)(torch.empty(2, 3, 224, 224))
+        assert isinstance(output, torch.Tensor)
+    assert all(side.auxiliary for side in arch_rows.sides(train.settings | {"image_size": 299}).values())
 
 
 def test_a_library_that_is_not_installed_leaves_the_tutorial_out(dry, monkeypatch):

@@ -161,13 +161,13 @@ def test_compiling_ahead_packs_jobs_into_memory(monkeypatch):
     monkeypatch.setattr(precompile, "start", lambda job, at_once: Process(int(job.bytes)))
     monkeypatch.setattr(precompile.time, "sleep", lambda seconds: None)
     listed = [{"size": size} for size in jobs]
-    told = precompile.fill_cache(listed, lambda settings: {}, float("inf"))
+    told = precompile.fill_cache(listed, lambda settings: {}, 100.0, float("inf"))
     assert at_once[0] == {200}, "what fits nowhere runs alone, and may fail by itself"
     assert {60, 20} in at_once and not any({60, 50} <= one for one in at_once)
     assert told["jobs"]["job 60"] == {"first_step_seconds": 1.0} and told["jobs"]["job 20"]["error"].endswith(
         "no compiler"
     )
-    assert precompile.fill_cache(listed, lambda settings: {}, 0.0)["not_begun"]
+    assert precompile.fill_cache(listed, lambda settings: {}, 0.0, float("inf"))["not_begun"]
 
 
 BLOCKED = ("tyro", "deepspeed", "nvidia.dali", "pydantic")
