@@ -42,11 +42,8 @@ DIFFERENT: tuple[tuple[str, dict[str, str]], ...] = (
     ("shufflenet*", {"--image-size": "64", "--lr": "0.003"}),
     ("efficientnet*", {"--image-size": "64", "--epochs": "8", "--lr": "0.002"}),
     # The BatchNorms of B5 to B7 have momentum 0.01: they need hundreds of steps, and deep networks' are slow.
-    ("efficientnet_b[234567]", {"--image-size": "32"}),
-    ("efficientnetv2_*", {"--image-size": "32", "--epochs": "5"}),
-    # Large, and quick to learn.
-    *((name, {"--epochs": "3"}) for name in ("resnet50", "resnet1[05]*", "resnext*", "se_resn*50", "darknet53")),
-    *((name, {"--epochs": "3"}) for name in ("densenet1*", "densenet2*", "vgg??_bn", "inceptionv3_fullres")),
+    ("efficientnet_b[567]", {"--image-size": "32", "--epochs": "10"}),
+    ("efficientnetv2_[ml]", {"--image-size": "32"}),
     # Their smallest size, or maps so large that the digits' own eight pixels do.
     ("inceptionv3", {"--image-size": "75"}),
     ("inceptionv3_fullres", {"--image-size": "12"}),
