@@ -24,6 +24,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--precision", default="", help="fp32, bf16 or fp16 (default: the suite's)")
     add("--compile", choices=["on", "off"], help="of ours in archs (default: on with a GPU)")
     add("--recompute", choices=["none", "block"], default="none", help="of ours in archs")
+    add("--fused", choices=["auto", "on", "off"], default="", help="of ours in archs (default: auto)")
     add("--rounds", type=int, default=0, help="turns of each contender (default: the suite's)")
     add("--photos", type=Path, help="folder of photographs for the loader suite (any depth)")
     add(
@@ -63,6 +64,7 @@ def main(arguments: list[str] | None = None) -> int:
             precision=given.precision,
             compile=None if given.compile is None else given.compile == "on",
             recompute=given.recompute == "block",
+            fused=given.fused,
             rounds=given.rounds,
             budget=Options.seconds(given.budget),
             dry_run=given.dry_run,

@@ -48,7 +48,7 @@ def rows(options: Options) -> Iterator[Row]:
     device = torch.device(hardware.type)
     chosen = options.archs or tuple(name for name in FIRST if name in archs.names())
     if options.dry_run and not options.archs:
-        chosen = chosen[:2]
+        chosen = ("resnet18", "shufflenet_g2")  # one that a library has, one that none has
     precision = options.precision or choose_precision("auto", hardware)
     compiled = options.compile if options.compile is not None else choose_compile("auto", hardware) or options.dry_run
     base = {
@@ -56,6 +56,7 @@ def rows(options: Options) -> Iterator[Row]:
         "precision": precision,
         "compile": compiled,
         "recompute": bool(options.recompute),
+        "fused": options.fused or "auto",
         "optimizer": "adam",
         "rounds": options.rounds or (2 if options.dry_run else 9),
         "turn_seconds": 0.01 if options.dry_run else 0.25,
@@ -92,6 +93,7 @@ def key_of(settings: dict[str, Any]) -> str:
     parts += [f"{settings['batch_size']}@{settings['image_size']}"]
     parts += ["compile"] if settings["compile"] else []
     parts += ["recompute"] if settings["recompute"] else []
+    parts += [f"fused {settings['fused']}"] if settings["fused"] != "auto" else []
     return " ".join(parts)
 
 
@@ -115,7 +117,7 @@ def sides(settings: dict[str, Any]) -> dict[str, Side]:
     backend = settings["backend"] if settings["compile"] else ""
     theirs = source or f"hcr:{arch}"
     found = {
-        "HCR": Side(f"hcr:{arch}", compile=backend, recompute=settings["recompute"], **shared),
+        "HCR": Side(f"hcr:{arch}", compile=backend, recompute=settings["recompute"], fused=settings["fused"], **shared),
         "library eager": Side(theirs, **shared),
         "library compiled": Side(theirs, compile=backend or settings["backend"], **shared),
         "tutorial loop": Side(theirs, **shared | TUTORIAL),
@@ -169,8 +171,8 @@ def measure(settings: dict[str, Any], options: Options, deadline: float) -> dict
 
 
 def count(settings: dict[str, Any]) -> dict[str, int]:
-    """Operations of a forward pass, bytes kept for the backward pass, both of one image; parameters. Of ours."""
-    side, size = sides(settings)["HCR"], settings["image_size"]
+    """Operations of a forward pass, bytes kept for the backward pass, both of one image; parameters. Of ours, plain."""
+    side, size = replace(sides(settings)["HCR"], fused="off"), settings["image_size"]
     with torch.device("meta"):
         parameters = sum(parameter.numel() for parameter in build_network(side, size).parameters())
     saved = counted_saved(side, size, DTYPES[settings["precision"]])

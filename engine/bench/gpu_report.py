@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -32,8 +33,8 @@ CAPS = {
     "compile": 180,
     "startup": 90,
 }
-"""Seconds that a suite may take of the budget, in order of value; what it leaves goes to the next. The accuracy runs,
-the longest, take what is left in the end."""
+"""Seconds that a suite may take of a budget, in order of value; what it leaves goes to the next. The accuracy runs,
+the longest, take what is left in the end. Without a budget each takes what it needs."""
 TEMPLATE = "bench_page.html.jinja"
 CROWDED = 0.9
 """Share of a GPU's memory that should be free; below it another process holds the rest."""
@@ -51,7 +52,8 @@ def gpu_report(options: Options, say: Callable[[str], None] = print) -> dict[str
     outcomes: dict[str, Outcome] = {}
     for suite in [*CAPS, *(name for name in SUITES if name not in CAPS and name != "runs")]:
         left = max(0.0, ends - time.monotonic())
-        outcomes |= run_suites([suite], replace(options, budget=min(left, CAPS.get(suite, left))), say)
+        most = left if math.isinf(left) else min(left, CAPS.get(suite, left))
+        outcomes |= run_suites([suite], replace(options, budget=most), say)
     folder = Store("machine", options.output).path.parent
     say(summary(folder))
     try:

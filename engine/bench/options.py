@@ -28,6 +28,8 @@ class Options:
     """torch.compile on or off."""
     recompute: bool = False
     """Ours recomputes its blocks' activations."""
+    fused: str = ""
+    """Ours through the fused operators: auto, on or off."""
     rounds: int = 0
     """Turns of each contender."""
     budget: float = float("inf")

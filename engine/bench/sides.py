@@ -11,12 +11,14 @@ import torch
 from torch import nn
 
 import archs
+from archs.fused import set_fused
 from archs.registry import options_of
 from engine.bench.bare_loop import CLASSES, DTYPES, ReadyBatches, inference_step, training_step
 from engine.bench.measure import Steps
 from engine.bench.peers import build_peer, without_dropout
 from engine.config import OptimConfig
 from engine.optim import build_optimizer
+from engine.planner import use_cuda
 
 Mode = Literal["train", "inference"]
 
@@ -33,6 +35,8 @@ class Side:
     compile: str = ""
     """torch.compile's backend; empty is eager."""
     recompute: bool = False
+    fused: str = "off"
+    """Ours through the fused operators: off, on, or auto (where they were measured to be faster)."""
     auxiliary: bool = True
     """With its auxiliary heads, where it has any."""
     optimizer: str = "sgd"
@@ -50,6 +54,8 @@ def build_network(side: Side, image_size: int) -> nn.Module:
         return without_dropout(build_peer(side.network, CLASSES, image_size, side.auxiliary)).train()
     options = {"auxiliary": False} if not side.auxiliary and "auxiliary" in options_of(name) else {}
     model = without_dropout(archs.build(name, CLASSES, image_size=image_size, **options)).train()
+    if side.fused != "off":
+        set_fused(model, side.fused, "cuda" if use_cuda() else "cpu")  # type: ignore[arg-type]
     if side.recompute:
         from engine.recompute import recompute_blocks
 

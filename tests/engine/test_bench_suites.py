@@ -3,6 +3,7 @@
 import json
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -83,6 +84,35 @@ def test_archs_begins_with_the_networks_that_did_not_fit():
     assert training[:3] == ["resnext50", "inceptionv3", "darknet53"]
     first_inference = next(place for place, row in enumerate(rows) if row.settings["mode"] == "inference")
     assert {row.settings["arch"] for row in rows[:first_inference]} == set(training)
+
+
+def test_ours_runs_through_the_fused_operators_where_asked(dry):
+    (train, *_) = [
+        row for row in rows_of("archs", replace(dry, fused="on", archs=("mobilenetv1",))) if " train " in row.key
+    ]
+    assert train.key.endswith("fused on") and train.settings["fused"] == "on"
+    sides = arch_rows.sides(train.settings)
+    assert sides["HCR"].fused == "on" and sides["library eager"].fused == "off"
+    model = build_network(sides["HCR"], 32)
+    assert {module.fused for module in model.modules() if hasattr(module, "fused")} == {"on"}
+
+
+def test_kernels_are_a_row_a_network(dry, monkeypatch):
+    """Each through `kernel_rates`, with what a row asks for and nothing more."""
+    asked = []
+
+    def kernel_rates(device, **given):
+        asked.append(given)
+        return {"layers": [], "steps": []}
+
+    made = SimpleNamespace(NETWORKS=("a", "b"), STEPS=("a",), kernel_rates=kernel_rates)
+    monkeypatch.setitem(sys.modules, "engine.bench.kernel_rates", made)
+    rows = rows_of("kernels", Options(precision="bf16"))
+    assert [row.key for row in rows] == ["a layers", "b layers", "a step"]
+    rows[1].measure(float("inf"))
+    rows[2].measure(float("inf"))
+    assert asked[0]["networks"] == ["b"] and asked[0]["steps"] == () and asked[0]["dtype"] == torch.bfloat16
+    assert asked[1]["networks"] == () and asked[1]["steps"] == ["a"] and asked[1]["batch"] == 128
 
 
 def test_auxiliary_heads_are_left_out_on_both_sides_where_the_library_cannot_have_them(dry):

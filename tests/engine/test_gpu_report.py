@@ -173,17 +173,35 @@ def test_compiling_ahead_packs_jobs_into_memory(monkeypatch):
 BLOCKED = ("tyro", "deepspeed", "nvidia.dali", "pydantic")
 
 
+HIDE = """
+import importlib.metadata, importlib.util, sys
+
+find_spec, from_name = importlib.util.find_spec, importlib.metadata.Distribution.from_name
+
+def hidden(name):
+    return any(name == one or name.startswith(one + ".") for one in BLOCKED)
+
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if hidden(name):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+def distribution(name):
+    if hidden(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+    return from_name(name)
+
+sys.meta_path.insert(0, Refuse())
+importlib.util.find_spec = lambda name, package=None: None if hidden(name) else find_spec(name, package)
+importlib.metadata.Distribution.from_name = distribution
+"""
+"""Makes packages of BLOCKED look as if they had never been installed, in the first moment of a Python."""
+
+
 @pytest.fixture
 def bare_python(tmp_path):
     """An environment in which the packages of BLOCKED cannot be imported."""
-    (tmp_path / "sitecustomize.py").write_text(
-        "import sys\n"
-        "class Refuse:\n"
-        "    def find_spec(self, name, path=None, target=None):\n"
-        f"        if any(name == one or name.startswith(one + '.') for one in {BLOCKED!r}):\n"
-        "            raise ModuleNotFoundError(f'No module named {name!r}', name=name)\n"
-        "sys.meta_path.insert(0, Refuse())\n"
-    )
+    (tmp_path / "sitecustomize.py").write_text(f"BLOCKED = {BLOCKED!r}\n" + HIDE)
     return os.environ | {"PYTHONPATH": str(tmp_path)}
 
 
