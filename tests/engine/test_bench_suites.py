@@ -11,7 +11,8 @@ from PIL import Image
 
 from engine.bench import arch_rows, suites, zoo_rows
 from engine.bench.options import Options
-from engine.bench.rows import run_rows
+from engine.bench.peers import NotAvailable
+from engine.bench.rows import Row, run_rows
 from engine.bench.run_record import run_figures
 from engine.bench.sides import Side, build_network
 from engine.bench.suites import SUITES, UnknownSuite, choose, rows_of, run_suites, table_of
@@ -97,22 +98,15 @@ def test_ours_runs_through_the_fused_operators_where_asked(dry):
     assert {module.fused for module in model.modules() if hasattr(module, "fused")} == {"on"}
 
 
-def test_kernels_are_a_row_a_network(dry, monkeypatch):
-    """Each through `kernel_rates`, with what a row asks for and nothing more."""
-    asked = []
-
-    def kernel_rates(device, **given):
-        asked.append(given)
-        return {"layers": [], "steps": []}
-
-    made = SimpleNamespace(NETWORKS=("a", "b"), STEPS=("a",), kernel_rates=kernel_rates)
+def test_kernels_give_their_own_rows(monkeypatch):
+    rows = [Row("step a", {}, lambda deadline: {}, 1.0)]
+    made = SimpleNamespace(rows=lambda options: rows)
     monkeypatch.setitem(sys.modules, "engine.bench.kernel_rates", made)
-    rows = rows_of("kernels", Options(precision="bf16"))
-    assert [row.key for row in rows] == ["a layers", "b layers", "a step"]
-    rows[1].measure(float("inf"))
-    rows[2].measure(float("inf"))
-    assert asked[0]["networks"] == ["b"] and asked[0]["steps"] == () and asked[0]["dtype"] == torch.bfloat16
-    assert asked[1]["networks"] == () and asked[1]["steps"] == ["a"] and asked[1]["batch"] == 128
+    assert rows_of("kernels", Options()) == rows
+    monkeypatch.setitem(sys.modules, "engine.bench.kernel_rates", SimpleNamespace())
+    (missing,) = rows_of("kernels", Options())
+    with pytest.raises(NotAvailable, match="has no rows"):
+        missing.measure(float("inf"))
 
 
 def test_auxiliary_heads_are_left_out_on_both_sides_where_the_library_cannot_have_them(dry):
