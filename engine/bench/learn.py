@@ -6,16 +6,17 @@ alone, anew.
 
 from __future__ import annotations
 
-import json
+import argparse
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 
 import archs
-from engine.bench.record import ROOT, machine, record
+from engine.bench.record import ROOT, Store
 from engine.bench.run_record import run_figures
 
 GOAL = 0.95
@@ -70,7 +71,7 @@ def learn(name: str) -> dict:
         command = [sys.executable, "launch/train.py", *flags(name), "--output", str(folder)]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
         if done.returncode:
-            return {"command": " ".join(["python", *command[1:-2]]), "error": done.stderr.strip().splitlines()[-1:]}
+            return {"error": "".join(done.stderr.strip().splitlines()[-1:]) or f"exit code {done.returncode}"}
         figures = run_figures(folder)
     return figures | {"command": " ".join(["python", *command[1:-2]])}
 
@@ -81,24 +82,38 @@ def cost(name: str) -> float:
     return info.multiply_adds / info.image_size**2
 
 
-def recorded() -> dict[str, dict]:
-    """What this machine's file has already, by name."""
-    path = ROOT / "profiles" / machine()["key"] / "learn.json"
-    return json.loads(path.read_text(encoding="utf-8"))["figures"] if path.is_file() else {}
-
-
-def main(asked: Sequence[str]) -> int:
+def main(arguments: Sequence[str]) -> int:
     """Train, write after each network; returns 1 where one has not reached GOAL."""
-    figures = recorded()
-    for name in asked or sorted(set(archs.names()) - figures.keys(), key=cost):
-        figures[name] = learn(name)
-        record("learn", dict(sorted(figures.items())))
-        reached = figures[name].get("best_test_accuracy")
-        told = f"{reached:.2%} in {figures[name]['seconds']:.0f} s" if reached else figures[name]["error"]
-        print(f"{name:<20} {told}", flush=True)
-    short = [name for name, row in figures.items() if row.get("best_test_accuracy", 0) < GOAL]
-    print(f"{len(figures) - len(short)} of {len(archs.names())} reach {GOAL:.0%}; not: {', '.join(short) or 'none'}")
-    return int(bool(short))
+    parser = argparse.ArgumentParser(description="Train every network on the digits.")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="these alone, anew; none is all that have no row yet")
+    names = parser.parse_args(arguments).names
+    try:
+        asked = [archs.lookup(name).name for name in names]
+    except archs.UnknownArch as error:
+        parser.error(str(error))
+    store = Store("learn")
+    for name in asked or sorted(set(archs.names()) - store.rows.keys(), key=cost):
+        began = time.perf_counter()
+        figures = learn(name)
+        status, content = ("error", figures) if "error" in figures else ("measured", {"figures": figures})
+        store.put(name, {"flags": flags(name)}, status, time.perf_counter() - began, content)
+        print(f"{name:<20} {told(figures)}", flush=True)
+    reached = {name for name, row in store.rows.items() if accuracy(row) >= GOAL}
+    short = ", ".join(sorted(set(archs.names()) - reached)) or "none"
+    print(f"{len(reached)} of {len(archs.names())} reach {GOAL:.0%}; not, or not yet: {short}")
+    return int(short != "none")
+
+
+def accuracy(row: dict) -> float:
+    """Best test accuracy of a row; 0 where it has none."""
+    return row.get("figures", {}).get("best_test_accuracy", 0.0)
+
+
+def told(figures: dict) -> str:
+    """One network's result in words."""
+    if "error" in figures:
+        return figures["error"]
+    return f"{figures['best_test_accuracy']:.2%} in {figures['seconds']:.0f} s"
 
 
 if __name__ == "__main__":
