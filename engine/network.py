@@ -78,11 +78,13 @@ def load_pretrained(network: archs.Classifier, pretrained: str) -> Loaded:
     A library's weights are fetched by that library. Raises ConfigError, with the network unchanged, where they cannot
     be had or do not fit.
     """
+    library = pretrained.startswith(LIBRARIES)
+    weights = library_weights(pretrained) if library else file_weights(Path(pretrained))
     try:
-        if pretrained.startswith(LIBRARIES):
-            loaded = archs.load_reference(network, library_weights(pretrained), network.arch, pretrained)
+        if library:
+            loaded = archs.load_reference(network, weights, network.arch, pretrained)
         else:
-            loaded = archs.load_weights(network, file_weights(Path(pretrained)), network.arch)
+            loaded = archs.load_weights(network, weights, network.arch)
     except ValueError as error:
         raise ConfigError(f"--pretrained {pretrained}: {error}") from None
     kept = f"; {', '.join(loaded.replaced)} start anew" if loaded.replaced else ""
