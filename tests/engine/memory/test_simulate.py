@@ -3,6 +3,7 @@
 from dataclasses import replace
 from functools import partial
 
+import numpy
 import pytest
 import torch
 from torch import nn
@@ -98,7 +99,12 @@ def test_the_second_step_has_states_and_no_gradients():
 @pytest.mark.parametrize("step", [SMALL, replace(SMALL, precision="bf16", policy=by_block(9))], ids=["plain", "block"])
 def test_a_short_warm_up_leaves_what_a_step_leaves(step):
     whole, short = simulate(resnet18, step), simulate(resnet18, replace(step, full_warm_up=False))
-    assert (whole.timeline(8).live == short.timeline(8).live).all()
+    expected, actual = whole.timeline(8).live, short.timeline(8).live
+    # torch empties its cache of casts in the order of a hash map by address: no two runs free them alike.
+    shuffled = [Category.AUTOCAST, Category.ROUNDING]
+    assert (numpy.delete(actual, shuffled, axis=0) == numpy.delete(expected, shuffled, axis=0)).all()
+    assert (actual.max(axis=1) == expected.max(axis=1)).all()
+    assert actual.sum(axis=0).max() == expected.sum(axis=0).max()
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
