@@ -154,7 +154,7 @@ def mistakes(photos: Path):
     yield ["--resume", photos], ["no config.yaml"]
     yield ["--output", photos / "train" / "red" / "00.jpg"], ["cannot be made a folder"]
     yield ["--precision", "fp16"], ["needs a GPU"]
-    yield ["--arch", "inceptionv3", "--image-size", "32"], ["at least 75 px"]
+    yield ["--arch", "inceptionv3", "--image-size", "32"], ["75x75", "32x32"]
     yield ["--data.root", photos, "--batchsize", "8"], ["--batch-size"]
 
 
