@@ -69,12 +69,13 @@ def test_what_cannot_be_is_refused(flags, said, capsys, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_the_budget_that_would_do_does():
+def test_the_budget_that_would_do_does(tmp_path):
     with pytest.raises(ConfigError) as refusal:
         run_plan(parse([*FLAGS, "--batch-size", "8", "--gpu-memory", "0.5GiB"]))
     would = str(refusal.value).partition("--gpu-memory ")[2].split()[0]
     with contextlib.redirect_stdout(io.StringIO()):
-        assert run_plan(parse([*FLAGS, "--batch-size", "8", "--gpu-memory", would])) == 0
+        flags = ["--batch-size", "8", "--gpu-memory", would, "--output", str(tmp_path)]
+        assert run_plan(parse([*FLAGS, *flags])) == 0
 
 
 def test_matrix_rows_cover_every_cell():
