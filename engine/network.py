@@ -12,6 +12,7 @@ import archs
 from archs.fused import set_fused
 from archs.weights import Loaded, reference_of
 from engine.config import ConfigError, ModelConfig, RunConfig
+from engine.planner import use_cuda
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -52,15 +53,8 @@ def build_network(config: RunConfig, num_classes: int) -> archs.Classifier:
         raise ConfigError(str(error)) from None
     if model.pretrained is not None:
         load_pretrained(network, model.pretrained)
-    set_fused(network, model.fused, default_device())
+    set_fused(network, model.fused, "cuda" if use_cuda() else "cpu")
     return network
-
-
-def default_device() -> str:
-    """Where networks run on this machine."""
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def network_builder(config: RunConfig, num_classes: int) -> Callable[[], archs.Classifier]:
