@@ -28,6 +28,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
+from kernels.device.launch import compiling_for
+
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 ROOT = Path(__file__).resolve().parent.parent
 TABLE = ROOT / "profiles" / "kernels-offline.json"
@@ -210,7 +212,9 @@ def table(cases: list[str] | None = None, architectures: list[int] | None = None
     for case in cases or CASES:
         for architecture in architectures or ARCHITECTURES:
             for dtype in ARCHITECTURES[architecture]:
-                for launch in CASES[case](dtype):
+                with compiling_for(architecture):
+                    launches = CASES[case](dtype)
+                for launch in launches:
                     name = f"{launch.kernel.__module__.removeprefix('kernels.device.')}.{launch.kernel.__name__}"
                     row = {"case": case, "kernel": name, "dtype": str(dtype).removeprefix("torch."), "sm": architecture}
                     rows.append(row | {"num_warps": launch.options["num_warps"]} | compile_for(launch, architecture))

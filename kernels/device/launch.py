@@ -3,12 +3,32 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 import triton
 from torch import Tensor
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+_compiled_for = [90]
+
+
+@contextmanager
+def compiling_for(architecture: int) -> Iterator[None]:
+    """Within, launchers without a GPU choose their blocks as on that architecture (10 · major + minor)."""
+    _compiled_for.append(architecture)
+    try:
+        yield
+    finally:
+        _compiled_for.pop()
+
+
+def small_tiles(device: torch.device) -> bool:
+    """Whether a GPU without bf16 and asynchronous copies (before sm_80) is at work: large matrix tiles spill there."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) < (8, 0)
+    return _compiled_for[-1] < 80
 
 
 def channel_block(channels: int, most: int) -> int:

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.device.launch import INTERPRETED, or_dummy
+from kernels.device.launch import INTERPRETED, or_dummy, small_tiles
 from kernels.device.pointwise_math import activate, load_channels, normalise
 from kernels.device.statistics import merge, new_partials
 
@@ -148,15 +148,16 @@ def forward(
     outputs, rows = weight.shape[0], batch * height * width
     cut = layout(channels, weight, groups, shuffle)
     y = torch.empty((batch, outputs, height, width), dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
-    wide = x.dtype.itemsize == 4
-    row_block, out_block = 64 if wide else 128, block(cut.outputs, 64 if wide else 128)
+    small = x.dtype.itemsize == 4 or small_tiles(x.device)
+    row_block, out_block = 64 if small else 128, block(cut.outputs, 64 if small else 128)
+    warps = 8 if out_block == 128 or x.dtype.itemsize < 4 and small else 4
     tiles = triton.cdiv(rows, row_block)
     count, means, m2s = new_partials(tiles if statistics else 1, outputs, x.device)
     forward_kernel[(tiles * triton.cdiv(cut.outputs, out_block), groups)](
         x, relabelled(weight, cut, x.dtype), y, or_dummy(center, x), or_dummy(scale, x), or_dummy(shift, x),
         count, means, m2s, rows, channels, outputs, GROUPS=groups, SLICES=cut.slices, L=cut.length, OG=cut.outputs,
         AFFINE=center is not None, ACT=act, SLOPE=slope, STATISTICS=statistics, PRECISION=precision(),
-        BM=row_block, BO=out_block, BL=block(cut.length, 32 if wide else 64), num_warps=8 if out_block == 128 else 4,
+        BM=row_block, BO=out_block, BL=block(cut.length, 32 if small else 64), num_warps=warps,
         num_stages=2, maxnreg=255,
     )  # fmt: skip
     return (y, *merge(count, means, m2s)) if statistics else (y, None, None)

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.device.launch import or_dummy, programs
+from kernels.device.launch import or_dummy, programs, small_tiles
 from kernels.device.pointwise import block, layout, load_activated, multiply_add, precision, relabelled
 from kernels.device.pointwise_math import derivative, load_channels, normalise
 
@@ -189,7 +189,7 @@ def backward(
     channels, outputs = x.shape[1], weight.shape[0]
     rows = x.numel() // channels
     cut = layout(channels, weight, groups, shuffle)
-    wide = x.dtype.itemsize == 4
+    wide, turing = x.dtype.itemsize == 4, small_tiles(x.device)
     flags = {
         "GROUPS": groups, "SLICES": cut.slices, "L": cut.length, "OG": cut.outputs, "AFFINE": center is not None,
         "ACT": act,
@@ -205,7 +205,7 @@ def backward(
     dx = part_w = part_dz = part_dz_x = None
     whole_out, whole_in = triton.next_power_of_2(cut.outputs), triton.next_power_of_2(cut.length)
     whole_out, whole_in = max(16, whole_out), max(16, whole_in)
-    small = not wide and cut.slices == 1 and whole_out * whole_in <= ONE_PASS_ELEMENTS
+    small = not wide and not turing and cut.slices == 1 and whole_out * whole_in <= ONE_PASS_ELEMENTS
     one_pass = needs_input and needs_weight and small
     if needs_input:
         dx = torch.empty_like(x, memory_format=torch.channels_last)
@@ -222,20 +222,20 @@ def backward(
                 *inputs, part_w, *sums, *sizes, **flags, BM=row_block, BO=whole_out, BL=whole_in, num_warps=8
             )
         else:
-            in_block = block(cut.length, 64 if wide else 128)
+            in_block = block(cut.length, 64 if wide or turing else 128)
             steps = cut.slices * triton.cdiv(cut.length, in_block)
-            out_block = block(cut.outputs, 32 if wide else 64)
+            out_block = block(cut.outputs, 32 if wide or turing else 64)
             input_kernel[(tiles * steps, groups)](
                 *inputs, *sums, *sizes, **flags, BM=row_block, BO=out_block, BL=in_block, num_warps=8
             )
     if needs_weight and not one_pass:
-        in_block, out_block = block(cut.length, 64), block(cut.outputs, 64 if wide else 128)
+        in_block, out_block = block(cut.length, 64), block(cut.outputs, 64 if wide or turing else 128)
         steps = cut.slices * triton.cdiv(cut.length, in_block) * triton.cdiv(cut.outputs, out_block)
         walkers = max(1, programs(x.device, 4) // (steps * groups))
         part_w = new(walkers, outputs, cut.slices * cut.length)
         weight_kernel[(steps, walkers, groups)](
-            *gradients, x, *prologue, part_w, *sizes, **flags, BM=32 if wide else 64, BO=out_block, BL=in_block,
-            num_warps=4,
+            *gradients, x, *prologue, part_w, *sizes, **flags, BM=32 if wide or turing else 64, BO=out_block, BL=in_block,
+            num_warps=8 if turing and not wide else 4,
         )  # fmt: skip
     dweight = None
     if part_w is not None:
