@@ -20,12 +20,23 @@ from kernels.conv import call
 from kernels.dispatch import Fused, choose, fuses
 
 
+class Excitation(NamedTuple):
+    """A squeeze-and-excitation that waits: W₁, b₁, W₂, b₂ and the activation between (`kernels.squeeze_excite`)."""
+
+    layers: tuple[Tensor, Tensor, Tensor, Tensor]
+    act: str
+
+
 class Pending(NamedTuple):
-    """A tensor [N, C, H, W], and what is to be done to it before it means anything: prologue, then channel shuffle."""
+    """A tensor [N, C, H, W], and what is to be done to it before it means anything.
+
+    In this order: prologue, then excitation or channel shuffle; there are never both.
+    """
 
     raw: Tensor
     prologue: Prologue = Prologue()
     shuffle: int = 1
+    excitation: Excitation | None = None
 
 
 class Fusable(nn.Module):
@@ -64,6 +75,7 @@ def run(layers: Iterable[nn.Module], features: Tensor | Pending, fused: Fused) -
         elif isinstance(layer, Fusable) and type(layer).leave_open is not Fusable.leave_open:
             pending = layer.leave_open(pending)
         elif activation(layer) is not None and pending.prologue.act == "identity":
+            pending = excited(pending)
             act, slope = activation(layer) or ("identity", 0.0)
             pending = pending._replace(prologue=pending.prologue._replace(act=act, slope=slope))
         else:
@@ -85,8 +97,17 @@ def activation(layer: nn.Module) -> tuple[str, float] | None:
     return None if name is None else (name, getattr(layer, "negative_slope", 0.01))
 
 
+def excited(pending: Pending) -> Pending:
+    """The same with the excitation done, where one waits."""
+    if pending.excitation is None:
+        return pending
+    layers, act = pending.excitation
+    return Pending(kernels.squeeze_excite(pending.raw, *layers, prologue=pending.prologue, act=act))
+
+
 def settle(pending: Pending, residual: Tensor | None = None, residual_after_activation: bool = False) -> Tensor:
     """Do what is left, and add the residual, in one pass: [N, C, H, W] channels-last."""
+    pending = excited(pending)
     raw = pending.raw
     if residual is not None and residual.dtype != raw.dtype:
         residual = residual.to(raw.dtype)
@@ -103,15 +124,20 @@ def convolve(pending: Pending, conv: nn.Conv2d, norm: nn.Module | None, fused: F
     """A convolution and the BatchNorm behind it over what was pending; `norm` None leaves the raw output alone.
 
     A depthwise convolution does not see a shuffle: it takes its parameters in the order of the channels before it,
-    and the shuffle stays pending.
+    and the shuffle stays pending. An excitation goes into a pointwise convolution's load.
     """
     if not _known(conv, norm):
         features = conv(settle(pending))
         return Pending(features if norm is None else norm(features))
+    kind = pending.raw.device.type
+    if kind != "meta" and torch.is_autocast_enabled(kind) and pending.raw.dtype == torch.float32:
+        pending = pending._replace(raw=pending.raw.to(torch.get_autocast_dtype(kind)))
+    if (
+        choose(pending.raw, conv.weight, conv.stride, conv.padding, conv.groups, fused) != "pointwise"
+        or conv.groups > 1
+    ):
+        pending = excited(pending)
     raw, shuffle = pending.raw, pending.shuffle
-    kind = raw.device.type
-    if kind != "meta" and torch.is_autocast_enabled(kind) and raw.dtype == torch.float32:
-        raw = raw.to(torch.get_autocast_dtype(kind))
     weight, order = conv.weight, None
     if shuffle > 1 and conv.groups == conv.in_channels == conv.out_channels:
         order = kernels.shuffle_order(conv.in_channels, conv.in_channels // shuffle).to(raw.device)
@@ -120,9 +146,15 @@ def convolve(pending: Pending, conv: nn.Conv2d, norm: nn.Module | None, fused: F
     if path == "pointwise" and shuffle > 1 and not _reads_shuffled(shuffle, conv):
         path = "aten"
     measure = norm is not None and (norm.training or norm.running_mean is None)
-    result = call(
-        raw, weight, conv.stride, conv.padding, conv.dilation, conv.groups, shuffle, pending.prologue, measure, path
-    )
+    if pending.excitation is not None:
+        layers, act = pending.excitation
+        result = kernels.excited_pointwise_conv2d(
+            raw, weight, *layers, prologue=pending.prologue, act=act, statistics=measure
+        )
+    else:
+        result = call(
+            raw, weight, conv.stride, conv.padding, conv.dilation, conv.groups, shuffle, pending.prologue, measure, path
+        )
     left = pending.shuffle if order is not None else 1
     if norm is None:
         return Pending(result, shuffle=left)
@@ -133,7 +165,7 @@ def convolve(pending: Pending, conv: nn.Conv2d, norm: nn.Module | None, fused: F
             mean, variance = mean[order], variance[order]
         return Pending(result, kernels.running_batch_norm(mean, variance, gamma, beta, norm.eps), left)
     y, statistics = result
-    if isinstance(norm, nn.SyncBatchNorm) and dist.is_initialized():
+    if _across_ranks(norm) and dist.is_initialized() and dist.get_world_size(norm.process_group) > 1:
         statistics = kernels.synchronise(statistics, norm.process_group)
     _update(norm, statistics, None if order is None else pending.shuffle)
     return Pending(y, kernels.batch_norm(statistics, gamma, beta, norm.eps), left)
@@ -144,8 +176,13 @@ def _known(conv: nn.Conv2d, norm: nn.Module | None) -> bool:
     plain = conv.bias is None and conv.padding_mode == "zeros" and isinstance(conv.padding, tuple)
     if norm is None:
         return plain
-    standard = type(norm) in (nn.BatchNorm2d, nn.SyncBatchNorm) and norm.affine and norm.momentum is not None
+    standard = (type(norm) is nn.BatchNorm2d or _across_ranks(norm)) and norm.affine and norm.momentum is not None
     return plain and standard
+
+
+def _across_ranks(norm: nn.Module) -> bool:
+    """torch's SyncBatchNorm, or a BatchNorm with a `process_group` that says so (engine.sync_norm)."""
+    return isinstance(norm, nn.SyncBatchNorm) or getattr(norm, "across_ranks", False)
 
 
 def _reads_shuffled(shuffle: int, conv: nn.Conv2d) -> bool:

@@ -12,8 +12,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-import kernels
-from archs.fused import Fusable, Pending, activation, convolve, run, settle
+from archs.fused import Excitation, Fusable, Pending, activation, convolve, excited, run, settle
 
 MakeModule = Callable[[], nn.Module]
 
@@ -129,7 +128,7 @@ class SqueezeExcite(Fusable):
         if inner is None or pending.shuffle > 1:
             return Pending(self(settle(pending)))
         layers = (self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias)
-        return Pending(kernels.squeeze_excite(pending.raw, *layers, prologue=pending.prologue, act=inner[0]))
+        return excited(pending)._replace(excitation=Excitation(layers, inner[0]))
 
 
 class DropPath(nn.Module):
@@ -238,7 +237,7 @@ class ChannelShuffle(Fusable):
     def leave_open(self, pending: Pending) -> Pending:
         if pending.shuffle > 1:
             return Pending(self(settle(pending)))
-        return pending._replace(shuffle=self.groups)
+        return excited(pending)._replace(shuffle=self.groups)
 
 
 class Branches(Fusable):

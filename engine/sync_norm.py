@@ -107,7 +107,9 @@ class SyncNorm(nn.modules.batchnorm._BatchNorm):
     rank, and in evaluation it is BatchNorm.
     """
 
-    group: Any = None
+    process_group: Any = None
+    across_ranks = True
+    """What archs.fused knows it by: there the statistics come from a fused operator, and only they are exchanged."""
 
     def _check_input_dim(self, input: Tensor) -> None:
         if input.ndim < 2:
@@ -115,10 +117,10 @@ class SyncNorm(nn.modules.batchnorm._BatchNorm):
 
     def forward(self, features: Tensor) -> Tensor:
         self._check_input_dim(features)
-        alone = not dist.is_available() or not dist.is_initialized() or dist.get_world_size(self.group) == 1
+        alone = not dist.is_available() or not dist.is_initialized() or dist.get_world_size(self.process_group) == 1
         if alone or not self.training:
             return super().forward(features)
-        output, mean, variance, total = _SyncNorm.apply(features, self.weight, self.bias, self.eps, self.group)
+        output, mean, variance, total = _SyncNorm.apply(features, self.weight, self.bias, self.eps, self.process_group)
         if self.track_running_stats and self.running_mean is not None:
             self._follow(mean, variance, total)
         return output

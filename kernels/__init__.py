@@ -9,6 +9,7 @@ chooses between these kernels and the library's.
 from kernels.batch_norm import batch_norm, merge_statistics, running_batch_norm, synchronise, update_running
 from kernels.conv import conv2d
 from kernels.depthwise import depthwise_conv2d
+from kernels.excited_pointwise import excited_pointwise_conv2d
 from kernels.norm_act import norm_act
 from kernels.pointwise import pointwise_conv2d
 from kernels.prologue import Prologue, Statistics
@@ -25,6 +26,7 @@ __all__ = [
     "channel_shuffle",
     "conv2d",
     "depthwise_conv2d",
+    "excited_pointwise_conv2d",
     "merge_statistics",
     "norm_act",
     "pointwise_conv2d",

@@ -61,20 +61,31 @@ def update_running(statistics: Statistics, mean: Tensor, variance: Tensor, momen
 
 
 class _MergeOverRanks(torch.autograd.Function):
-    """All ranks' [count, mean, M2] as one stack [ranks, 1 + 2C]; backward sums what every rank sends this one."""
+    """Mean, M2 and count of all ranks' batches from this one's; backward all-reduces the two sums [2C].
+
+    With mean = Σ nᵢ meanᵢ / n and M2 = Σ M2ᵢ + Σ nᵢ (meanᵢ - mean)²: ∂mean/∂meanᵢ = nᵢ / n, ∂M2/∂M2ᵢ = 1 and
+    ∂M2/∂meanᵢ = 2 nᵢ (meanᵢ - mean), because Σ nᵢ (meanᵢ - mean) is 0.
+    """
 
     @staticmethod
-    def forward(ctx, local: Tensor, group: dist.ProcessGroup | None) -> Tensor:
-        ctx.group = group
+    def forward(ctx, mean: Tensor, m2: Tensor, count: Tensor, group: dist.ProcessGroup | None):
+        local = torch.cat([count, mean, m2])
         stack = [torch.empty_like(local) for _ in range(dist.get_world_size(group))]
-        dist.all_gather(stack, local.contiguous(), group=group)
-        return torch.stack(stack)
+        dist.all_gather(stack, local, group=group)
+        counts, means, m2s = torch.stack(stack).split([1, mean.numel(), m2.numel()], dim=1)
+        merged = merge_statistics(counts, means, m2s)
+        ctx.group = group
+        ctx.save_for_backward(count, mean, *merged)
+        ctx.mark_non_differentiable(merged.count)
+        return tuple(merged)
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
-        grad = grad.contiguous()
-        dist.all_reduce(grad, group=ctx.group)
-        return grad[dist.get_rank(ctx.group)], None
+    def backward(ctx, dmean: Tensor, dm2: Tensor, _):
+        count, local, mean, _, total = ctx.saved_tensors
+        sums = torch.cat([dmean, dm2])
+        dist.all_reduce(sums, group=ctx.group)
+        dmean, dm2 = sums.chunk(2)
+        return dmean * count / total.clamp(min=1) + 2 * dm2 * count * (local - mean), dm2, None, None
 
 
 def synchronise(statistics: Statistics, group: dist.ProcessGroup | None = None) -> Statistics:
@@ -85,9 +96,7 @@ def synchronise(statistics: Statistics, group: dist.ProcessGroup | None = None) 
     """
     mean, m2, count = statistics
     own = torch.as_tensor(count, dtype=mean.dtype, device=mean.device).reshape(1)
-    gathered = _MergeOverRanks.apply(torch.cat([own, mean, m2]), group)
-    counts, means, m2s = gathered.split([1, mean.numel(), m2.numel()], dim=1)
-    return merge_statistics(counts.detach(), means, m2s)
+    return Statistics(*_MergeOverRanks.apply(mean, m2, own, group))
 
 
 def merge_statistics(counts: Tensor, means: Tensor, m2s: Tensor) -> Statistics:

@@ -136,7 +136,8 @@ def _activate(x, center, scale, shift, act, slope):
     return norm_act_twin(x, center, scale, shift, None, act, slope, "none")
 
 
-def _batch_statistics(y):
+def batch_statistics(y: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and M2 [C], by a kernel where one runs."""
     if runs_triton(y) and y.numel():
         from kernels.device.statistics import batch_statistics
 
@@ -173,7 +174,7 @@ def conv_op(
         y = torch.ops.aten.convolution(
             activated, weight.to(x.dtype), None, stride, padding, dilation, False, [0, 0], groups
         ).contiguous(memory_format=torch.channels_last)
-        mean, m2 = _batch_statistics(y) if statistics else (None, None)
+        mean, m2 = batch_statistics(y) if statistics else (None, None)
     if mean is None or m2 is None:
         mean, m2 = (x.new_empty(0, dtype=compute_dtype(x)) for _ in range(2))
     return y, mean, m2
@@ -230,7 +231,7 @@ def conv_backward_op(
     else:
         activated = shuffle_channels(_activate(x, center, scale, shift, act, slope), shuffle)
         da, dweight, _ = torch.ops.aten.convolution_backward(
-            _through_statistics(dy, c1, c2, y, mean), activated, weight.to(x.dtype), None, stride, padding, dilation,
+            through_statistics(dy, c1, c2, y, mean), activated, weight.to(x.dtype), None, stride, padding, dilation,
             False, [0, 0], groups, [needs_input, needs_weight, False],
         )  # fmt: skip
         del activated
@@ -249,7 +250,9 @@ def conv_backward_op(
     )
 
 
-def _through_statistics(dy, c1, c2, y, mean):
+def through_statistics(
+    dy: Tensor, c1: Tensor | None, c2: Tensor | None, y: Tensor | None, mean: Tensor | None
+) -> Tensor:
     """dy + c1 + c2 · (y - mean) in y's dtype."""
     if y is None:
         return dy

@@ -44,6 +44,21 @@ def squeeze_excite(
     """
     x = check_images(x)
     prologue = check_prologue(x, prologue)
+    layers = check_layers(x, reduce_weight, reduce_bias, expand_weight, expand_bias, act, gate)
+    out, *_ = squeeze_excite_op(x, *prologue[:3], prologue.act, prologue.slope, *layers, act, gate)
+    return out
+
+
+def check_layers(
+    x: Tensor,
+    reduce_weight: Tensor,
+    reduce_bias: Tensor,
+    expand_weight: Tensor,
+    expand_bias: Tensor,
+    act: str,
+    gate: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Matrices and biases in x's compute dtype; raise ValueError for shapes, activations or gates that do not fit."""
     check_activation(act)
     if gate not in GATES:
         raise ValueError(f"gate must be one of {GATES}, not {gate!r}")
@@ -58,14 +73,11 @@ def squeeze_excite(
         raise ValueError(
             f"for {channels} channels and {inner} inner ones the weights and biases are {wanted}, not {shapes}"
         )
-    out, *_ = squeeze_excite_op(
-        x, *prologue[:3], prologue.act, prologue.slope, first, reduce_bias.to(dtype), second, expand_bias.to(dtype),
-        act, gate,
-    )  # fmt: skip
-    return out
+    return first, reduce_bias.to(dtype), second, expand_bias.to(dtype)
 
 
-def _gate(values: Tensor, gate: str) -> Tensor:
+def open_gate(values: Tensor, gate: str) -> Tensor:
+    """sigmoid, or hardsigmoid relu6(v + 3) / 6."""
     return torch.sigmoid(values) if gate == "sigmoid" else activate(values + 3, "relu6") / 6
 
 
@@ -82,7 +94,14 @@ def squeeze_excite_twin(
     """The definition, in plain PyTorch; the weights as matrices [R, C] and [C, R]."""
     activated = activate(before_activation(x, *prologue[:3]), prologue.act, prologue.slope)
     hidden = activate(activated.mean((2, 3)) @ first.t() + first_bias, act)
-    return (activated * _gate(hidden @ second.t() + second_bias, gate)[:, :, None, None]).to(x.dtype)
+    return (activated * open_gate(hidden @ second.t() + second_bias, gate)[:, :, None, None]).to(x.dtype)
+
+
+def excite(x, center, scale, shift, act, slope, first, first_bias, second, second_bias, inner):
+    """Pooled m [N, C], the inner layer [N, R] and the gate's input [N, C]: one pass over x, then vectors."""
+    pooled = _pool(x, center, scale, shift, act, slope)
+    hidden = pooled @ first.t() + first_bias
+    return pooled, hidden, activate(hidden, inner) @ second.t() + second_bias
 
 
 def _pool(x, center, scale, shift, act, slope):
@@ -102,7 +121,8 @@ def _apply_gate(x, center, scale, shift, act, slope, gate):
     return torch.empty_like(x, memory_format=torch.channels_last).copy_(values)
 
 
-def _five_sums(grad, x, center, scale, shift, act, slope):
+def five_sums(grad, x, center, scale, shift, act, slope):
+    """S1 to S5 of the module's head, [5, N, C]."""
     if runs_triton(x) and x.numel():
         from kernels.device.squeeze_excite import five_sums
 
@@ -114,7 +134,8 @@ def _five_sums(grad, x, center, scale, shift, act, slope):
     return torch.stack([term.sum((2, 3)) for term in terms])
 
 
-def _input_gradient(grad, x, center, scale, shift, act, slope, gate, constant):
+def input_gradient(grad, x, center, scale, shift, act, slope, gate, constant):
+    """dx = act'(z) · (gate · grad + constant) · scale."""
     if runs_triton(x) and x.numel():
         from kernels.device.squeeze_excite import input_gradient
 
@@ -143,10 +164,8 @@ def squeeze_excite_op(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The output, and what backward keeps: pooled m [N, C], the inner layer [N, R], the gate's input [N, C]."""
     prologue = (center, scale, shift, act, slope)
-    pooled = _pool(x, *prologue)
-    hidden = pooled @ first.t() + first_bias
-    logits = activate(hidden, inner) @ second.t() + second_bias
-    return _apply_gate(x, *prologue, _gate(logits, gate)), pooled, hidden, logits
+    pooled, hidden, logits = excite(x, *prologue, first, first_bias, second, second_bias, inner)
+    return _apply_gate(x, *prologue, open_gate(logits, gate)), pooled, hidden, logits
 
 
 @squeeze_excite_op.register_fake
@@ -176,14 +195,24 @@ def squeeze_excite_backward_op(
     """dx, Σ dz [C], Σ dz · (x - center) [C], and the gradients of both weights and biases."""
     grad = grad.contiguous(memory_format=torch.channels_last)
     prologue = (center, scale, shift, act, slope)
-    s1, s2, s3, s4, s5 = _five_sums(grad, x, *prologue)
-    opened = _gate(logits, gate)
+    sums = five_sums(grad, x, *prologue)
+    opened, constant, *vectors = through_gate(
+        sums, first, second, inner, gate, pooled, hidden, logits, x.shape[2] * x.shape[3]
+    )
+    return input_gradient(grad, x, *prologue, opened, constant), *vectors
+
+
+def through_gate(sums, first, second, inner, gate, pooled, hidden, logits, pixels):
+    """From the five sums: the gate and dm / HW [N, C], Σ dz, Σ dz · (x - center), gradients of weights and biases."""
+    s1, s2, s3, s4, s5 = sums
+    opened = open_gate(logits, gate)
     steep = opened * (1 - opened) if gate == "sigmoid" else derivative(logits + 3, "relu6") / 6
     d_logits = s1 * steep
     d_hidden = (d_logits @ second) * derivative(hidden, inner)
-    constant = (d_hidden @ first) / max(x.shape[2] * x.shape[3], 1)
+    constant = (d_hidden @ first) / max(pixels, 1)
     return (
-        _input_gradient(grad, x, *prologue, opened, constant),
+        opened,
+        constant,
         (opened * s2 + constant * s4).sum(0),
         (opened * s3 + constant * s5).sum(0),
         d_hidden.t() @ pooled,

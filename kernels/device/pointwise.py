@@ -20,6 +20,22 @@ from kernels.device.statistics import merge, new_partials
 
 
 @triton.jit
+def rows_of(tile, M, P, GATED: tl.constexpr, BM: tl.constexpr):
+    """Image, rows [BM] and which of them are there, of a row tile; where a gate is at work it is of one image."""
+    if GATED:
+        tiles = tl.cdiv(P, BM)
+        image = (tile // tiles).to(tl.int64)
+        pixel = (tile % tiles) * BM + tl.arange(0, BM)
+        row = image * P + pixel
+        inside = pixel < P
+    else:
+        image = tile.to(tl.int64)
+        row = image * BM + tl.arange(0, BM)
+        inside = row < M
+    return image, row, inside
+
+
+@triton.jit
 def load_activated(
     x,
     row,
@@ -29,19 +45,23 @@ def load_activated(
     center,
     scale,
     shift,
+    gate,
     C: tl.constexpr,
     AFFINE: tl.constexpr,
     ACT: tl.constexpr,
     SLOPE: tl.constexpr,
+    GATED: tl.constexpr,
 ):
-    """x' at rows × channels in x's dtype, zero for rows outside and for channels that are not the group's."""
+    """x' (times the image's gate [C]) in x's dtype, zero for rows outside and channels that are not the group's."""
     raw = tl.load(x + row[:, None] * C + c[None, :], mask=inside[:, None] & real[None, :], other=0.0)
     value = raw
-    if AFFINE or ACT != "identity":
+    if AFFINE or ACT != "identity" or GATED:
         mu = load_channels(center, c, real, AFFINE)
         a = load_channels(scale, c, real, AFFINE)
         b = load_channels(shift, c, real, AFFINE)
         z = activate(normalise(raw.to(tl.float32), mu, a, b, AFFINE), ACT, SLOPE)
+        if GATED:
+            z = z * load_channels(gate, c, real, True)
         value = tl.where(inside[:, None] & real[None, :], z, 0.0).to(raw.dtype)
     return value
 
@@ -58,18 +78,18 @@ def multiply_add(a, b, total, PRECISION: tl.constexpr):
 
 @triton.jit
 def forward_kernel(
-    x, w, y, center, scale, shift, part_count, part_mean, part_m2, M, C: tl.constexpr, OUT: tl.constexpr,
+    x, w, y, center, scale, shift, gate, part_count, part_mean, part_m2, M, P, C: tl.constexpr, OUT: tl.constexpr,
     GROUPS: tl.constexpr, SLICES: tl.constexpr, L: tl.constexpr, OG: tl.constexpr,
-    AFFINE: tl.constexpr, ACT: tl.constexpr, SLOPE: tl.constexpr, STATISTICS: tl.constexpr, PRECISION: tl.constexpr,
+    AFFINE: tl.constexpr, ACT: tl.constexpr, SLOPE: tl.constexpr, GATED: tl.constexpr, STATISTICS: tl.constexpr,
+    PRECISION: tl.constexpr,
     BM: tl.constexpr, BO: tl.constexpr, BL: tl.constexpr,
 ):  # fmt: skip
-    """Program (row tile and output block, group); x [M, C], w [O, SLICES · L], y [M, O]."""
+    """Program (row tile and output block, group); x [M, C], w [O, SLICES · L], gate [M / P, C], y [M, O]."""
     BLOCKS: tl.constexpr = (OG + BO - 1) // BO
     STEPS: tl.constexpr = (L + BL - 1) // BL
     tile = tl.program_id(0) // BLOCKS
     group = tl.program_id(1)
-    row = tile.to(tl.int64) * BM + tl.arange(0, BM)
-    inside = row < M
+    image, row, inside = rows_of(tile, M, P, GATED, BM)
     o = (tl.program_id(0) % BLOCKS) * BO + tl.arange(0, BO)
     known = o < OG
     total = tl.zeros((BM, BO), tl.float32)
@@ -78,7 +98,9 @@ def forward_kernel(
         place = (step % STEPS) * BL + tl.arange(0, BL)
         real = place < L
         c = run * (C // SLICES) + group * L + place
-        value = load_activated(x, row, c, inside, real, center, scale, shift, C, AFFINE, ACT, SLOPE)
+        value = load_activated(
+            x, row, c, inside, real, center, scale, shift, gate + image * C, C, AFFINE, ACT, SLOPE, GATED
+        )
         column = (group * OG + o)[None, :] * (SLICES * L) + (run * L + place)[:, None]
         weight = tl.load(w + column, mask=real[:, None] & known[None, :], other=0.0)
         total = multiply_add(value, weight, total, PRECISION)
@@ -142,21 +164,25 @@ def forward(
     groups: int,
     shuffle: int,
     statistics: bool,
+    gate: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """y [N, O, H, W], and its mean and M2 [O]."""
+    """y [N, O, H, W], and its mean and M2 [O]; `gate` [N, C] multiplies x' (without groups and shuffle)."""
     batch, channels, height, width = x.shape
     outputs, rows = weight.shape[0], batch * height * width
     cut = layout(channels, weight, groups, shuffle)
     y = torch.empty((batch, outputs, height, width), dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
     small = x.dtype.itemsize == 4 or small_tiles(x.device)
     row_block, out_block = 64 if small else 128, block(cut.outputs, 64 if small else 128)
-    warps = 8 if out_block == 128 or x.dtype.itemsize < 4 and small else 4
-    tiles = triton.cdiv(rows, row_block)
+    pixels = height * width if gate is not None else rows
+    row_block = min(row_block, block(pixels, row_block))
+    warps = 8 if out_block == 128 or (x.dtype.itemsize < 4 and small) else 4
+    tiles = rows // pixels * triton.cdiv(pixels, row_block)
     count, means, m2s = new_partials(tiles if statistics else 1, outputs, x.device)
     forward_kernel[(tiles * triton.cdiv(cut.outputs, out_block), groups)](
         x, relabelled(weight, cut, x.dtype), y, or_dummy(center, x), or_dummy(scale, x), or_dummy(shift, x),
-        count, means, m2s, rows, channels, outputs, GROUPS=groups, SLICES=cut.slices, L=cut.length, OG=cut.outputs,
-        AFFINE=center is not None, ACT=act, SLOPE=slope, STATISTICS=statistics, PRECISION=precision(),
+        or_dummy(gate, x), count, means, m2s, rows, pixels, channels, outputs,
+        GROUPS=groups, SLICES=cut.slices, L=cut.length, OG=cut.outputs, AFFINE=center is not None, ACT=act,
+        SLOPE=slope, GATED=gate is not None, STATISTICS=statistics, PRECISION=precision(),
         BM=row_block, BO=out_block, BL=block(cut.length, 32 if small else 64), num_warps=warps,
         num_stages=2, maxnreg=255,
     )  # fmt: skip

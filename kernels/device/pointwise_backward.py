@@ -12,8 +12,8 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.device.launch import or_dummy, programs, small_tiles
-from kernels.device.pointwise import block, layout, load_activated, multiply_add, precision, relabelled
-from kernels.device.pointwise_math import derivative, load_channels, normalise
+from kernels.device.pointwise import block, layout, load_activated, multiply_add, precision, relabelled, rows_of
+from kernels.device.pointwise_math import activate, derivative, load_channels, normalise
 
 ONE_PASS_ELEMENTS = 32 * 128
 """The largest dw that stays in registers beside everything else, from profiles/kernels-offline.json."""
@@ -59,14 +59,41 @@ def store_input_gradient(
 
 
 @triton.jit
+def store_gated_gradient(
+    da, x, out, row, c, inside, real, center, scale, shift, part, plane, C: tl.constexpr,
+    AFFINE: tl.constexpr, ACT: tl.constexpr, SLOPE: tl.constexpr,
+):  # fmt: skip
+    """Store dA, the gradient of x' times the gate, and this tile's five sums of kernels.squeeze_excite [BL] each."""
+    mask = inside[:, None] & real[None, :]
+    place = row[:, None] * C + c[None, :]
+    mu = load_channels(center, c, real, AFFINE)
+    a = load_channels(scale, c, real, AFFINE)
+    b = load_channels(shift, c, real, AFFINE)
+    value = tl.load(x + place, mask=mask, other=0.0).to(tl.float32)
+    z = normalise(value, mu, a, b, AFFINE)
+    tl.store(out + place, da.to(out.dtype.element_ty), mask=mask)
+    tl.store(part + c, tl.sum(tl.where(inside[:, None], da * activate(z, ACT, SLOPE), 0.0), 0), mask=real)
+    slope = tl.where(inside[:, None], derivative(z, ACT, SLOPE), 0.0)
+    centred = value - mu
+    tl.store(part + plane + c, tl.sum(da * slope, 0), mask=real)
+    tl.store(part + 2 * plane + c, tl.sum(da * slope * centred, 0), mask=real)
+    tl.store(part + 3 * plane + c, tl.sum(slope, 0), mask=real)
+    tl.store(part + 4 * plane + c, tl.sum(slope * centred, 0), mask=real)
+
+
+@triton.jit
 def input_kernel(
-    dy, y, mean, c1, c2, x, center, scale, shift, w, dx, part_dz, part_dz_x, M,
+    dy, y, mean, c1, c2, x, center, scale, shift, w, dx, part_dz, part_dz_x, M, P,
     C: tl.constexpr, OUT: tl.constexpr,
     GROUPS: tl.constexpr, SLICES: tl.constexpr, L: tl.constexpr, OG: tl.constexpr,
-    AFFINE: tl.constexpr, ACT: tl.constexpr, SLOPE: tl.constexpr, STATISTICS: tl.constexpr, PRECISION: tl.constexpr,
+    AFFINE: tl.constexpr, ACT: tl.constexpr, SLOPE: tl.constexpr, GATED: tl.constexpr, STATISTICS: tl.constexpr,
+    PRECISION: tl.constexpr,
     BM: tl.constexpr, BO: tl.constexpr, BL: tl.constexpr,
 ):  # fmt: skip
-    """Program (row tile and input block, group): dx, and the partial sums [row tiles, C]."""
+    """Program (row tile and input block, group): dx, and the partial sums [row tiles, C].
+
+    GATED: the gradient of the gated x' instead of dx, and in part_dz the five sums [5, row tiles, C].
+    """
     STEPS: tl.constexpr = (L + BL - 1) // BL
     tile = tl.program_id(0) // (SLICES * STEPS)
     step = tl.program_id(0) % (SLICES * STEPS)
@@ -75,8 +102,7 @@ def input_kernel(
     place = (step % STEPS) * BL + tl.arange(0, BL)
     real = place < L
     c = run * (C // SLICES) + group * L + place
-    row = tile.to(tl.int64) * BM + tl.arange(0, BM)
-    inside = row < M
+    _image, row, inside = rows_of(tile, M, P, GATED, BM)
     da = tl.zeros((BM, BL), tl.float32)
     for turn in range((OG + BO - 1) // BO):
         o = turn * BO + tl.arange(0, BO)
@@ -86,19 +112,27 @@ def input_kernel(
         column = channel[:, None] * (SLICES * L) + (run * L + place)[None, :]
         weight = tl.load(w + column, mask=known[:, None] & real[None, :], other=0.0)
         da = multiply_add(gradient, weight, da, PRECISION)
-    sum_dz, sum_dz_x = store_input_gradient(
-        da, x, dx, row, c, inside, real, center, scale, shift, C, AFFINE, ACT, SLOPE
-    )
-    if AFFINE:
-        tl.store(part_dz + tile.to(tl.int64) * C + c, sum_dz, mask=real)
-        tl.store(part_dz_x + tile.to(tl.int64) * C + c, sum_dz_x, mask=real)
+    if GATED:
+        plane = (tl.num_programs(0) // (SLICES * STEPS)).to(tl.int64) * C
+        store_gated_gradient(
+            da, x, dx, row, c, inside, real, center, scale, shift, part_dz + tile.to(tl.int64) * C, plane,
+            C, AFFINE, ACT, SLOPE,
+        )  # fmt: skip
+    else:
+        sum_dz, sum_dz_x = store_input_gradient(
+            da, x, dx, row, c, inside, real, center, scale, shift, C, AFFINE, ACT, SLOPE
+        )
+        if AFFINE:
+            tl.store(part_dz + tile.to(tl.int64) * C + c, sum_dz, mask=real)
+            tl.store(part_dz_x + tile.to(tl.int64) * C + c, sum_dz_x, mask=real)
 
 
 @triton.jit
 def weight_kernel(
-    dy, y, mean, c1, c2, x, center, scale, shift, part_w, M, C: tl.constexpr, OUT: tl.constexpr,
+    dy, y, mean, c1, c2, x, center, scale, shift, gate, part_w, M, P, C: tl.constexpr, OUT: tl.constexpr,
     GROUPS: tl.constexpr, SLICES: tl.constexpr, L: tl.constexpr, OG: tl.constexpr,
-    AFFINE: tl.constexpr, ACT: tl.constexpr, SLOPE: tl.constexpr, STATISTICS: tl.constexpr, PRECISION: tl.constexpr,
+    AFFINE: tl.constexpr, ACT: tl.constexpr, SLOPE: tl.constexpr, GATED: tl.constexpr, STATISTICS: tl.constexpr,
+    PRECISION: tl.constexpr,
     BM: tl.constexpr, BO: tl.constexpr, BL: tl.constexpr,
 ):  # fmt: skip
     """Program (input and output block, walker, group): part_w [walkers, O, SLICES · L] over every so many row tiles."""
@@ -114,11 +148,13 @@ def weight_kernel(
     c = run * (C // SLICES) + group * L + place
     total = tl.zeros((BO, BL), tl.float32)
     tile = tl.program_id(1)
-    while tile < tl.cdiv(M, BM):
-        row = tile.to(tl.int64) * BM + tl.arange(0, BM)
-        inside = row < M
+    tiles = (M // P) * tl.cdiv(P, BM) if GATED else tl.cdiv(M, BM)
+    while tile < tiles:
+        image, row, inside = rows_of(tile, M, P, GATED, BM)
         gradient = load_gradient(dy, y, row, channel, inside, known, mean, c1, c2, OUT, STATISTICS)
-        value = load_activated(x, row, c, inside, real, center, scale, shift, C, AFFINE, ACT, SLOPE)
+        value = load_activated(
+            x, row, c, inside, real, center, scale, shift, gate + image * C, C, AFFINE, ACT, SLOPE, GATED
+        )
         total = multiply_add(tl.trans(gradient), value, total, PRECISION)
         tile += tl.num_programs(1)
     walker = tl.program_id(1).to(tl.int64)
@@ -151,7 +187,7 @@ def one_pass_kernel(
         row = tile.to(tl.int64) * BM + tl.arange(0, BM)
         inside = row < M
         gradient = load_gradient(dy, y, row, channel, inside, known, mean, c1, c2, OUT, STATISTICS)
-        value = load_activated(x, row, c, inside, real, center, scale, shift, C, AFFINE, ACT, SLOPE)
+        value = load_activated(x, row, c, inside, real, center, scale, shift, x, C, AFFINE, ACT, SLOPE, False)
         dw = multiply_add(tl.trans(gradient), value, dw, PRECISION)
         da = multiply_add(gradient, weight, tl.zeros((BM, BL), tl.float32), PRECISION)
         sum_dz, sum_dz_x = store_input_gradient(
@@ -184,20 +220,36 @@ def backward(
     shuffle: int,
     needs_input: bool,
     needs_weight: bool,
+    gate: Tensor | None = None,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
-    """dx, dweight [O, C / groups, 1, 1] in fp32, Σ dz [C], Σ dz · (x - center) [C]; None where not needed."""
+    """dx, dweight [O, C / groups, 1, 1] in fp32, Σ dz [C], Σ dz · (x - center) [C]; None where not needed.
+
+    With a gate [N, C] (no groups, no shuffle): the gradient of x' times the gate in place of dx, and in place of Σ dz
+    the five sums of `kernels.squeeze_excite` [5, N, C].
+    """
     channels, outputs = x.shape[1], weight.shape[0]
     rows = x.numel() // channels
     cut = layout(channels, weight, groups, shuffle)
     wide, turing = x.dtype.itemsize == 4, small_tiles(x.device)
     flags = {
-        "GROUPS": groups, "SLICES": cut.slices, "L": cut.length, "OG": cut.outputs, "AFFINE": center is not None,
+        "GROUPS": groups,
+        "SLICES": cut.slices,
+        "L": cut.length,
+        "OG": cut.outputs,
+        "AFFINE": center is not None,
         "ACT": act,
-        "SLOPE": slope, "STATISTICS": y is not None, "PRECISION": precision(), "num_stages": 2, "maxnreg": 255,
-    }  # fmt: skip
+        "SLOPE": slope,
+        "STATISTICS": y is not None,
+        "PRECISION": precision(),
+        "num_stages": 2,
+        "maxnreg": 255,
+    }
+    gated = {"GATED": gate is not None}
     gradients = (dy, or_dummy(y, dy), or_dummy(mean, dy), or_dummy(c1, dy), or_dummy(c2, dy))
     prologue = (or_dummy(center, x), or_dummy(scale, x), or_dummy(shift, x))
+    pixels = rows // x.shape[0] if gate is not None else rows
     sizes = (rows, channels, outputs)
+    by_image = (rows, pixels, channels, outputs)
 
     def new(parts: int, *shape: int) -> Tensor:
         return torch.empty((parts, *shape), dtype=torch.float32, device=x.device)
@@ -206,13 +258,15 @@ def backward(
     whole_out, whole_in = triton.next_power_of_2(cut.outputs), triton.next_power_of_2(cut.length)
     whole_out, whole_in = max(16, whole_out), max(16, whole_in)
     small = not wide and not turing and cut.slices == 1 and whole_out * whole_in <= ONE_PASS_ELEMENTS
-    one_pass = needs_input and needs_weight and small
+    one_pass = needs_input and needs_weight and small and gate is None
     if needs_input:
         dx = torch.empty_like(x, memory_format=torch.channels_last)
         row_block = 32 if wide or one_pass else 64
-        tiles = triton.cdiv(rows, row_block)
+        tiles = rows // pixels * triton.cdiv(pixels, row_block)
         walkers = min(tiles, max(1, programs(x.device, 2) // groups)) if one_pass else tiles
-        if center is not None:
+        if gate is not None:
+            part_dz = new(5, tiles, channels)
+        elif center is not None:
             part_dz, part_dz_x = new(walkers, channels), new(walkers, channels)
         sums = (or_dummy(part_dz, x), or_dummy(part_dz_x, x))
         inputs = (*gradients, x, *prologue, relabelled(weight, cut, x.dtype), dx)
@@ -226,7 +280,7 @@ def backward(
             steps = cut.slices * triton.cdiv(cut.length, in_block)
             out_block = block(cut.outputs, 32 if wide or turing else 64)
             input_kernel[(tiles * steps, groups)](
-                *inputs, *sums, *sizes, **flags, BM=row_block, BO=out_block, BL=in_block, num_warps=8
+                *inputs, *sums, *by_image, **flags, **gated, BM=row_block, BO=out_block, BL=in_block, num_warps=8
             )
     if needs_weight and not one_pass:
         in_block, out_block = block(cut.length, 64), block(cut.outputs, 64 if wide or turing else 128)
@@ -234,7 +288,8 @@ def backward(
         walkers = max(1, programs(x.device, 4) // (steps * groups))
         part_w = new(walkers, outputs, cut.slices * cut.length)
         weight_kernel[(steps, walkers, groups)](
-            *gradients, x, *prologue, part_w, *sizes, **flags, BM=32 if wide or turing else 64, BO=out_block, BL=in_block,
+            *gradients, x, *prologue, or_dummy(gate, x), part_w, *by_image, **flags, **gated,
+            BM=32 if wide or turing else 64, BO=out_block, BL=in_block,
             num_warps=8 if turing and not wide else 4,
         )  # fmt: skip
     dweight = None
@@ -243,4 +298,6 @@ def backward(
         if cut.slices > 1:
             dweight = dweight.unflatten(1, (cut.slices, cut.length)).transpose(1, 2).flatten(1)
         dweight = dweight.reshape(weight.shape)
+    if gate is not None and part_dz is not None:
+        return dx, dweight, part_dz.unflatten(1, (x.shape[0], -1)).sum(2), None
     return dx, dweight, *(None if part is None else part.sum(0) for part in (part_dz, part_dz_x))

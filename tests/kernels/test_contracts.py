@@ -6,6 +6,7 @@ import torch
 import kernels
 from kernels import Prologue, batch_norm
 from kernels.conv import conv_op
+from kernels.excited_pointwise import excited_pointwise_op
 from kernels.norm_act import norm_act_op
 from kernels.shuffle import shuffle_op
 from kernels.squeeze_excite import squeeze_excite_op
@@ -62,6 +63,30 @@ def test_shuffle_and_squeeze_excite_pass_opcheck_and_gradcheck():
     torch.autograd.gradcheck(excite, tensors)
 
 
+@pytest.mark.parametrize("statistics", [True, False])
+def test_an_excited_convolution_passes_opcheck_and_gradcheck(statistics):
+    tensors = (leaf(2, 4, 3, 2), leaf(5, 4, 1, 1), *vectors(4), leaf(3, 4), leaf(3), leaf(4, 3), leaf(4))
+
+    def excited(*tensors):
+        results = excited_pointwise_op(*tensors[:5], "silu", 0.1, *tensors[5:], "silu", "sigmoid", statistics)
+        return results[: 3 if statistics else 1]
+
+    torch.library.opcheck(
+        excited_pointwise_op, (*tensors[:5], "silu", 0.1, *tensors[5:], "relu", "hardsigmoid", statistics)
+    )
+    torch.autograd.gradcheck(excited, tensors)
+
+
+def test_an_empty_batch_goes_through_an_excited_convolution():
+    x, weight = leaf(0, 4, 3, 2), leaf(5, 4, 1, 1)
+    y, statistics = kernels.excited_pointwise_conv2d(
+        x, weight, leaf(3, 4), leaf(3), leaf(4, 3), leaf(4), statistics=True
+    )
+    y.sum().backward()
+    assert y.shape == (0, 5, 3, 2) and statistics.count == 0
+    assert torch.equal(weight.grad, torch.zeros(5, 4, 1, 1, dtype=torch.float64))
+
+
 def block(x, depthwise, pointwise, gammas, betas):
     """Depthwise, BatchNorm, SiLU, shuffled pointwise, BatchNorm, sum, ReLU."""
     y, statistics = kernels.depthwise_conv2d(x, depthwise, 1, 1, statistics=True)
@@ -109,6 +134,10 @@ REFUSED = {
     ),
     "residual's dtype": (lambda: kernels.norm_act(images, Prologue(act="relu"), images.bfloat16()), "residual must be"),
     "gate": (lambda: kernels.squeeze_excite(images, *[images] * 4, gate="tanh"), "gate must be"),
+    "excited weight": (
+        lambda: kernels.excited_pointwise_conv2d(images, torch.zeros(4, 8, 3, 3), *[images] * 4),
+        r"weight must be \[O, 8, 1, 1\]",
+    ),
     "excitation": (lambda: kernels.squeeze_excite(images, *[torch.zeros(2, 2)] * 4), "for 8 channels"),
 }
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from kernels import Prologue, channel_shuffle, conv2d, norm_act, squeeze_excite
+from kernels import Prologue, channel_shuffle, conv2d, excited_pointwise_conv2d, norm_act, squeeze_excite
 from kernels.activation import ACTIVATIONS
 
 
@@ -83,6 +83,78 @@ def test_squeeze_excite(device, error, torch_activations, act, gate, affine):
         strict=True,
     )
     assert max(error(value, wanted) for value, wanted in pairs) < 1e-6
+
+
+def excited_by_torch(tensors, act, gate, torch_activations, rounded=lambda values: values):
+    """squeeze_excite and a 1 x 1 convolution by torch's own functions: y."""
+    x, weight, first, first_bias, second, second_bias, center, scale, shift = tensors
+    z = (x - center[:, None, None]) * scale[:, None, None] + shift[:, None, None]
+    activated = torch_activations[act](z)
+    hidden = torch_activations[act](F.linear(activated.mean((2, 3)), first, first_bias))
+    logits = F.linear(hidden, second, second_bias)
+    opened = torch.sigmoid(logits) if gate == "sigmoid" else F.hardsigmoid(logits)
+    return F.conv2d(rounded(activated * opened[:, :, None, None]), weight)
+
+
+def excited_tensors(channels, outputs, side, dtype=torch.float32):
+    draw = torch.Generator().manual_seed(channels)
+    shapes = [(3, channels, side, side + 1), (outputs, channels, 1, 1), (6, channels), (6,), (channels, 6)]
+    tensors = leaves(draw, *shapes, *[(channels,)] * 4)
+    # A pooled sum of many random terms cancels; 1 / C keeps the gate's own rounding from being all of its gradient.
+    tensors[2] = tensors[2] / channels
+    return [
+        (tensors[0] * 2 + 1).to(dtype),
+        tensors[1].to(dtype).float(),
+        *tensors[2:7],
+        tensors[7].abs() + 0.5,
+        tensors[8],
+    ]
+
+
+@pytest.mark.parametrize(("act", "gate"), [("silu", "sigmoid"), ("relu", "hardsigmoid")])
+@pytest.mark.parametrize(("channels", "outputs", "side"), [(20, 12, 6), (70, 130, 8)])
+def test_excitation_inside_a_pointwise_convolution(
+    device, error, torch_activations, act, gate, channels, outputs, side
+):
+    """Three images, so that tiles must stop at each one's end; 8 x 9 pixels are more than a tile."""
+    tensors = excited_tensors(channels, outputs, side)
+    found = [tensor.detach().to(device).requires_grad_() for tensor in tensors]
+    exact = [tensor.detach().double().requires_grad_() for tensor in tensors]
+    y, statistics = excited_pointwise_conv2d(
+        *[found[i] for i in range(6)], prologue=Prologue(*found[6:], act), act=act, gate=gate, statistics=True
+    )
+    reference = excited_by_torch(exact, act, gate, torch_activations)
+    mean = reference.mean((0, 2, 3))
+    m2 = ((reference - mean[:, None, None]) ** 2).sum((0, 2, 3))
+    assert y.is_contiguous(memory_format=torch.channels_last)
+    assert max(error(*pair) for pair in ((y, reference), (statistics.mean, mean), (statistics.m2, m2))) < 1e-6
+    generator = torch.Generator().manual_seed(1)
+    gradients = [torch.randn(shape, generator=generator) + 1 for shape in (y.shape, mean.shape, m2.shape)]
+    pairs = zip(
+        torch.autograd.grad([y, statistics.mean, statistics.m2], found, [g.to(device) for g in gradients]),
+        torch.autograd.grad([reference, mean, m2], exact, [g.double() for g in gradients]),
+        strict=True,
+    )
+    assert max(error(value, wanted) for value, wanted in pairs) < 1e-6
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_excitation_inside_a_pointwise_convolution_in_half_precision(device, error, torch_activations, dtype):
+    """The gated operand is rounded, as any operand of the product; one flip of a tie is 2^-9 of one element."""
+    tensors = excited_tensors(20, 12, 6, dtype)
+    found = [tensor.detach().to(device).requires_grad_() for tensor in tensors]
+    exact = [tensor.detach().double().requires_grad_() for tensor in tensors]
+    y = excited_pointwise_conv2d(*found[:6], prologue=Prologue(*found[6:], "silu"))
+    reference = excited_by_torch(
+        exact, "silu", "sigmoid", torch_activations, lambda v: v + (v.to(dtype).double() - v).detach()
+    )
+    assert y.dtype == dtype and error(y, reference, dtype) < 4e-5
+    gradient = torch.ones_like(y)
+    wanted = torch.autograd.grad(reference, exact, gradient.double().cpu())
+    results = torch.autograd.grad(y, found, gradient)
+    # dA is stored between the product and dx: two roundings on dx, one on what is summed from it.
+    half = 2.0 ** -(8 if dtype == torch.bfloat16 else 11)
+    assert max(error(value, exact_one) for value, exact_one in zip(results, wanted, strict=True)) < 2 * half
 
 
 @pytest.mark.parametrize("act", ["relu", "silu"])
