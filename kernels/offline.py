@@ -159,6 +159,27 @@ def pointwise(channels: int, outputs: int, groups: int, shuffle: int, dtype: tor
     return launches_of(both)
 
 
+def excited(channels: int, outputs: int, dtype: torch.dtype) -> list[Launch]:
+    """Forward and backward of a 1 × 1 layer with a gate in its load."""
+    from kernels.device import pointwise as forward
+    from kernels.device import pointwise_backward as back
+
+    x, y = _images(channels, 28, dtype), _images(outputs, 28, dtype)
+    weight, vector, last, gate = (
+        _vector(outputs, channels, 1, 1),
+        _vector(channels),
+        _vector(outputs),
+        _vector(8, channels),
+    )
+    prologue = (vector, vector, vector, "silu", 0.01)
+
+    def both() -> None:
+        forward.forward(x, weight, *prologue, 1, 1, True, gate)
+        back.backward(y, last, last, x, weight, y, last, *prologue, 1, 1, True, True, gate)
+
+    return launches_of(both)
+
+
 def elementwise(dtype: torch.dtype) -> list[Launch]:
     """norm_act, statistics, both shuffles and squeeze-and-excitation."""
     from kernels.device import norm_act, shuffle, squeeze_excite
@@ -201,6 +222,8 @@ CASES: dict[str, Callable[[torch.dtype], list[Launch]]] = {
     "pointwise 192 to 320": partial(pointwise, 192, 320, 1, 1),
     "pointwise 96 to 192 in 3 groups": partial(pointwise, 96, 192, 3, 1),
     "pointwise 256 to 512 in 4 groups, shuffled": partial(pointwise, 256, 512, 4, 4),
+    "pointwise 96 to 32, excited": partial(excited, 96, 32),
+    "pointwise 480 to 128, excited": partial(excited, 480, 128),
     "elementwise": elementwise,
 }
 """What is compiled: a name, and its launches for a dtype."""

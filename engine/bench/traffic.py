@@ -82,6 +82,15 @@ class Traffic(TorchDispatchMode):
             return "batch_norm", 5 * elements(args[0])
         if "batch_norm" in name:
             return "batch_norm", 3 * elements(args[0])
+        if name == "hcr.excited_pointwise":
+            x, y = elements(args[0]), elements(result[0])
+            self.floor += x + y
+            return "squeeze_excite", 2 * x + y  # pooled, then multiplied
+        if name == "hcr.excited_pointwise_backward":
+            dy, x, y = elements(args[0]), elements(args[3]), args[5] is not None
+            self.floor += 2 * x + 2 * dy
+            # dA with its five sums, dx from dA and x, dweight
+            return "squeeze_excite", (dy * (1 + y) + 2 * x) + 3 * x + (dy * (1 + y) + x)
         if name == "hcr.squeeze_excite":
             return "squeeze_excite", 3 * elements(args[0])
         if name == "hcr.squeeze_excite_backward":

@@ -25,11 +25,14 @@ def step(model, images, labels):
 
 
 def smooth(model):
-    """Put SiLU for every activation with a kink."""
+    """Put SiLU for every activation with a kink, and the mean for every maximum of neighbours."""
     for module in list(model.modules()):
         for name, child in module.named_children():
             if isinstance(child, nn.ReLU | nn.ReLU6 | nn.LeakyReLU):
                 setattr(module, name, nn.SiLU())
+            elif isinstance(child, nn.MaxPool2d):
+                sides = (child.kernel_size, child.stride, child.padding, child.ceil_mode)
+                setattr(module, name, nn.AvgPool2d(*sides))
 
 
 def compare(arch, size, steps, dtype, kinks=True):
@@ -75,10 +78,11 @@ def compare(arch, size, steps, dtype, kinks=True):
 
 
 def hold(arch, size, steps):
-    """fp64: losses and gradients to 1e-10. fp32: losses to 1e-4, and gradients to 1e-4 with SiLU for ReLUs.
+    """fp64: losses and gradients to 1e-10. fp32: losses to 1e-4, and gradients to 1e-4 without kinks (`smooth`).
 
-    A value that a rounding puts on the other side of ReLU's kink gives one element another gradient, about 1e-3 of the
-    whole in these small maps; it happens in most steps of a deep network and says nothing of the operators.
+    A value that a rounding puts on the other side of ReLU's kink, or another neighbour that a rounding makes the largest
+    of a pooling window, gives one element another gradient, about 1e-3 of the whole in these small maps; it happens in
+    most steps of a deep network and says nothing of the operators.
     """
     losses, errors = compare(arch, size, max(1, steps // 10), torch.float64)
     assert max(losses) <= 1e-10 and max(errors) <= 1e-10
