@@ -24,6 +24,10 @@ from kernels.prologue import (
 )
 from kernels.shuffle import shuffle_channels
 
+LINES = 16
+"""The depthwise kernels reach at most so many lines from a 64-bit base by 32-bit offsets: a line of W · C elements that
+is longer than 2³¹ / LINES goes to the library."""
+
 
 def conv2d(
     x: Tensor,
@@ -75,6 +79,8 @@ def call(
     if weight.shape[1] * groups != x.shape[1]:
         raise ValueError(f"weight takes {weight.shape[1]} channels a group, x has {x.shape[1]} in {groups} groups")
     size = output_size(x, weight, *sides)
+    if path == "depthwise" and LINES * x.shape[1] * max(x.shape[3], size[1]) >= 2**31:
+        path = "aten"
     if min(size) < 1:
         raise ValueError(f"a {tuple(weight.shape[2:])} kernel does not fit {tuple(x.shape[2:])} with padding {padding}")
     y, mean, m2 = conv_op(

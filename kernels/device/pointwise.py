@@ -174,7 +174,7 @@ def forward(
     small = x.dtype.itemsize == 4 or small_tiles(x.device)
     row_block, out_block = 64 if small else 128, block(cut.outputs, 64 if small else 128)
     pixels = height * width if gate is not None else rows
-    row_block = min(row_block, block(pixels, row_block))
+    row_block = row_block if gate is None else block(pixels, row_block)
     warps = 8 if out_block == 128 or (x.dtype.itemsize < 4 and small) else 4
     tiles = rows // pixels * triton.cdiv(pixels, row_block)
     count, means, m2s = new_partials(tiles if statistics else 1, outputs, x.device)

@@ -113,7 +113,7 @@ def input_kernel(
         weight = tl.load(w + column, mask=known[:, None] & real[None, :], other=0.0)
         da = multiply_add(gradient, weight, da, PRECISION)
     if GATED:
-        plane = (tl.num_programs(0) // (SLICES * STEPS)).to(tl.int64) * C
+        plane = tl.cast((M // P) * tl.cdiv(P, BM), tl.int64) * C
         store_gated_gradient(
             da, x, dx, row, c, inside, real, center, scale, shift, part_dz + tile.to(tl.int64) * C, plane,
             C, AFFINE, ACT, SLOPE,

@@ -97,7 +97,7 @@ def sums_kernel(
         s4 += slope
         s5 += slope * centred
     place = tl.program_id(0).to(tl.int64) * C + c
-    plane = PARTS.to(tl.int64) * C
+    plane = tl.cast(PARTS, tl.int64) * C  # a lone part comes as a constant, which has no .to
     tl.store(part + place, tl.sum(s1, 0), mask=c < C)
     tl.store(part + plane + place, tl.sum(s2, 0), mask=c < C)
     tl.store(part + 2 * plane + place, tl.sum(s3, 0), mask=c < C)

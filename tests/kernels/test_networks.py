@@ -80,9 +80,9 @@ def compare(arch, size, steps, dtype, kinks=True):
 def hold(arch, size, steps):
     """fp64: losses and gradients to 1e-10. fp32: losses to 1e-4, and gradients to 1e-4 without kinks (`smooth`).
 
-    A value that a rounding puts on the other side of ReLU's kink, or another neighbour that a rounding makes the largest
-    of a pooling window, gives one element another gradient, about 1e-3 of the whole in these small maps; it happens in
-    most steps of a deep network and says nothing of the operators.
+    A value that a rounding puts on the other side of ReLU's kink, or another neighbour that it makes the largest of a
+    pooling window, gives one element another gradient, about 1e-3 of the whole in these small maps; it happens in most
+    steps of a deep network and says nothing of the operators.
     """
     losses, errors = compare(arch, size, max(1, steps // 10), torch.float64)
     assert max(losses) <= 1e-10 and max(errors) <= 1e-10
