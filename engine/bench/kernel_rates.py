@@ -19,6 +19,7 @@ from torch import Tensor, nn
 import archs
 import kernels
 from archs.fused import activation, set_fused
+from engine.bench import kernel_checks
 from engine.bench.options import Options
 from engine.bench.rows import Row
 from kernels.conv import call
@@ -203,7 +204,7 @@ def step_row(arch: str, batch: int, size: int, dtype: torch.dtype, device: torch
 
 
 def rows(options: Options) -> list[Row]:
-    """The suite for `launch/bench.py`: whole steps, then a row a layer shape; tiny and on the CPU in a dry run."""
+    """The suite for `launch/bench.py`: whole steps, checks, a row a layer shape; tiny and on the CPU in a dry run."""
     cuda = torch.cuda.is_available() and not options.dry_run
     device = torch.device("cuda" if cuda else "cpu")
     batch = options.batch_size or (128 if cuda else 2)
@@ -222,6 +223,7 @@ def rows(options: Options) -> list[Row]:
         return row | {"share_of_copy": row["bytes_per_second"] / bandwidth}
 
     made = [Row(f"step {arch}", settings | {"arch": arch}, partial(step, arch), 60.0) for arch in networks]
+    made += kernel_checks.rows(options, device)
     layers = dict.fromkeys(layer for arch in networks for layer in layers_of(arch, size))
     for layer in list(layers)[: None if cuda else 2]:
         made.append(Row(layer.key(dtype), settings, partial(layer_figures, layer), 3.0))

@@ -1,11 +1,15 @@
 """The GPU report's suite in a dry run: rows that dispatch can read, and every shape found."""
 
 import json
+import sys
 
+import pytest
 import torch
 
+from engine.bench import kernel_checks
 from engine.bench.kernel_rates import Layer, kernel_rates, layers_of, rows
 from engine.bench.options import Options
+from engine.bench.peers import NotAvailable
 from kernels.dispatch import speedups
 
 
@@ -21,10 +25,67 @@ def test_rows_for_the_report():
     made = rows(Options(dry_run=True))
     assert [row.key for row in made] == [
         "step mobilenetv1_025",
+        "determinism",
+        "memcheck",
         "depthwise 8>8 16x16 k3 s1 g8 bfloat16",
         "pointwise 8>16 16x16 k1 s1 g1 bfloat16",
     ]
-    assert made[1].measure(0.0)["kernel_seconds"] > 0
+    assert made[3].measure(0.0)["kernel_seconds"] > 0
+    with pytest.raises(NotAvailable, match="on the CPU"):
+        made[2].measure(float("inf"))
+
+
+def test_the_same_bits_twice():
+    found = kernel_checks.same_bits(torch.device("cpu"))
+    assert found["results"] > 100 and found["differing"] == []
+
+
+def test_a_result_that_differs_is_named(monkeypatch):
+    drawn = iter([torch.zeros(2), torch.tensor([0.0, -0.0])])
+    monkeypatch.setattr(kernel_checks, "exercise", lambda *_: [("pointwise float32 0", next(drawn))])
+    assert kernel_checks.same_bits(torch.device("cpu"))["differing"] == ["pointwise float32 0"]
+
+
+SANITIZER = """#!/bin/sh
+while [ "$1" != "{python}" ]; do shift; done
+"$@" || exit 1
+echo "========= ERROR SUMMARY: {errors} errors"
+exit {code}
+"""
+
+
+def put_sanitizer(folder, errors, code):
+    """A stand-in that runs the program it is given and tells so many errors."""
+    tool = folder / "compute-sanitizer"
+    tool.write_text(SANITIZER.format(python=sys.executable, errors=errors, code=code))
+    tool.chmod(0o755)
+
+
+def test_memcheck_runs_every_operator(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    put_sanitizer(tmp_path, 0, 0)
+    assert kernel_checks.memory_check(torch.device("cpu"))["errors"] == 0
+
+
+def test_memcheck_tells_of_errors(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    (tmp_path / "compute-sanitizer").write_text("#!/bin/sh\necho ERROR SUMMARY: 3 errors\nexit 86\n")
+    (tmp_path / "compute-sanitizer").chmod(0o755)
+    with pytest.raises(RuntimeError, match=r"86.*3 errors"):
+        kernel_checks.memory_check(torch.device("cpu"))
+
+
+def test_memcheck_without_the_tool_is_not_available(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(kernel_checks, "SANITIZER", "no-such-sanitizer")
+    with pytest.raises(NotAvailable, match="CUDA toolkit"):
+        kernel_checks.memory_check(torch.device("cpu"))
+    home = tmp_path / "cuda" / "bin"
+    home.mkdir(parents=True)
+    monkeypatch.setattr(kernel_checks, "SANITIZER", "compute-sanitizer")
+    put_sanitizer(home, 0, 0)
+    monkeypatch.setenv("CUDA_HOME", str(home.parent))
+    assert kernel_checks.sanitizer() == str(home / "compute-sanitizer")
 
 
 def test_a_dry_run_on_the_cpu():
