@@ -229,6 +229,11 @@ CASES: dict[str, Callable[[torch.dtype], list[Launch]]] = {
 """What is compiled: a name, and its launches for a dtype."""
 
 
+def kernel_name(launch: Launch) -> str:
+    """The kernel as "file.function"."""
+    return f"{launch.kernel.__module__.removeprefix('kernels.device.')}.{launch.kernel.__name__}"
+
+
 def table(cases: list[str] | None = None, architectures: list[int] | None = None) -> list[dict[str, Any]]:
     """A row a kernel, dtype and architecture; raises whatever a kernel that does not compile raises."""
     rows = []
@@ -238,9 +243,9 @@ def table(cases: list[str] | None = None, architectures: list[int] | None = None
                 with compiling_for(architecture):
                     launches = CASES[case](dtype)
                 for launch in launches:
-                    name = f"{launch.kernel.__module__.removeprefix('kernels.device.')}.{launch.kernel.__name__}"
-                    row = {"case": case, "kernel": name, "dtype": str(dtype).removeprefix("torch."), "sm": architecture}
-                    rows.append(row | {"num_warps": launch.options["num_warps"]} | compile_for(launch, architecture))
+                    row = {"case": case, "kernel": kernel_name(launch), "dtype": str(dtype).removeprefix("torch.")}
+                    row |= {"sm": architecture, "num_warps": launch.options["num_warps"]}
+                    rows.append(row | compile_for(launch, architecture))
     return rows
 
 

@@ -175,7 +175,8 @@ def forward(
     row_block, out_block = 64 if small else 128, block(cut.outputs, 64 if small else 128)
     pixels = height * width if gate is not None else rows
     row_block = row_block if gate is None else block(pixels, row_block)
-    warps = 8 if out_block == 128 or (x.dtype.itemsize < 4 and small) else 4
+    # Eight warps where four would spill: a large tile, a gate beside the prologue's vectors, or Turing.
+    warps = 8 if out_block == 128 or gate is not None or (x.dtype.itemsize < 4 and small) else 4
     tiles = rows // pixels * triton.cdiv(pixels, row_block)
     count, means, m2s = new_partials(tiles if statistics else 1, outputs, x.device)
     forward_kernel[(tiles * triton.cdiv(cut.outputs, out_block), groups)](

@@ -290,7 +290,7 @@ def backward(
         weight_kernel[(steps, walkers, groups)](
             *gradients, x, *prologue, or_dummy(gate, x), part_w, *by_image, **flags, **gated,
             BM=32 if wide or turing else 64, BO=out_block, BL=in_block,
-            num_warps=8 if turing and not wide else 4,
+            num_warps=8 if not wide and (turing or gate is not None) else 4,
         )  # fmt: skip
     dweight = None
     if part_w is not None:
