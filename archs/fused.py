@@ -132,17 +132,14 @@ def convolve(pending: Pending, conv: nn.Conv2d, norm: nn.Module | None, fused: F
     kind = pending.raw.device.type
     if kind != "meta" and torch.is_autocast_enabled(kind) and pending.raw.dtype == torch.float32:
         pending = pending._replace(raw=pending.raw.to(torch.get_autocast_dtype(kind)))
-    if (
-        choose(pending.raw, conv.weight, conv.stride, conv.padding, conv.groups, fused) != "pointwise"
-        or conv.groups > 1
-    ):
+    path = choose(pending.raw, conv.weight, conv.stride, conv.padding, conv.groups, fused)
+    if path != "pointwise" or conv.groups > 1:
         pending = excited(pending)
     raw, shuffle = pending.raw, pending.shuffle
     weight, order = conv.weight, None
     if shuffle > 1 and conv.groups == conv.in_channels == conv.out_channels:
         order = kernels.shuffle_order(conv.in_channels, conv.in_channels // shuffle).to(raw.device)
         weight, shuffle = weight[order], 1
-    path = choose(raw, weight, conv.stride, conv.padding, conv.groups, fused)
     if path == "pointwise" and shuffle > 1 and not _reads_shuffled(shuffle, conv):
         path = "aten"
     measure = norm is not None and (norm.training or norm.running_mean is None)

@@ -87,16 +87,19 @@ def test_an_empty_batch_goes_through_an_excited_convolution():
     assert torch.equal(weight.grad, torch.zeros(5, 4, 1, 1, dtype=torch.float64))
 
 
-def block(x, depthwise, pointwise, gammas, betas):
-    """Depthwise, BatchNorm, SiLU, shuffled pointwise, BatchNorm, sum, ReLU."""
+def block(x, depthwise, pointwise, gammas, betas, project, *layers):
+    """Depthwise, shuffled pointwise, excited pointwise, each with BatchNorm and activation, and a sum."""
     y, statistics = kernels.depthwise_conv2d(x, depthwise, 1, 1, statistics=True)
     opened = batch_norm(statistics, gammas[0], betas[0], 1e-5, "silu")
     y, statistics = kernels.pointwise_conv2d(y, pointwise, 2, prologue=opened, statistics=True, shuffle=2)
-    return kernels.norm_act(y, batch_norm(statistics, gammas[1], betas[1], 1e-5, "relu"), x)
+    opened = batch_norm(statistics, gammas[1], betas[1], 1e-5, "silu")
+    y, statistics = kernels.excited_pointwise_conv2d(y, project, *layers, prologue=opened, statistics=True)
+    return kernels.norm_act(y, batch_norm(statistics, gammas[2], betas[2], 1e-5, "relu"), x)
 
 
 def test_a_block_compiles_to_one_graph_and_stays_channels_last():
-    tensors = [leaf(2, 8, 5, 4), leaf(8, 1, 3, 3), leaf(8, 4, 1, 1), leaf(2, 8), leaf(2, 8)]
+    tensors = [leaf(2, 8, 5, 4), leaf(8, 1, 3, 3), leaf(8, 4, 1, 1), leaf(3, 8), leaf(3, 8), leaf(8, 8, 1, 1)]
+    tensors += [leaf(4, 8), leaf(4), leaf(8, 4), leaf(8)]
     tensors = [tensor.detach().float().requires_grad_() for tensor in tensors]
     explained = torch._dynamo.explain(block)(*tensors)
     assert explained.graph_break_count == 0

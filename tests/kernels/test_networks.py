@@ -1,13 +1,16 @@
 """Whole networks through `kernels` against their plain selves: losses, gradients and running statistics, 20 steps."""
 
 import copy
+from collections import Counter
 
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import archs
-from archs.fused import Fusable, set_fused
+from archs.fused import Fusable, run, set_fused, settle
+from archs.layers import ChannelShuffle, ConvNormAct, SqueezeExcite
 from engine.config import DataConfig, ModelConfig, RunConfig
 from engine.network import build_network
 from engine.recompute import recompute_blocks
@@ -94,6 +97,68 @@ def hold(arch, size, steps):
 
 def test_mobilenetv1():
     hold("mobilenetv1_025", 48, 2)
+
+
+class Called(TorchDispatchMode):
+    """Within, this package's operators are counted by name."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = Counter()
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        if str(operator).startswith("hcr."):
+            self.names[str(operator).removeprefix("hcr.").removesuffix(".default")] += 1
+        return operator(*args, **(kwargs or {}))
+
+
+def behind(last):
+    """A pointwise layer, squeeze-and-excitation, and what comes behind it."""
+    return nn.Sequential(ConvNormAct(6, 16, act=nn.SiLU), SqueezeExcite(16, 4, nn.SiLU), *last)
+
+
+EXCITED = {
+    "a projection": ([ConvNormAct(16, 10, act=None)], "excited_pointwise"),
+    "a projection without BatchNorm": ([nn.Conv2d(16, 10, 1, bias=False)], "excited_pointwise"),
+    "groups": ([ConvNormAct(16, 8, groups=2)], "squeeze_excite"),
+    "a wider kernel": ([ConvNormAct(16, 8, 3)], "squeeze_excite"),
+    "an activation": ([nn.ReLU()], "squeeze_excite"),
+    "a shuffle": ([ChannelShuffle(4), ConvNormAct(16, 8)], "squeeze_excite"),
+    "another": ([SqueezeExcite(16, 4), ConvNormAct(16, 8)], "excited_pointwise"),
+    "nothing": ([], "squeeze_excite"),
+}
+
+
+@pytest.mark.parametrize("case", EXCITED)
+@pytest.mark.parametrize("training", [True, False])
+def test_an_excitation_goes_into_the_layer_behind_it_where_that_can_take_it(case, training):
+    last, operator = EXCITED[case]
+    torch.manual_seed(0)
+    plain = behind(copy.deepcopy(last)).train(training)
+    fused = copy.deepcopy(plain)
+    set_fused(fused, "on", "cpu")
+    images = torch.randn(3, 6, 5, 4)
+    with Called() as called:
+        found = settle(run(fused, images, "on"))
+    wanted = plain(images)
+    assert called.names[operator] == 1, called.names
+    assert called.names["squeeze_excite"] + called.names["excited_pointwise"] == (2 if case == "another" else 1)
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+    for ours, theirs in zip(
+        torch.autograd.grad((found * found).sum(), list(fused.parameters())),
+        torch.autograd.grad((wanted * wanted).sum(), list(plain.parameters())),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
+
+
+def test_every_projection_of_efficientnet_takes_its_excitation():
+    with torch.device("meta"):
+        model = archs.build("efficientnet_b0", num_classes=5)
+        set_fused(model, "on", "cpu")
+        with Called() as called:
+            model(torch.empty(2, 3, 64, 64))
+    assert called.names["excited_pointwise"] == 16 and called.names["squeeze_excite"] == 0
 
 
 def test_shufflenet_reads_its_shuffles_from_relabelled_weights():
