@@ -132,10 +132,11 @@ def convolve(pending: Pending, conv: nn.Conv2d, norm: nn.Module | None, fused: F
     kind = pending.raw.device.type
     if kind != "meta" and torch.is_autocast_enabled(kind) and pending.raw.dtype == torch.float32:
         pending = pending._replace(raw=pending.raw.to(torch.get_autocast_dtype(kind)))
-    path = choose(pending.raw, conv.weight, conv.stride, conv.padding, conv.groups, fused)
-    if path != "pointwise" or conv.groups > 1:
+    layer = (conv.weight, conv.stride, conv.padding, conv.groups, fused)
+    if pending.excitation is not None and choose(pending.raw, *layer, excited=True) == "aten":
         pending = excited(pending)
     raw, shuffle = pending.raw, pending.shuffle
+    path = choose(raw, *layer)
     weight, order = conv.weight, None
     if shuffle > 1 and conv.groups == conv.in_channels == conv.out_channels:
         order = kernels.shuffle_order(conv.in_channels, conv.in_channels // shuffle).to(raw.device)

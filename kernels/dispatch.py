@@ -76,17 +76,19 @@ def choose(
     groups: int,
     fused: Fused = "auto",
     table: dict[str, float] | None = None,
+    excited: bool = False,
 ) -> Route:
     """The path of this convolution, dilation 1: `kernels.conv.call`'s.
 
     fused   on: the kernel wherever there is one; off: aten; auto: the kernel where the table has it at
             NEVER_BELOW of the library's speed or above
     table   library seconds over kernel seconds by `layer_key`; None reads the one measured on x's GPU
+    excited whether a squeeze-and-excitation goes into a pointwise convolution's load: measured as an op of its own
 
     On a CPU every path is the same plain PyTorch, and auto is aten.
     """
     kernel = kernel_for(x, weight, stride, padding, groups)
-    if fused == "off" or kernel == "aten":
+    if fused == "off" or kernel == "aten" or (excited and (kernel != "pointwise" or groups > 1)):
         return "aten"
     if fused == "on":
         return kernel
@@ -94,7 +96,15 @@ def choose(
         table = measured(gpu_key(torch.cuda.get_device_name(x.device))) if x.is_cuda else {}
     dtype = str(x.dtype).removeprefix("torch.")
     key = layer_key(
-        kernel, x.shape[1], weight.shape[0], x.shape[2], x.shape[3], weight.shape[2], stride[0], groups, dtype
+        "excited" if excited else kernel,
+        x.shape[1],
+        weight.shape[0],
+        x.shape[2],
+        x.shape[3],
+        weight.shape[2],
+        stride[0],
+        groups,
+        dtype,
     )
     return kernel if table.get(key, 0.0) >= NEVER_BELOW else "aten"
 

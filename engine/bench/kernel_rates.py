@@ -19,6 +19,7 @@ from torch import Tensor, nn
 import archs
 import kernels
 from archs.fused import activation, set_fused
+from archs.layers import SqueezeExcite
 from engine.bench import kernel_checks
 from engine.bench.options import Options
 from engine.bench.rows import Row
@@ -40,11 +41,13 @@ class Layer(NamedTuple):
     stride: int
     groups: int
     act: str
+    squeezed: int = 0
+    """Channels inside the squeeze-and-excitation before it; 0 is none."""
 
     def key(self, dtype: torch.dtype) -> str:
         """Its key in the dispatch table."""
-        op = "pointwise" if self.size == 1 else "depthwise"
-        return layer_key(op, *self[:-1], str(dtype).removeprefix("torch."))
+        op = "excited" if self.squeezed else "pointwise" if self.size == 1 else "depthwise"
+        return layer_key(op, *self[:7], str(dtype).removeprefix("torch."))
 
 
 def layers_of(arch: str, image_size: int) -> list[Layer]:
@@ -55,6 +58,10 @@ def layers_of(arch: str, image_size: int) -> list[Layer]:
     acts = {(activation(module) or ("", 0))[0] for module in model.modules()} - {"", "identity"}
     act = next(iter(sorted(acts)), "relu")
     found: dict[Layer, None] = {}
+    excited: dict[int, tuple[Tensor, int]] = {}
+
+    def remember(module: SqueezeExcite, _inputs: tuple[Tensor], output: Tensor) -> None:
+        excited[id(output)] = output, module.fc1.out_channels  # the tensor too, so that its id stays its own
 
     def note(conv: nn.Conv2d, inputs: tuple[Tensor], _output: Tensor) -> None:
         x = inputs[0]
@@ -62,11 +69,14 @@ def layers_of(arch: str, image_size: int) -> list[Layer]:
             return  # squeeze-and-excitation's own layers
         if kernel_for(x, conv.weight, conv.stride, conv.padding, conv.groups) != "aten":
             sides = (x.shape[2], x.shape[3], conv.kernel_size[0], conv.stride[0], conv.groups)
-            found[Layer(conv.in_channels, conv.out_channels, *sides, act)] = None
+            squeezed = excited[id(x)][1] if id(x) in excited and conv.groups == 1 else 0
+            found[Layer(conv.in_channels, conv.out_channels, *sides, act, squeezed)] = None
 
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             module.register_forward_hook(note)
+        elif isinstance(module, SqueezeExcite):
+            module.register_forward_hook(remember)
     with torch.no_grad():
         model.eval()(images)
     return list(found)
@@ -118,12 +128,19 @@ def layer_step(layer: Layer, x: Tensor, path: str) -> Callable[[], None]:
     weight = torch.randn(shape, device=x.device).requires_grad_()
     vectors = [torch.rand(layer.channels, device=x.device).requires_grad_() for _ in range(3)]
     images = x.detach().requires_grad_()
-    inputs = [images, weight, *vectors]
     prologue = kernels.Prologue(*vectors, layer.act)
     pad = layer.size // 2
+    sides = [(layer.squeezed, layer.channels), (layer.squeezed,), (layer.channels, layer.squeezed), (layer.channels,)]
+    gates = [torch.randn(side, device=x.device).requires_grad_() for side in sides if layer.squeezed]
+    inputs = [images, weight, *vectors, *gates]
 
     def run() -> None:
-        result = call(images, weight, layer.stride, pad, 1, layer.groups, 1, prologue, True, path)
+        if layer.squeezed:
+            result = kernels.excited_pointwise_conv2d(
+                images, weight, *gates, prologue=prologue, act=layer.act, statistics=True
+            )
+        else:
+            result = call(images, weight, layer.stride, pad, 1, layer.groups, 1, prologue, True, path)
         assert isinstance(result, tuple)
         y, found = result
         torch.autograd.grad([y, found.mean, found.m2], inputs, [y, found.mean, found.m2])
@@ -132,13 +149,14 @@ def layer_step(layer: Layer, x: Tensor, path: str) -> Callable[[], None]:
 
 
 def library_step(layer: Layer, x: Tensor) -> Callable[[], None]:
-    """The same work by the library: BatchNorm, activation, convolution, under torch.compile on a GPU."""
+    """The same work by the library: BatchNorm, activation (excitation), convolution, under torch.compile on a GPU."""
     norm = nn.BatchNorm2d(layer.channels)
     acts = {"relu": nn.ReLU, "relu6": nn.ReLU6, "silu": nn.SiLU, "leaky_relu": nn.LeakyReLU, "hardswish": nn.Hardswish}
     conv = nn.Conv2d(
         layer.channels, layer.outputs, layer.size, layer.stride, layer.size // 2, groups=layer.groups, bias=False
     )
-    model = nn.Sequential(norm, acts[layer.act](), conv).to(x.device).to(memory_format=torch.channels_last)
+    excite = [SqueezeExcite(layer.channels, layer.squeezed, acts[layer.act])] if layer.squeezed else []
+    model = nn.Sequential(norm, acts[layer.act](), *excite, conv).to(x.device).to(memory_format=torch.channels_last)
     if x.is_cuda:
         model.compile(dynamic=False)
     images = x.detach().requires_grad_()
@@ -153,7 +171,11 @@ def library_step(layer: Layer, x: Tensor) -> Callable[[], None]:
 
 
 def layer_row(layer: Layer, batch: int, dtype: torch.dtype, device: torch.device, rounds: int, repeats: int) -> dict:
-    """Seconds of both, taking turns, and the kernel's bytes/s over X + Y forward and 2X + 2Y backward."""
+    """Seconds of both, taking turns, and the kernel's bytes/s.
+
+    Bytes are those of X + Y elements forward and 2X + 2Y backward; with an excitation of `kernels.excited_pointwise`'s
+    2X + Y and 6X + 4Y.
+    """
     shape = (batch, layer.channels, layer.height, layer.width)
     x = torch.randn(shape, device=device).to(dtype).contiguous(memory_format=torch.channels_last)
     path = "pointwise" if layer.size == 1 else "depthwise"
@@ -161,7 +183,8 @@ def layer_row(layer: Layer, batch: int, dtype: torch.dtype, device: torch.device
     times = taking_turns(contenders, device, rounds, repeats)
     kernel, library = times["kernel"], times["library"]
     side = math.prod((s + 2 * (layer.size // 2) - layer.size) // layer.stride + 1 for s in (layer.height, layer.width))
-    moved = 3 * dtype.itemsize * (x.numel() + batch * layer.outputs * side)
+    outputs = batch * layer.outputs * side
+    moved = dtype.itemsize * (8 * x.numel() + 5 * outputs if layer.squeezed else 3 * (x.numel() + outputs))
     return {
         "layer": layer.key(dtype),
         "kernel_seconds": kernel,

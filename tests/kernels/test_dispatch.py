@@ -44,6 +44,17 @@ def test_auto_follows_the_table(table, path):
     assert choose(IMAGES, *DEPTHWISE, table=table) == path
 
 
+def test_an_excitation_is_measured_as_an_op_of_its_own():
+    plain = layer_key("pointwise", 32, 64, 56, 56, 1, 1, 1, "float32")
+    table = {plain: 2.0, plain.replace("pointwise", "excited"): 0.5}
+    assert choose(IMAGES, *POINTWISE, table=table) == "pointwise"
+    assert choose(IMAGES, *POINTWISE, table=table, excited=True) == "aten"
+    assert choose(IMAGES, *POINTWISE, table={plain.replace("pointwise", "excited"): 1.0}, excited=True) == "pointwise"
+    assert choose(IMAGES, *DEPTHWISE, fused="on", excited=True) == "aten"
+    grouped = (torch.empty(64, 16, 1, 1, device="meta"), (1, 1), (0, 0), 2)
+    assert choose(IMAGES, *grouped, fused="on", excited=True) == "aten"
+
+
 def test_a_table_is_read_from_the_report(tmp_path):
     rows = [
         {"layer": KEY, "library_seconds": 3.0, "kernel_seconds": 2.0},

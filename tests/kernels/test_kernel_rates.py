@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from engine.bench import kernel_checks
-from engine.bench.kernel_rates import Layer, kernel_rates, layers_of, rows
+from engine.bench.kernel_rates import Layer, kernel_rates, layer_row, layers_of, rows
 from engine.bench.options import Options
 from engine.bench.peers import NotAvailable
 from kernels.dispatch import speedups
@@ -19,6 +19,16 @@ def test_layers_are_the_networks_own():
     assert Layer(512, 1024, 7, 7, 1, 1, 1, "relu6") in found
     assert len(found) == 18  # 9 depthwise shapes of 13, 9 pointwise of 13: the five middle blocks are one
     assert {layer.size for layer in layers_of("efficientnet_b0", 224)} == {1, 3, 5}
+
+
+def test_projections_are_timed_with_their_excitation():
+    layers = [layer for layer in layers_of("efficientnet_b0", 224) if layer.squeezed]
+    assert Layer(96, 24, 56, 56, 1, 1, 1, "silu", 4) in layers and len(layers) == 12  # of 16 blocks, each shape once
+    layer = Layer(8, 6, 5, 4, 1, 1, 1, "silu", 2)
+    row = layer_row(layer, 2, torch.float32, torch.device("cpu"), 1, 1)
+    assert row["layer"] == "excited 8>6 5x4 k1 s1 g1 float32"
+    assert row["bytes"] == 4 * 2 * 20 * (8 * 8 + 5 * 6)
+    assert row["kernel_seconds"] > 0 and row["library_seconds"] > 0
 
 
 def test_rows_for_the_report():

@@ -111,8 +111,10 @@ def excited_tensors(channels, outputs, side, dtype=torch.float32):
     ]
 
 
-@pytest.mark.parametrize(("act", "gate"), [("silu", "sigmoid"), ("relu", "hardsigmoid")])
-@pytest.mark.parametrize(("channels", "outputs", "side"), [(20, 12, 6), (70, 130, 8)])
+@pytest.mark.parametrize(
+    ("channels", "outputs", "side", "act", "gate"),
+    [(20, 12, 6, "silu", "sigmoid"), (20, 12, 6, "relu", "hardsigmoid"), (70, 130, 8, "silu", "sigmoid")],
+)
 def test_excitation_inside_a_pointwise_convolution(
     device, error, torch_activations, act, gate, channels, outputs, side
 ):

@@ -100,7 +100,7 @@ def taps(size):
     return draw(CHANNELS, 1, size, size)
 
 
-@pytest.mark.parametrize("size", [3, 5])
+@pytest.mark.parametrize("size", [3, pytest.param(5, marks=pytest.mark.slow)])
 def test_depthwise_forward(size):
     from kernels.device.depthwise import forward
 
