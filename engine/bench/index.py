@@ -37,7 +37,7 @@ TO_TAKE = (
     ),
     ("gpu", "trainer", "trainer ÷ bare loop", "python launch/bench.py --suite trainer"),
     ("gpu", "loader", "decoding on the GPU ÷ torchvision", "python launch/bench.py --suite loader --photos FOLDER"),
-    ("gpu", "kernels", "fused operators ÷ cuDNN", "python launch/bench.py --suite kernels"),
+    ("gpu", "kernels", "fused operators ÷ cuDNN, same bits twice, memcheck", "python launch/bench.py --suite kernels"),
     ("gpu", "memory", "predicted ÷ measured memory", "python launch/bench.py --suite memory"),
     ("gpu", "compile", "what torch.compile gains and costs", "python launch/bench.py --suite compile"),
     (

@@ -43,8 +43,8 @@ TORCH = {
 def interpret_bf16_as_hardware_does() -> None:
     """Make Triton's interpreter round fp32 to bf16 to the nearest, ties to even, as a GPU's cvt.rn does.
 
-    Triton 3.6 to 3.9 cut the low bits off instead (`_convert_float` in triton/runtime/interpreter.py, without a
-    rounding mode), an error of up to a whole ulp that no kernel makes on a GPU.
+    Triton 3.9 cuts the low bits off instead (`_convert_float` in triton/runtime/interpreter.py, without a rounding
+    mode), an error of up to a whole ulp that no kernel makes on a GPU.
     """
     import numpy as np
     import triton.language as tl
@@ -67,9 +67,11 @@ if INTERPRETED:
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread():
-    """Sums in one order, and no fight over cores with the interpreter's process."""
+    """Sums in one order, and no fight over cores with the interpreter's process; on a GPU fp32 that is no TF32."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
+    if torch.cuda.is_available():
+        torch.backends.cudnn.allow_tf32 = False
     yield
     torch.set_num_threads(before)
 

@@ -197,3 +197,25 @@ def test_raw_outputs_are_all_that_is_kept():
     count_plain, reference = maps_kept(plain)
     assert count == 4 and count_plain >= 9
     torch.testing.assert_close(y, reference)
+
+
+@pytest.mark.gpu
+def test_tensors_of_more_than_two_to_the_31_elements_on_a_gpu():
+    """The last image of a large tensor comes out as it does alone; its gradient too."""
+    if not torch.cuda.is_available() or torch.cuda.mem_get_info()[0] < 40 << 30:
+        pytest.skip("no GPU with 40 GiB free")
+    count = 2**31 // (64 * 8 * 8) + 1
+    x = torch.zeros(count, 64, 8, 8, dtype=torch.bfloat16, device="cuda").to(memory_format=torch.channels_last)
+    x[-1:] = torch.randn(1, 64, 8, 8, device="cuda").bfloat16()
+    weights = [torch.randn(shape, device="cuda") for shape in ((64, 1, 3, 3), (64, 64, 1, 1))]
+    vectors = [torch.rand(64, device="cuda") for _ in range(3)]
+    results = []
+    for images in (x, x[-1:].contiguous(memory_format=torch.channels_last)):
+        leaf = images.detach().requires_grad_()
+        y = kernels.depthwise_conv2d(leaf, weights[0], 1, 1, prologue=Prologue(*vectors, "silu"))
+        y = kernels.pointwise_conv2d(y, weights[1], prologue=Prologue(*vectors, "silu"))
+        (gradient,) = torch.autograd.grad(y, leaf, torch.ones_like(y))
+        results.append([y[-1:], gradient[-1:]])
+        del y, gradient
+    for large, alone in zip(*results, strict=True):
+        torch.testing.assert_close(large, alone)

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+from kernels import conv, depthwise_conv2d
 from kernels.dispatch import choose, fuses, gpu_key, kernel_for, layer_key, measured, speedups
 
 IMAGES = torch.empty(2, 32, 56, 56, device="meta")
@@ -69,6 +70,17 @@ def test_a_table_is_read_from_the_report(tmp_path):
     )
     assert measured("h100-80gb-hbm3", tmp_path) == {KEY: 1.5}
     assert measured("another", tmp_path) == {}
+
+
+@pytest.mark.parametrize(("channels", "width", "path"), [(2**20, 2**7 - 2, "depthwise"), (2**20, 2**7, "aten")])
+def test_a_line_too_long_for_32_bits_goes_to_the_library(monkeypatch, channels, width, path):
+    """The depthwise kernels reach LINES lines from a 64-bit base; both tensors have more than 2^31 elements."""
+    taken = []
+    monkeypatch.setattr(conv, "conv_op", lambda *arguments: taken.append(arguments[-1]) or arguments[:1] * 3)
+    x = torch.empty(32, channels, 2, width, dtype=torch.bfloat16, device="meta")
+    assert x.numel() > 2**31
+    depthwise_conv2d(x, torch.empty(channels, 1, 3, 3, device="meta"), 1, 1)
+    assert taken == [path]
 
 
 def test_a_cpu_fuses_only_when_told_to():

@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import archs
 from archs.fused import Fusable, run, set_fused, settle
-from archs.layers import ChannelShuffle, ConvNormAct, SqueezeExcite
+from archs.layers import ChannelShuffle, ConvNormAct, InvertedResidual, SqueezeExcite
 from engine.config import DataConfig, ModelConfig, RunConfig
 from engine.network import build_network
 from engine.recompute import recompute_blocks
@@ -150,6 +150,20 @@ def test_an_excitation_goes_into_the_layer_behind_it_where_that_can_take_it(case
         strict=True,
     ):
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
+
+
+def test_a_block_with_an_excitation_is_one_graph():
+    torch.manual_seed(0)
+    block = InvertedResidual(8, 24, 8, squeezed=4, act=nn.SiLU)
+    set_fused(block, "on", "cpu")
+    images = torch.randn(2, 8, 6, 5)
+    compiled = torch.compile(copy.deepcopy(block), fullgraph=True, backend="aot_eager")
+    results = []
+    for model in (compiled, block):
+        y = model(images)
+        results.append([y, *torch.autograd.grad((y * y).sum(), list(model.parameters()))])
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
 def test_every_projection_of_efficientnet_takes_its_excitation():
