@@ -149,7 +149,7 @@ class _Round(torch.autograd.Function):
 
 
 def reference_convolution(tensors, act, stride, padding, groups, shuffle, dtype, rounding, stored):
-    """Prologue, shuffle and convolution in float64: y, mean and M2 of `stored` (the y that was found), and z."""
+    """Prologue, shuffle and convolution in float64: y, mean and M2 of `stored` (the y that was found); z and x'."""
     x, weight, *vectors = tensors
     if vectors:
         center, scale, shift = (vector[None, :, None, None] for vector in vectors)
@@ -162,7 +162,7 @@ def reference_convolution(tensors, act, stride, padding, groups, shuffle, dtype,
     y = _Round.apply(y, None, dtype if rounding.through else None)
     kept = y + (stored.double() - y).detach()
     mean = kept.mean((0, 2, 3))
-    return y, mean, ((kept - mean[None, :, None, None]) ** 2).sum((0, 2, 3)), z
+    return y, mean, ((kept - mean[None, :, None, None]) ** 2).sum((0, 2, 3)), z, x
 
 
 @pytest.fixture
@@ -200,7 +200,7 @@ def check_convolution(device):
         rounding = PATHS["conv2d" if by_library else operation]
         if dtype == torch.float32:
             rounding = NOWHERE
-        *references, z = list(
+        *references, z, operand = list(
             reference_convolution(
                 exact, act, stride, padding, groups, shuffle, dtype, rounding, outputs_of[0].detach().cpu()
             )
@@ -209,7 +209,9 @@ def check_convolution(device):
         # Not centred on 0: a sum that cancels would be held to its own rounding, not to the kernel's.
         gradients = [(draw(*references[0].shape) + 1).to(dtype)] + [draw(len(r)) * 0.1 for r in references[1:]]
         found = torch.autograd.grad(outputs_of, leaves, [gradient.to(device) for gradient in gradients])
-        *wanted, dz = torch.autograd.grad(references, [*exact, z], [gradient.double() for gradient in gradients])
+        *wanted, dz, dy = torch.autograd.grad(
+            references, [*exact, z, references[0]], [gradient.double() for gradient in gradients]
+        )
         assert found[0].dtype == dtype and found[1].dtype == torch.float32
         names = [
             *["y", "mean", "M2"][: len(outputs_of)],
@@ -222,6 +224,9 @@ def check_convolution(device):
             center, scale = (vector.detach()[None, :, None, None] for vector in exact[2:4])
             terms = {"dcenter": dz * scale, "dscale": dz * (exact[0].detach() - center), "dshift": dz}
             terms = {name: term.abs().sum((0, 2, 3)) for name, term in terms.items()}
+            terms["dweight"] = torch.nn.grad.conv2d_weight(
+                operand.detach().abs(), exact[1].shape, dy.abs(), stride, padding, 1, groups
+            )
         errors = {
             name: relative_error(value, reference, stored.get(name, torch.float32), terms.get(name))
             for name, value, reference in pairs
