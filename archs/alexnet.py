@@ -20,6 +20,8 @@ from archs.registry import Reference, register
 WIDTHS_2012 = (96, 256, 384, 384, 256)
 WIDTHS_2014 = (64, 192, 384, 256, 256)
 GRID = 6
+PIXEL_STD = 57.6
+"""ImageNet's standard deviation over the three channels, (0.229 + 0.224 + 0.225) / 3, of pixels from 0 to 255."""
 
 
 class ResponseNorm(torch.autograd.Function):
@@ -117,13 +119,16 @@ def alexnet(num_classes: int, *, in_channels: int = 3, dropout: float = 0.5) -> 
     """The paper's widths in one tower.
 
     Initialised as its section 5 says: weights from N(0, 0.01²), biases one in the second, fourth and fifth convolution
-    and in the hidden linear layers, zero elsewhere.
+    and in the hidden linear layers, zero elsewhere. Its images were raw pixels less their mean (section 2), ours are
+    divided by their standard deviation as well: the first weights are drawn larger by that much, which is the same
+    function. Without it the biases drown the image, and the network stays at chance.
     """
     model = AlexNet(WIDTHS_2012, num_classes, in_channels=in_channels, response_norm=True, dropout=dropout)
     for module in model.modules():
         if isinstance(module, (nn.Conv2d, nn.Linear)):
             nn.init.normal_(module.weight, std=0.01)
             nn.init.zeros_(module.bias)
+    nn.init.normal_(model.stem.conv1.conv.weight, std=0.01 * PIXEL_STD)
     second, third = model.stages
     for layer in (second.conv1.conv, third.conv2.conv, third.conv3.conv, model.head.fc1, model.head.fc2):
         nn.init.ones_(layer.bias)

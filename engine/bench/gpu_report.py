@@ -25,8 +25,8 @@ from engine.text_table import text_table
 CAPS = {
     "machine": 45,
     "archs": 480,
-    "kernels": 240,
-    "memory": 240,
+    "kernels": 480,
+    "memory": 300,
     "trainer": 180,
     "loader": 120,
     "zoo": 600,

@@ -101,13 +101,17 @@ def test_response_norm_in_half_precision(dtype):
 
 
 def test_initialisation_is_section_5_s():
-    """N(0, 0.01²); biases one in the second, fourth and fifth convolution and in the hidden linear layers."""
+    """N(0, 0.01²); biases one in the second, fourth and fifth convolution and in the hidden linear layers.
+
+    The first weights see images divided by 57.6, the standard deviation of the pixels that the paper's see.
+    """
     model = archs.build("alexnet", 10)
     layers = [module for module in model.modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
     assert [layer.bias.unique().tolist() for layer in layers] == [[0], [1], [0], [1], [1], [1], [1], [0]]
     for layer in layers:
-        assert layer.weight.std().item() == pytest.approx(0.01, rel=0.02)
-        assert abs(layer.weight.mean().item()) < 1e-4
+        scale = 57.6 if layer is layers[0] else 1
+        assert layer.weight.std().item() == pytest.approx(0.01 * scale, rel=0.02)
+        assert abs(layer.weight.mean().item()) < 1e-4 * scale
 
 
 def test_dropout_is_where_each_of_the_two_has_it():
