@@ -33,7 +33,7 @@ def network_rows(options: PlanConfig, name: str) -> list[dict]:
     options = replace(options, arch=info.name, image_size=size)
     config = options.run_config()
     workload = workload_of(config, builder(config, options.num_classes), options.num_classes, ranks=options.gpus)
-    search = Search(workload, PRECISIONS, confirm=False)
+    search = Search(workload, PRECISIONS)
     rows = []
     for precision in PRECISIONS:
         search.precisions = (precision,)

@@ -18,7 +18,7 @@ from engine.memory.cost import NOMINAL, seconds
 from engine.memory.cuda import CudaModel, loader_bytes, workspace_cap
 from engine.memory.fake import on_meta
 from engine.memory.sharding import PERSISTENT, Parameters, Sharding, shard
-from engine.memory.simulate import Step, Untraceable, simulate
+from engine.memory.simulate import Simulator, Step, Untraceable
 from engine.memory.trace import Category, Timeline, Trace, Unit
 from engine.planner import OPTIMIZER_STATES, function_changes
 from engine.recompute import REWRITES, Policy, by_block, first_blocks
@@ -42,8 +42,6 @@ class Search:
     policies    kinds of recompute that may be used; None is all
     micro       the only micro-batch size; 0 is any
     offload     whether activations may go to the host; `only_offload`: whether they must
-    confirm     simulate the plan that is taken once more, with a whole first step; the others are simulated with the
-                optimizer's states made beforehand, which leaves the same behind (tests hold that)
     """
 
     def __init__(
@@ -54,11 +52,13 @@ class Search:
         micro: int = 0,
         offload: bool = True,
         only_offload: bool = False,
-        confirm: bool = True,
     ) -> None:
         self.workload, self.precisions, self.micro = workload, tuple(precisions), micro
         self.kinds = policies or ("none", "first", "block", "segments", "nested")
-        self.offload, self.only_offload, self.confirm = offload, only_offload, confirm
+        self.offload, self.only_offload = offload, only_offload
+        self._simulator = Simulator(
+            workload.build, workload.optim, workload.channels_last, CudaModel() if workload.cuda else None
+        )
         self._traces: dict[tuple[bool, Policy], Trace] = {}
         self._variants: dict[tuple[str, Policy, bool], Trace] = {}
         model = on_meta(workload.build)
@@ -82,29 +82,17 @@ class Search:
         """
         key = precision != "fp32", policy
         if key not in self._traces:
-            self._record(precision, policy, full=False)
+            load = self.workload
+            step = Step(
+                load.image_size, load.num_classes, precision, load.optim, policy, load.channels_last, cuda=load.cuda
+            )
+            self._traces[key] = self._simulator.record(step)
         variant = precision, policy, kept
         if variant not in self._variants:
             trace = self._traces[key]
             trace = trace.in_bf16() if precision == "bf16" else trace
             self._variants[variant] = trace.with_gradients_kept() if kept else trace
         return self._variants[variant]
-
-    def _record(self, precision: str, policy: Policy, full: bool) -> None:
-        """Simulate a step, and forget what was read off an earlier recording of it."""
-        load = self.workload
-        step = Step(
-            load.image_size,
-            load.num_classes,
-            precision,
-            load.optim,
-            policy,
-            load.channels_last,
-            full_warm_up=full,
-            cuda=load.cuda,
-        )
-        self._traces[precision != "fp32", policy] = simulate(load.build, step, CudaModel() if load.cuda else None)
-        self._variants = {key: trace for key, trace in self._variants.items() if key[1] != policy}
 
     def watched(self, precision: str) -> list[Unit]:
         """The network's units with their bytes."""
@@ -308,15 +296,6 @@ class Search:
         return self._result(seen, best(), budget, cap)
 
     def _result(self, seen: list[Candidate], found: Candidate | None, budget: int, cap: int) -> Result:
-        """Confirm what was found; where a whole first step needs more after all, take the next best."""
-        while found is not None and self.confirm:
-            self._record(found.precision, found.policy, full=True)
-            again = self.candidate(found.precision, found.policy, found.accumulation, cap)
-            seen[seen.index(found)] = again
-            if again.peak <= budget:
-                found = again
-                break
-            found = min((one for one in seen if one.peak <= budget), key=lambda one: one.order, default=None)
         return Result(self.workload, budget, cap, seen, found, None if found else self.least(cap))
 
     def _stages(self) -> list[tuple[Stage, bool]]:

@@ -1,4 +1,4 @@
-"""Two optimizer steps of a network on FakeTensors; the second one counts.
+"""Optimizer steps of a network on FakeTensors; from the second one on they count.
 
 The first step makes what later steps find: optimizer states. The loss, the optimizer, the autocast rules and the
 recompute wrappers are the trainer's own, so what is counted is what runs.
@@ -6,7 +6,7 @@ recompute wrappers are the trainer's own, so what is counted is what runs.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -20,7 +20,7 @@ from engine.memory.fake import autocast, fake_copy, on_meta
 from engine.memory.trace import PRIME, Category, Trace, Unit
 from engine.memory.tracker import DeviceModel, Tracker
 from engine.optim import build_optimizer
-from engine.recompute import Policy, apply_policy
+from engine.recompute import Policy, apply_policy, clear_policy
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.bfloat16}
 """What stands for a precision: fp16 has bf16's bytes and autocast rules, and the CPU's autocast always knows bf16."""
@@ -42,84 +42,124 @@ class Step:
     channels_last: bool = True
     gradients_kept: bool = False
     """Gradients are there before the backward pass: a later micro-batch of a step, or DDP's buckets."""
-    full_warm_up: bool = True
-    """The first step is a whole one; else only the optimizer's states are made, which is all that it leaves."""
     cuda: bool = True
     """A GPU's autocast rules; off for a comparison with a run on a CPU."""
 
 
-def simulate(build: Callable[[], nn.Module], step: Step, device: DeviceModel | None = None) -> Trace:
-    """Record one training step of `build()`'s network without memory or arithmetic.
+class Simulator:
+    """One network without memory whose steps are recorded one after the other, each under its own policy.
 
     device  what the device allocates beside the operators' results; None is nothing
-
-    Raises Untraceable where an operator has no FakeTensor rule.
     """
-    model = on_meta(build)
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        fake_copy(model, step.channels_last)
-        return run_step(model, step, PRIME, Tracker(PRIME, device))
+
+    def __init__(
+        self,
+        build: Callable[[], nn.Module],
+        optim: OptimConfig | None = None,
+        channels_last: bool = True,
+        device: DeviceModel | None = None,
+    ) -> None:
+        self.build, self.optim, self.channels_last, self.device = build, optim or OptimConfig(), channels_last, device
+        self._mode = FakeTensorMode(allow_non_fake_inputs=True)
+        self._plain = self._network()
+
+    def _network(self) -> Stepper:
+        model = on_meta(self.build)
+        with self._mode:
+            return Stepper(fake_copy(model, self.channels_last), self.optim)
+
+    def record(self, step: Step) -> Trace:
+        """One training step without memory or arithmetic; the first call runs one more before it.
+
+        Raises Untraceable where an operator has no FakeTensor rule.
+        """
+        # A rewritten network cannot be taken back to what it was, and a failed step leaves one half done.
+        stepper = self._network() if step.policy.rewrite else self._plain
+        try:
+            with self._mode:
+                return stepper.record(step, PRIME, Tracker(PRIME, self.device))
+        except Untraceable:
+            self._plain = self._network()
+            raise
+
+
+def simulate(build: Callable[[], nn.Module], step: Step, device: DeviceModel | None = None) -> Trace:
+    """Record one training step of `build()`'s network; the only one of a Simulator."""
+    return Simulator(build, step.optim, step.channels_last, device).record(step)
 
 
 def run_step(model: nn.Module, step: Step, batch: int, tracker: Tracker) -> Trace:
     """Two optimizer steps of `model` under `tracker` on images of the ambient kind, fake or real."""
-    dtype = DTYPES[step.precision]
-    units = list(model.blocks()) if hasattr(model, "blocks") else []
-    watch = UnitWatch(tracker, units)
-    apply_policy(model, step.policy)
-    if step.policy.kind == "none":
-        watch.attach()
-    images = torch.zeros(batch, 3, step.image_size, step.image_size, dtype=dtype)
-    images = images.to(memory_format=torch.channels_last) if step.channels_last else images
-    labels, weights = torch.zeros(batch, dtype=torch.long), torch.ones(batch)
-    optimizer = build_optimizer(model, step.optim)
-    tracker.hold([*model.parameters(), *model.buffers()], Category.PARAMETERS)
-    tracker.hold([images, labels, weights], Category.INPUT)
+    return Stepper(model, step.optim).record(step, batch, tracker)
 
-    def micro_step(forward_done: Callable[[], None]) -> None:
-        """Forward, loss and backward as in `Trainer._step`: accelerate autocasts the network's forward alone."""
-        kept = list(model.parameters())
-        with step.policy.around_forward(kept, fake=tracker.batch > 0), autocast(dtype, step.cuda):
-            output = model(images)
+
+class Stepper:
+    """A network and its optimizer, on tensors of the ambient kind: fake or real."""
+
+    def __init__(self, model: nn.Module, optim: OptimConfig) -> None:
+        self.model, self.optim = model, optim
+        self.optimizer = build_optimizer(model, optim)
+
+    def record(self, step: Step, batch: int, tracker: Tracker) -> Trace:
+        """Run a step of `batch` images under `tracker`; the optimizer's first step runs uncounted before it.
+
+        Raises Untraceable where an operator fails.
+        """
+        units = list(self.model.blocks()) if hasattr(self.model, "blocks") else []
+        watch = UnitWatch(tracker, units)
+        apply_policy(self.model, step.policy)
+        if step.policy.kind == "none":
+            watch.attach()
+        images = torch.zeros(batch, 3, step.image_size, step.image_size, dtype=DTYPES[step.precision])
+        images = images.to(memory_format=torch.channels_last) if step.channels_last else images
+        labels, weights = torch.zeros(batch, dtype=torch.long), torch.ones(batch)
+        tracker.hold([*self.model.parameters(), *self.model.buffers()], Category.PARAMETERS)
+        tracker.hold(self._states(), Category.OPTIMIZER)
+        tracker.hold([images, labels, weights], Category.INPUT)
+        first = not self.optimizer.state
+        try:
+            with tracker:
+                if first:
+                    self._step(step, tracker, images, labels, weights)
+                elif step.gradients_kept:
+                    for parameter in self.model.parameters():
+                        parameter.grad = torch.zeros_like(parameter)
+                    tracker.settle([parameter.grad for parameter in self.model.parameters()], Category.GRADIENTS)
+                tracker.begin()
+                watch.begin()
+                tracker.mark("forward")
+                self._step(step, tracker, images, labels, weights)
+        except Exception as error:
+            raise Untraceable(
+                f"{type(self.model).__name__} cannot be simulated: {tracker.running} failed on FakeTensors ({error})"
+            ) from error
+        trace = tracker.trace()
+        trace.units = watch.units(trace)
+        self.optimizer.zero_grad()
+        clear_policy(self.model)
+        return trace
+
+    def _states(self) -> Iterator[Tensor]:
+        for state in self.optimizer.state.values():
+            yield from (value for value in state.values() if isinstance(value, Tensor))
+
+    def _step(self, step: Step, tracker: Tracker, images: Tensor, labels: Tensor, weights: Tensor) -> None:
+        """Forward, loss, backward and update as in `Trainer._step`: accelerate autocasts the network's forward alone."""
+        dtype, parameters = DTYPES[step.precision], list(self.model.parameters())
+        with step.policy.around_forward(parameters, fake=tracker.batch > 0), autocast(dtype, step.cuda):
+            output = self.model(images)
         output = output if dtype == torch.float32 else _widen(output)
-        loss, _ = loss_and_hits(output, labels, weights, step.optim.label_smoothing)
+        loss, _ = loss_and_hits(output, labels, weights, self.optim.label_smoothing)
         scaled = loss * 1.0
-        forward_done()
-        scaled.backward()
-
-    def forward_done() -> None:
         tracker.settle_alive(Category.SAVED)
         tracker.mark("backward")
-
-    def update() -> None:
-        tracker.settle([parameter.grad for parameter in model.parameters()], Category.GRADIENTS)
+        scaled.backward()
+        tracker.settle([parameter.grad for parameter in parameters], Category.GRADIENTS)
         tracker.mark("optimizer")
-        optimizer.step()
-        states = (value for state in optimizer.state.values() for value in state.values())
-        tracker.settle((value for value in states if isinstance(value, Tensor)), Category.OPTIMIZER)
+        self.optimizer.step()
+        tracker.settle(self._states(), Category.OPTIMIZER)
         if not step.gradients_kept:
-            optimizer.zero_grad()
-
-    try:
-        with tracker:
-            if step.full_warm_up:
-                micro_step(forward_done)
-            else:
-                for parameter in model.parameters():
-                    parameter.grad = torch.empty_like(parameter)
-            update()
-            tracker.begin()
-            watch.begin()
-            tracker.mark("forward")
-            micro_step(forward_done)
-            update()
-    except Exception as error:
-        raise Untraceable(
-            f"{type(model).__name__} cannot be simulated: {tracker.running} failed on FakeTensors ({error})"
-        ) from error
-    trace = tracker.trace()
-    trace.units = watch.units(trace)
-    return trace
+            self.optimizer.zero_grad()
 
 
 def _widen(output):

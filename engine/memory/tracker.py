@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from engine.memory.trace import Affine, Category, Operators, Trace
@@ -23,6 +22,18 @@ from engine.memory.trace import Affine, Category, Operators, Trace
 CASTS = (torch.ops.aten._to_copy.default,)
 NORMS = (torch.ops.aten.native_batch_norm.default, torch.ops.aten._native_batch_norm_legit.default)
 """Training BatchNorm: (images, weight, bias, ...) -> (images, mean, inverse deviation)."""
+DEVICE_OF = torch.ops.prim.device.default
+
+
+def _tensors(values: Iterable[Any]) -> list[Tensor]:
+    """The tensors among an operator's arguments or results: operators nest lists of them, and no deeper."""
+    found = []
+    for value in values:
+        if isinstance(value, Tensor):
+            found.append(value)
+        elif isinstance(value, list | tuple):
+            found += [tensor for tensor in value if isinstance(tensor, Tensor)]
+    return found
 
 
 @dataclass
@@ -153,11 +164,17 @@ class Tracker(TorchDispatchMode):
 
     # --- operators ---------------------------------------------------------------------------------------------
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nothing is compiled in here, and the wrapper costs as much as the counting
+
     def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        if function is DEVICE_OF:  # three of four calls under FakeTensorMode: C++ asks for a fake tensor's device
+            return arguments[0].fake_device
         self.running, keywords = function, keywords or {}
         result = function(*arguments, **keywords)
-        outputs = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor) and leaf.device.type != "meta"]
-        inputs = [leaf for leaf in tree_leaves((arguments, keywords)) if isinstance(leaf, Tensor)]
+        outputs = [tensor for tensor in _tensors((result,)) if tensor.device.type != "meta"]
+        inputs = [*_tensors(arguments), *_tensors(keywords.values())]
         read = [row for row in map(self._index, inputs) if row is not None]
         if self.marks and self.marks[-1][1] == "forward":
             for row in read:
