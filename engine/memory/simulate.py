@@ -17,6 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from engine.config import OptimConfig
 from engine.loss import loss_and_hits
 from engine.memory.fake import autocast, fake_copy, on_meta
+from engine.memory.replay import Replay
 from engine.memory.trace import PRIME, Category, Trace, Unit
 from engine.memory.tracker import DeviceModel, Tracker
 from engine.optim import build_optimizer
@@ -61,6 +62,7 @@ class Simulator:
     ) -> None:
         self.build, self.optim, self.channels_last, self.device = build, optim or OptimConfig(), channels_last, device
         self._mode = FakeTensorMode(allow_non_fake_inputs=True)
+        self._replay: Replay | None = Replay(self._mode)
         self._plain = self._network()
 
     def _network(self) -> Stepper:
@@ -77,7 +79,7 @@ class Simulator:
         stepper = self._network() if step.policy.rewrite else self._plain
         try:
             with self._mode:
-                return stepper.record(step, PRIME, Tracker(PRIME, self.device))
+                return stepper.record(step, PRIME, Tracker(PRIME, self.device, self._replay))
         except Untraceable:
             self._plain = self._network()
             raise

@@ -7,7 +7,7 @@ GPU those are the workspaces and copies of engine.memory.cuda.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +23,10 @@ CASTS = (torch.ops.aten._to_copy.default,)
 NORMS = (torch.ops.aten.native_batch_norm.default, torch.ops.aten._native_batch_norm_legit.default)
 """Training BatchNorm: (images, weight, bias, ...) -> (images, mean, inverse deviation)."""
 DEVICE_OF = torch.ops.prim.device.default
+
+
+def _run(function: Any, arguments: tuple, keywords: dict[str, Any]) -> Any:
+    return function(*arguments, **keywords)
 
 
 def _tensors(values: Iterable[Any]) -> list[Tensor]:
@@ -83,14 +87,17 @@ class Tracker(TorchDispatchMode):
 
     batch   the recording's prime batch size; 0 takes all sizes as they are
     device  what the device allocates beside the results
+    execute  (operator, arguments, keywords) -> its result; None runs it
 
     `hold` counts tensors that were there before; `mark` names the phase that begins; `settle` gives tensors their
     category once it is known; `trace` closes the record.
     """
 
-    def __init__(self, batch: int = 0, device: DeviceModel | None = None) -> None:
+    def __init__(
+        self, batch: int = 0, device: DeviceModel | None = None, execute: Callable[..., Any] | None = None
+    ) -> None:
         super().__init__()
-        self.batch, self.device = batch, device or DeviceModel()
+        self.batch, self.device, self.execute = batch, device or DeviceModel(), execute or _run
         self.storages = _Storages()
         self.events: list[int] = []  # storage + 1, negative where it is freed
         self.marks: list[tuple[int, str]] = []
@@ -172,7 +179,7 @@ class Tracker(TorchDispatchMode):
         if function is DEVICE_OF:  # three of four calls under FakeTensorMode: C++ asks for a fake tensor's device
             return arguments[0].fake_device
         self.running, keywords = function, keywords or {}
-        result = function(*arguments, **keywords)
+        result = self.execute(function, arguments, keywords)
         outputs = [tensor for tensor in _tensors((result,)) if tensor.device.type != "meta"]
         inputs = [*_tensors(arguments), *_tensors(keywords.values())]
         read = [row for row in map(self._index, inputs) if row is not None]
