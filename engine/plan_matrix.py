@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import multiprocessing
 import os
@@ -120,6 +121,7 @@ def _work(job: tuple[PlanConfig, str]) -> list[dict]:
     import torch
 
     torch.set_num_threads(1)
+    gc.freeze()  # what is imported stays, and no collection has to walk it
     return network_rows(*job)
 
 

@@ -18,12 +18,15 @@ CPU = torch.device("cpu")
 PLAIN = (int, float, bool, str, type(None), torch.dtype, torch.layout, torch.device, torch.memory_format)
 
 
-class New(NamedTuple):
-    """A result with a storage of its own that it fills."""
+class Made(NamedTuple):
+    """A result, in a storage of its own that it fills, or in an argument's."""
 
     shape: torch.Size
     stride: tuple[int, ...]
     dtype: torch.dtype
+    offset: int
+    base: int
+    """Place of the argument whose storage it shares; -1 for its own."""
 
 
 SELF = "argument 0"
@@ -50,7 +53,7 @@ class Replay:
             if recipe is SELF:
                 return arguments[0]
             if recipe is not None:
-                made = [None if part is None else self._make(part) for part in recipe[1]]
+                made = [None if part is None else self._make(part, inputs) for part in recipe[1]]
                 return made[0] if recipe[0] else tuple(made)
         result = function(*arguments, **keywords)
         if key not in self.known:
@@ -58,9 +61,11 @@ class Replay:
             self.known[key] = self._recipe(result, inputs) if _signatures(inputs) == signatures else None
         return result
 
-    def _make(self, part: New) -> Tensor:
+    def _make(self, part: Made, inputs: Sequence[Any]) -> Tensor:
         with in_kernel_invocation_manager(self.mode):
             empty = torch.empty_strided(part.shape, part.stride, dtype=part.dtype, device="meta")
+            if part.base >= 0:
+                empty.set_(inputs[part.base].untyped_storage(), part.offset, part.shape, part.stride)
         return FakeTensor(self.mode, empty, CPU)
 
     def _recipe(self, result: Any, inputs: Sequence[Any]) -> Any:
@@ -69,8 +74,9 @@ class Replay:
             return SELF
         single = not isinstance(result, tuple)
         parts = [result] if single else list(result)
-        taken = {id(tensor.untyped_storage()) for tensor in _tensors(inputs)}
-        recipes: list[New | None] = []
+        bases = {id(one.untyped_storage()): place for place, one in enumerate(inputs) if isinstance(one, Tensor)}
+        taken = {id(one.untyped_storage()) for many in inputs if isinstance(many, list | tuple) for one in _tensors(many)}
+        recipes: list[Made | None] = []
         for part in parts:
             if part is None:
                 recipes.append(None)
@@ -78,11 +84,13 @@ class Replay:
             if type(part) is not FakeTensor or part.device != CPU or part.constant is not None:
                 return None
             storage = part.untyped_storage()
-            fills = part.storage_offset() == 0 and storage.nbytes() == _extent(part) * part.element_size()
-            if id(storage) in taken or not fills:
+            base = bases.get(id(storage), -1)
+            whole = part.storage_offset() == 0 and storage.nbytes() == _extent(part) * part.element_size()
+            if id(storage) in taken or (base < 0 and not whole):
                 return None
-            taken.add(id(storage))
-            recipes.append(New(part.shape, part.stride(), part.dtype))
+            if base < 0:
+                taken.add(id(storage))
+            recipes.append(Made(part.shape, part.stride(), part.dtype, part.storage_offset(), base))
         return single, recipes
 
 
@@ -94,13 +102,7 @@ def _extent(tensor: Tensor) -> int:
 
 
 def _tensors(values: Sequence[Any]) -> list[Tensor]:
-    found: list[Tensor] = []
-    for value in values:
-        if isinstance(value, Tensor):
-            found.append(value)
-        elif isinstance(value, list | tuple):
-            found += _tensors(value)
-    return found
+    return [value for value in values if isinstance(value, Tensor)]
 
 
 def _signatures(values: Sequence[Any]) -> list[tuple] | None:
