@@ -25,6 +25,8 @@ from engine.workload import Result
 BUDGETS = (8, 12, 16, 24, 80)
 """GiB of the cards people have."""
 PRECISIONS = ("fp32", "fp16", "bf16")
+MATRIX = Path("profiles") / "plan" / "plan-matrix.json"
+"""The whole zoo's, as it was last planned."""
 
 
 def network_rows(options: PlanConfig, name: str) -> list[dict]:

@@ -42,6 +42,9 @@ class Policy:
     """What is kept goes to pinned host memory."""
     rewrite: str = ""
     """One of REWRITES, applied first."""
+    partition: float = 0.0
+    """Under torch.compile: its partitioner's `activation_memory_budget`, from 0 (exclusive) to 1, which is its default;
+    0 is not compiled."""
 
     def around_forward(self, keep: Sequence[Tensor] = (), fake: bool = False) -> AbstractContextManager:
         """Context of the forward pass: moves what is saved to the host where the policy says so."""
@@ -63,6 +66,8 @@ class Policy:
         }
         named = shown.get(self.kind, self.kind)
         named += f" + {self.rewrite}" if self.rewrite else ""
+        if self.partition:
+            named = "compiled" if self.partition == 1 else f"compiled, budget {self.partition:g}"
         return named + (" + offload" if self.offload else "")
 
 

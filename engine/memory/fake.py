@@ -7,7 +7,7 @@ turns itself off without one, silently (pytorch issue 92627 and torch/amp/autoca
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -44,12 +44,13 @@ def autocast(dtype: torch.dtype, cuda: bool) -> Iterator[None]:
     if dtype == torch.float32:
         yield
         return
-    with torch.autocast("cpu", dtype=dtype):
-        if cuda:
-            with CudaWidening():
-                yield
-        else:
-            yield
+    with torch.autocast("cpu", dtype=dtype), recompute_rules(cuda):
+        yield
+
+
+def recompute_rules(cuda: bool) -> AbstractContextManager:
+    """Context of a backward pass: a recompute turns autocast on again by itself, but not a GPU's rules."""
+    return CudaWidening() if cuda else nullcontext()
 
 
 def fake_copy(model: nn.Module, channels_last: bool = True) -> nn.Module:

@@ -75,7 +75,8 @@ class Replay:
         single = not isinstance(result, tuple)
         parts = [result] if single else list(result)
         bases = {id(one.untyped_storage()): place for place, one in enumerate(inputs) if isinstance(one, Tensor)}
-        taken = {id(one.untyped_storage()) for many in inputs if isinstance(many, list | tuple) for one in _tensors(many)}
+        listed = [one for many in inputs if isinstance(many, list | tuple) for one in many]
+        taken = {id(one.untyped_storage()) for one in listed if isinstance(one, Tensor)}
         recipes: list[Made | None] = []
         for part in parts:
             if part is None:
@@ -99,10 +100,6 @@ def _extent(tensor: Tensor) -> int:
     if not tensor.numel():
         return 0
     return 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-
-
-def _tensors(values: Sequence[Any]) -> list[Tensor]:
-    return [value for value in values if isinstance(value, Tensor)]
 
 
 def _signatures(values: Sequence[Any]) -> list[tuple] | None:

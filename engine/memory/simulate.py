@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from engine.config import OptimConfig
 from engine.loss import loss_and_hits
-from engine.memory.fake import autocast, fake_copy, on_meta
+from engine.memory.fake import autocast, fake_copy, on_meta, recompute_rules
 from engine.memory.replay import Replay
 from engine.memory.trace import PRIME, Category, Trace, Unit
 from engine.memory.tracker import DeviceModel, Tracker
@@ -101,6 +102,7 @@ class Stepper:
     def __init__(self, model: nn.Module, optim: OptimConfig) -> None:
         self.model, self.optim = model, optim
         self.optimizer = build_optimizer(model, optim)
+        self._forward: Callable[[Tensor], Any] = model
 
     def record(self, step: Step, batch: int, tracker: Tracker) -> Trace:
         """Run a step of `batch` images under `tracker`; the optimizer's first step runs uncounted before it.
@@ -115,6 +117,8 @@ class Stepper:
         images = torch.zeros(batch, 3, step.image_size, step.image_size, dtype=DTYPES[step.precision])
         images = images.to(memory_format=torch.channels_last) if step.channels_last else images
         labels, weights = torch.zeros(batch, dtype=torch.long), torch.ones(batch)
+        if step.policy.partition:
+            self._compile(step, tracker, images, labels, weights)
         tracker.hold([*self.model.parameters(), *self.model.buffers()], Category.PARAMETERS)
         tracker.hold(self._states(), Category.OPTIMIZER)
         tracker.hold([images, labels, weights], Category.INPUT)
@@ -139,23 +143,36 @@ class Stepper:
         trace.units = watch.units(trace)
         self.optimizer.zero_grad()
         clear_policy(self.model)
+        self._forward = self.model
         return trace
+
+    def _compile(self, step: Step, tracker: Tracker, images: Tensor, labels: Tensor, weights: Tensor) -> None:
+        """From now on run the partitioned graphs; an uncounted step makes them. Raises Untraceable."""
+        from engine.memory.compiled import Compiled
+
+        self._forward = compiled = Compiled(self.model, step.policy.partition)
+        try:
+            self._step(step, Tracker(batch=tracker.batch), images, labels, weights)
+        except Exception as error:
+            raise Untraceable(f"{type(self.model).__name__} has no graph for torch.compile ({error})") from error
+        compiled.tracker = tracker
 
     def _states(self) -> Iterator[Tensor]:
         for state in self.optimizer.state.values():
             yield from (value for value in state.values() if isinstance(value, Tensor))
 
     def _step(self, step: Step, tracker: Tracker, images: Tensor, labels: Tensor, weights: Tensor) -> None:
-        """Forward, loss, backward and update as in `Trainer._step`: accelerate autocasts the network's forward alone."""
+        """Forward, loss, backward, update as in `Trainer._step`: accelerate autocasts the network's forward alone."""
         dtype, parameters = DTYPES[step.precision], list(self.model.parameters())
         with step.policy.around_forward(parameters, fake=tracker.batch > 0), autocast(dtype, step.cuda):
-            output = self.model(images)
+            output = self._forward(images)
         output = output if dtype == torch.float32 else _widen(output)
         loss, _ = loss_and_hits(output, labels, weights, self.optim.label_smoothing)
         scaled = loss * 1.0
         tracker.settle_alive(Category.SAVED)
         tracker.mark("backward")
-        scaled.backward()
+        with recompute_rules(step.cuda):
+            scaled.backward()
         tracker.settle([parameter.grad for parameter in parameters], Category.GRADIENTS)
         tracker.mark("optimizer")
         self.optimizer.step()

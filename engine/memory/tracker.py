@@ -103,6 +103,8 @@ class Tracker(TorchDispatchMode):
         self.marks: list[tuple[int, str]] = []
         self.unit = -1
         """Unit of recompute whose forward is running; -1 outside."""
+        self.fused = False
+        """The operator is part of a kernel that does not write its result: it is neither counted nor timed."""
         self.running: Any = "an operator outside torch"
         """The operator that ran last, or that fails."""
         self.unit_flops: dict[int, int] = {}
@@ -180,6 +182,8 @@ class Tracker(TorchDispatchMode):
             return arguments[0].fake_device
         self.running, keywords = function, keywords or {}
         result = self.execute(function, arguments, keywords)
+        if self.fused:
+            return result
         outputs = [tensor for tensor in _tensors((result,)) if tensor.device.type != "meta"]
         inputs = [*_tensors(arguments), *_tensors(keywords.values())]
         read = [row for row in map(self._index, inputs) if row is not None]

@@ -161,6 +161,13 @@ def test_gpu_side_adds_workspaces_and_reserves():
     assert cuda.timeline(64, cap=1 << 62).live[Category.WORKSPACE].max() > capped
 
 
+def test_recompute_runs_under_the_same_rules_as_the_forward_pass():
+    """LayerNorm is fp32 under a GPU's autocast and 16-bit under a CPU's: checkpoint refuses tensors of another dtype."""
+    build, step = partial(archs.build, "vit_d6", 10, image_size=32), Step(32, 10, "bf16")
+    plain, block = (simulate(build, replace(step, policy=policy)) for policy in (Policy(), by_block(6)))
+    assert block.saved(64) < 0.5 * plain.saved(64)
+
+
 def test_offloaded_activations_leave_the_device():
     plain = simulate(resnet18, SMALL)
     offloaded = simulate(resnet18, replace(SMALL, policy=Policy(offload=True)))
