@@ -1,10 +1,11 @@
 """The networks as tables: for `launch/train.py --list-archs`, and for the README.
 
-`python -m engine.arch_table` writes both tables into README.md, between their marks; a test holds the file to them.
+`python -m engine.arch_table` writes all tables into README.md, between their marks; a test holds the file to them.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -141,7 +142,15 @@ def comparison_table() -> str:
     return "\n\n".join((table, "\n".join(notes))) if notes else table
 
 
-BLOCKS = {"networks": networks_table, "comparison": comparison_table}
+def memory_table() -> str:
+    """What trains in which memory in bf16, from the planned matrix: the networks that do not fit as they are."""
+    from engine.plan_matrix import MATRIX, brief
+
+    rows = json.loads((Path(__file__).resolve().parent.parent / MATRIX).read_text(encoding="utf-8"))["rows"]
+    return brief(rows, "bf16")
+
+
+BLOCKS = {"networks": networks_table, "comparison": comparison_table, "memory": memory_table}
 """What stands between `<!-- NAME -->` and `<!-- /NAME -->` in the README."""
 
 

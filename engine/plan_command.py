@@ -59,6 +59,8 @@ class PlanConfig:
     """Its states are part of the memory."""
     num_classes: int = 1000
     """Classes of the data."""
+    compile: bool = False
+    """Also plan for torch.compile's own graphs, which keep less; takes longer."""
     matrix: bool = False
     """Plan every network for 8, 12, 16, 24 and 80 GiB in fp32, fp16 and bf16 instead."""
     processes: int = 0
@@ -117,7 +119,7 @@ def run_plan(options: PlanConfig) -> int:
 
     precision = choose_precision(config.precision.precision, hardware)
     try:
-        search = search_of(config, workload, precision)
+        search = search_of(config, workload, precision, options.compile)
         result = search.run(budget, every=True)
     except Untraceable as error:
         raise ConfigError(

@@ -52,8 +52,8 @@ def workload_of(config: RunConfig, build: Callable[[], nn.Module], num_classes: 
     )
 
 
-def search_of(config: RunConfig, workload: Workload, precision: str) -> Search:
-    """A search that keeps to what `config` asks for."""
+def search_of(config: RunConfig, workload: Workload, precision: str, compiled: bool = False) -> Search:
+    """A search that keeps to what `config` asks for; `compiled` looks at torch.compile's graphs too."""
     asked, offload = config.memory.recompute, config.memory.offload
     require(
         workload.share >= 1 and workload.global_batch % workload.ranks == 0,
@@ -68,6 +68,7 @@ def search_of(config: RunConfig, workload: Workload, precision: str) -> Search:
         config.parallel.micro_batch_size,
         offload=offload != "off",
         only_offload=offload == "on",
+        compiled=compiled and asked == "auto" and offload != "on",
     )
 
 
@@ -104,7 +105,8 @@ def plan_run(
         correction=correction,
     )
     try:
-        result = search_of(config, workload, choose_precision(config.precision.precision, hardware)).run(budget)
+        precision = choose_precision(config.precision.precision, hardware)
+        result = search_of(config, workload, precision, plain.compile).run(budget)
     except Untraceable as error:
         logger.info("%s. The first steps measure it instead: a step that runs out of memory is split", error)
         return Planned(plain, halvings(plain))

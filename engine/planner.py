@@ -103,7 +103,7 @@ class Plan:
         parts = sorted(self.predicted_bytes.items(), key=lambda item: -item[1])[:3]
         text = ", ".join(f"{name} {gib(size)}" for name, size in parts)
         budget = f" of {gib(self.budget_bytes)}" if self.budget_bytes else ""
-        eager = " (without torch.compile, which keeps less)" if self.compile else ""
+        eager = " (without torch.compile, which keeps less)" if self.compile and not self.policy.partition else ""
         return f"predicted peak {gib(self.predicted_peak_bytes)}{budget}{eager}: {text}"
 
     def describe(self) -> str:
@@ -113,7 +113,7 @@ class Plan:
             split += f" = {self.micro_batch_size} × {self.accumulation} accumulated × {self.ranks} ranks"
         parts = [self.device_name, self.precision + (" with loss scaling" if self.loss_scaling else ""), split]
         parts += ["torch.compile"] if self.compile else []
-        parts += [f"recompute {self.recompute}"] if self.recompute != "none" else []
+        parts += [f"recompute {self.recompute}"] if self.recompute not in ("none", "compiled") else []
         parts += [f"ZeRO-{self.zero_stage}"] if self.zero_stage else []
         parts += ["SyncBatchNorm"] if self.sync_bn else []
         return " · ".join(parts)

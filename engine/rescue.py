@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from engine.byte_sizes import gib
 from engine.planner import Plan
 from engine.recompute import apply_policy, clear_policy
-from engine.wrap import bare_module
+from engine.wrap import bare_module, set_partition
 
 if TYPE_CHECKING:
     from engine.trainer import Trainer
@@ -193,6 +193,7 @@ def switch(trainer: Trainer, plan: Plan) -> None:
         clear_policy(model)
         apply_policy(model, plan.policy)
         if plan.compile:
+            set_partition(plan)
             torch._dynamo.reset()  # the compiled graphs are of the old policy
     trainer.plan = plan
     trainer.accelerator.gradient_accumulation_steps = plan.accumulation

@@ -31,6 +31,8 @@ FEWEST_FOR_NORM = 16
 """Images under which BatchNorm's error grows: 23.7 % at 16, 24.8 at 8, 27.3 at 4 and 34.7 at 2 on ImageNet (Wu & He
 2018, arXiv:1803.08494, table 2). Smaller micro-batches are taken where nothing else fits."""
 Stage = Callable[[str, int, int, bool], Iterator["Candidate"]]
+PARTITIONS = (1.0, 0.5)
+"""activation_memory_budget under torch.compile: its default, and half of the way to recomputing everything."""
 TRIES = 4
 """Simulations spent on finding how many first blocks to recompute."""
 
@@ -42,6 +44,7 @@ class Search:
     policies    kinds of recompute that may be used; None is all
     micro       the only micro-batch size; 0 is any
     offload     whether activations may go to the host; `only_offload`: whether they must
+    compiled    also look at the graphs that torch.compile cuts, which takes seconds a network
     """
 
     def __init__(
@@ -52,10 +55,11 @@ class Search:
         micro: int = 0,
         offload: bool = True,
         only_offload: bool = False,
+        compiled: bool = False,
     ) -> None:
         self.workload, self.precisions, self.micro = workload, tuple(precisions), micro
         self.kinds = policies or ("none", "first", "block", "segments", "nested")
-        self.offload, self.only_offload = offload, only_offload
+        self.offload, self.only_offload, self.compiled = offload, only_offload, compiled
         self._simulator = Simulator(
             workload.build, workload.optim, workload.channels_last, CudaModel() if workload.cuda else None
         )
@@ -172,6 +176,9 @@ class Search:
         """What may be recomputed, cheapest kinds first, without `first` (which depends on the budget)."""
         if "none" in self.kinds:
             yield Policy()
+        for budget in PARTITIONS if self.compiled else ():
+            if self._simulates(precision, Policy(partition=budget)):
+                yield Policy(partition=budget)
         for name in REWRITES if "none" in self.kinds else ():
             yield Policy(rewrite=name)
         if not self.units:
@@ -252,6 +259,8 @@ class Search:
         if self.micro and self.micro != self.workload.share:
             return
         for policy in self.policies(precision):
+            if offload and policy.partition:
+                continue  # a compiled backward pass fetches nothing
             yield self.candidate(precision, replace(policy, offload=offload), 1, cap)
             if policy == Policy() and not offload and (found := self.first(precision, budget, cap)):
                 yield found
@@ -261,6 +270,8 @@ class Search:
         if self.micro == self.workload.share:
             return
         for policy in self.policies(precision):
+            if offload and policy.partition:
+                continue
             if found := self.split(precision, replace(policy, offload=offload), budget, cap):
                 yield found
 
@@ -312,5 +323,6 @@ class Search:
             for precision in self.precisions
             for policy in self.policies(precision)
             for offload in dict.fromkeys(offload for _, offload in self._stages())
+            if not (offload and policy.partition)
         ]
         return min(found, key=lambda candidate: candidate.peak)

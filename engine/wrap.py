@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch._functorch.config
 from accelerate import Accelerator
 from accelerate.utils import (
     DistributedDataParallelKwargs,
@@ -128,12 +129,18 @@ def wrap(model: nn.Module, optimizer: torch.optim.Optimizer, plan: Plan, acceler
         synchronise_norms(model)
     apply_policy(model, plan.policy)
     if plan.compile:
+        set_partition(plan)
         model.compile(dynamic=False)
     if plan.workspace_cap_bytes:
         os.environ.setdefault("CUDNN_CONV_WSCAP_DBG", str(plan.workspace_cap_bytes >> 20))  # MiB
     if plan.device == "cuda":
         torch.backends.cudnn.benchmark = True
     return accelerator.prepare(model, optimizer)
+
+
+def set_partition(plan: Plan) -> None:
+    """Let torch.compile's partitioner keep what the plan says, from the next compilation on."""
+    torch._functorch.config.activation_memory_budget = plan.policy.partition or 1.0
 
 
 def bare_module(model: nn.Module) -> nn.Module:

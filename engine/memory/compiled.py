@@ -1,7 +1,7 @@
 """A network as torch.compile runs it: AOTAutograd's joint graph, cut in two by its min-cut partitioner, on any tensors.
 
-The partitioner decides what is kept for the backward pass, under `activation_memory_budget` (torch._functorch.config),
-and the graphs here are cut by it. What inductor's kernels fuse is modelled: a pointwise result that only fused operators
+The partitioner decides what is kept for the backward pass, under `activation_memory_budget` of torch._functorch.config;
+the graphs here are cut by it. What inductor's kernels fuse is modelled: a pointwise result that only fused operators
 read is never written to memory. Everything else is, as an operator's result in eager mode.
 """
 
