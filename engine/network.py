@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import archs
-from archs.fused import set_fused
+from archs.fused import Fused, set_fused
 from archs.weights import Loaded, reference_of
 from engine.config import ConfigError, ModelConfig, RunConfig
 from engine.planner import use_cuda
@@ -63,7 +63,15 @@ def network_builder(config: RunConfig, num_classes: int) -> Callable[[], archs.C
     Raises ConfigError for an unknown library's weights.
     """
     model = config.model
-    return partial(archs.build, model.arch, num_classes, image_size=config.data.image_size, **network_options(model))
+    build = partial(archs.build, model.arch, num_classes, image_size=config.data.image_size, **network_options(model))
+    return partial(_fused, build, model.fused, "cuda" if use_cuda() else "cpu")
+
+
+def _fused(build: Callable[[], archs.Classifier], fused: Fused, device: str) -> archs.Classifier:
+    """A network with its layers as they will be trained: fused or not."""
+    network = build()
+    set_fused(network, fused, device)
+    return network
 
 
 def load_pretrained(network: archs.Classifier, pretrained: str) -> Loaded:

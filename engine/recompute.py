@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from archs.fused import Fusable
+
 BatchNorm = nn.modules.batchnorm._BatchNorm  # the base of BatchNorm1d, 2d, 3d and SyncBatchNorm
 
 REPLACED = "_hcr_replaced_forwards"
@@ -24,9 +26,28 @@ REPLACED = "_hcr_replaced_forwards"
 
 Kind = Literal["none", "block", "first", "segments", "nested"]
 
-REWRITES: dict[str, Callable[[nn.Module], Any]] = {}
-"""Ways to make a network save less without recompute, by name; a Policy's `rewrite` is one of them. For fused operators
-that keep a convolution's raw output only. A rewrite changes a model in place and keeps its outputs and state dict."""
+REWRITTEN = "_hcr_undo_rewrite"
+
+
+def keep_raw_outputs(model: nn.Module) -> Callable[[], None]:
+    """Send every layer that knows it through `kernels`, whose operators keep a convolution's raw output only.
+
+    Who convolves is left to what was measured (kernels.dispatch): cuDNN where nothing was. Returns what undoes it.
+    """
+    changed = [module for module in model.modules() if isinstance(module, Fusable) and module.fused == "off"]
+    for module in changed:
+        module.fused = "auto"
+
+    def undo() -> None:
+        for module in changed:
+            module.fused = "off"
+
+    return undo
+
+
+REWRITES: dict[str, Callable[[nn.Module], Callable[[], None]]] = {"raw outputs": keep_raw_outputs}
+"""Ways to make a network save less without recompute, by name; a Policy's `rewrite` is one of them. A rewrite changes a
+model in place, keeps its outputs (to rounding) and state dict, and returns what undoes it."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +86,8 @@ class Policy:
             "nested": f"{count} nested segments",
         }
         named = shown.get(self.kind, self.kind)
-        named += f" + {self.rewrite}" if self.rewrite else ""
+        if self.rewrite:
+            named = self.rewrite if self.kind == "none" else f"{named} + {self.rewrite}"
         if self.partition:
             named = "compiled" if self.partition == 1 else f"compiled, budget {self.partition:g}"
         return named + (" + offload" if self.offload else "")
@@ -148,7 +170,8 @@ def _replace_forward(model: nn.Module, module: nn.Module, forward: Callable) -> 
 
 
 def clear_policy(model: nn.Module) -> None:
-    """Take back what `apply_policy` did to `model`, rewrites excepted."""
+    """Take back what `apply_policy` did to `model`."""
+    model.__dict__.pop(REWRITTEN, lambda: None)()
     for module, before in reversed(model.__dict__.pop(REPLACED, [])):
         if before is None:
             del module.forward
@@ -164,7 +187,7 @@ def apply_policy(model: Any, policy: Policy) -> Any:
     a segment that the network does not have.
     """
     if policy.rewrite:
-        REWRITES[policy.rewrite](model)
+        model.__dict__[REWRITTEN] = REWRITES[policy.rewrite](model)
     units: list[nn.Module] = list(model.blocks()) if policy.segments else []
     for start, stop in policy.segments:
         if not 0 <= start < stop <= len(units):

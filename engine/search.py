@@ -14,6 +14,7 @@ from dataclasses import replace
 
 from torch import nn
 
+from archs.fused import Fusable
 from engine.memory.cost import NOMINAL, seconds
 from engine.memory.cuda import CudaModel, loader_bytes, workspace_cap
 from engine.memory.fake import on_meta
@@ -68,6 +69,7 @@ class Search:
         model = on_meta(workload.build)
         self.normalised = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
         self.units = len(list(model.blocks())) if hasattr(model, "blocks") else 0
+        self.fusable = any(isinstance(module, Fusable) and module.fused == "off" for module in model.modules())
         sizes = [parameter.numel() for parameter in model.parameters()]
         self.parameters = Parameters(
             total=sum(sizes),
@@ -179,8 +181,20 @@ class Search:
         for budget in PARTITIONS if self.compiled else ():
             if self._simulates(precision, Policy(partition=budget)):
                 yield Policy(partition=budget)
-        for name in REWRITES if "none" in self.kinds else ():
-            yield Policy(rewrite=name)
+        yield from self._recomputing(precision)
+        # Not timed on a GPU yet: behind everything that was, and without a second network on a CPU.
+        for name in REWRITES if "none" in self.kinds and self.fusable and self.workload.cuda else ():
+            policy = Policy(rewrite=name)
+            if self._simulates(precision, policy) and self._saves_less(precision, policy):
+                yield policy
+
+    def _saves_less(self, precision: str, policy: Policy) -> bool:
+        """Whether a policy keeps less than none does."""
+        kept = [self.trace(precision, one).saved(self.workload.share) for one in (policy, Policy())]
+        return kept[0] < kept[1]
+
+    def _recomputing(self, precision: str) -> Iterator[Policy]:
+        """Kinds of recompute of whole networks."""
         if not self.units:
             return
         block = by_block(self.units)

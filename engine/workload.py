@@ -70,8 +70,8 @@ class Candidate:
 
     @property
     def order(self) -> tuple:
-        """Candidates that fit are taken by this, smallest first."""
-        return self.small_norm, self.tier, self.seconds
+        """Candidates that fit are taken by this, smallest first; operators that were not timed come last of a tier."""
+        return self.small_norm, self.tier, bool(self.policy.rewrite), self.seconds
 
     @property
     def plain(self) -> bool:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from engine.memory import fused
 from engine.memory.trace import Category
 from engine.memory.tracker import NORMS, DeviceModel, Extra
 
@@ -36,6 +37,8 @@ class CudaModel(DeviceModel):
             yield from convolution_extras(operands, results)
         elif function in NORMS and len(results) == 3:
             yield norm_reserve(arguments[0], results[1])
+        elif function in (fused.FORWARD, fused.BACKWARD):
+            yield from fused.extras(function, arguments, results)
 
 
 def convolution_extras(operands: list[Tensor], results: list[Tensor]) -> Iterable[Extra]:

@@ -64,7 +64,7 @@ class Simulator:
         self.build, self.optim, self.channels_last, self.device = build, optim or OptimConfig(), channels_last, device
         self._mode = FakeTensorMode(allow_non_fake_inputs=True)
         self._replay: Replay | None = Replay(self._mode)
-        self._plain = self._network()
+        self._stepper = self._network()
 
     def _network(self) -> Stepper:
         model = on_meta(self.build)
@@ -76,13 +76,11 @@ class Simulator:
 
         Raises Untraceable where an operator has no FakeTensor rule.
         """
-        # A rewritten network cannot be taken back to what it was, and a failed step leaves one half done.
-        stepper = self._network() if step.policy.rewrite else self._plain
         try:
             with self._mode:
-                return stepper.record(step, PRIME, Tracker(PRIME, self.device, self._replay))
-        except Untraceable:
-            self._plain = self._network()
+                return self._stepper.record(step, PRIME, Tracker(PRIME, self.device, self._replay))
+        except Untraceable:  # it left the network half done
+            self._stepper = self._network()
             raise
 
 

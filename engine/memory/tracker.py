@@ -15,18 +15,28 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
+from torch.utils.flop_counter import conv_flop_count, flop_registry
 
 from engine.memory.trace import Affine, Category, Operators, Trace
 
 CASTS = (torch.ops.aten._to_copy.default,)
 NORMS = (torch.ops.aten.native_batch_norm.default, torch.ops.aten._native_batch_norm_legit.default)
 """Training BatchNorm: (images, weight, bias, ...) -> (images, mean, inverse deviation)."""
+CONVOLUTION_BACKWARD = torch.ops.aten.convolution_backward.default
 DEVICE_OF = torch.ops.prim.device.default
 
 
 def _run(function: Any, arguments: tuple, keywords: dict[str, Any]) -> Any:
     return function(*arguments, **keywords)
+
+
+def _flops(function: Any, arguments: tuple, keywords: dict[str, Any], result: Any) -> int:
+    """Arithmetic of an operator; 0 for those that only move bytes."""
+    if function is CONVOLUTION_BACKWARD:  # torch's own formula takes a grouped convolution's weight for a dense one
+        gradient, images, weight, transposed, mask = (arguments[place] for place in (0, 1, 2, 7, 10))
+        return conv_flop_count(images.shape, weight.shape, gradient.shape, transposed) * sum(mask[:2])
+    counter = flop_registry.get(function._overloadpacket)
+    return int(counter(*arguments, **keywords, out_val=result)) if counter else 0
 
 
 def _tensors(values: Iterable[Any]) -> list[Tensor]:
@@ -199,16 +209,15 @@ class Tracker(TorchDispatchMode):
             self._correct_statistics(arguments[0], arguments[1], outputs)
         passing = [self._charge(extra) for extra in self.device.extras(function, arguments, outputs)]
         self.events += [-row - 1 for row in passing if row is not None]
-        counter = flop_registry.get(function._overloadpacket)
-        flops = counter(*arguments, **keywords, out_val=result) if counter else 0
+        flops = _flops(function, arguments, keywords, result)
         if function._schema.is_mutable or any(row >= seen for row in rows):  # else a view: nothing moves
             self._names.append(function._overloadpacket.__name__)
-            self._flops.append(int(flops))
+            self._flops.append(flops)
             sizes = [tensor.numel() * tensor.element_size() for tensor in (*outputs, *inputs)]
             grows = sum(size for size in sizes if self.batch and size % self.batch == 0)
             self._traffic.append((grows, sum(sizes) - grows))
             if self.unit >= 0:
-                self.unit_flops[self.unit] = self.unit_flops.get(self.unit, 0) + int(flops)
+                self.unit_flops[self.unit] = self.unit_flops.get(self.unit, 0) + flops
         return result
 
     def _correct_statistics(self, features: Tensor, weight: Tensor, outputs: list[Tensor]) -> None:

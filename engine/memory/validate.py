@@ -17,7 +17,7 @@ import torch
 import archs
 from engine.memory.simulate import Step, run_step, simulate
 from engine.memory.tracker import Tracker
-from engine.recompute import Policy, by_block
+from engine.recompute import REWRITES, Policy, by_block
 from engine.segments import best_segments
 
 NETWORKS = (
@@ -36,6 +36,8 @@ def policy_of(kind: str, arch: str, step: Step) -> Policy:
     """The policy called `kind` for a network, its segments by the dynamic program."""
     if kind == "none":
         return Policy()
+    if kind in REWRITES:
+        return Policy(rewrite=kind)
     units = simulate(builder(arch, step.image_size), step).units
     return by_block(len(units)) if kind == "block" else best_segments(units)
 

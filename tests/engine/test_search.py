@@ -100,6 +100,15 @@ def test_small_micro_batches_come_after_offload(search):
     assert result.chosen is None or result.chosen.policy.offload or result.chosen.micro >= 16
 
 
+def test_a_compiled_run_is_planned_by_its_own_graphs():
+    search = Search(workload(), ["fp32"], compiled=True)
+    eager, compiled = (search.candidate("fp32", policy, 1, GIB) for policy in (Policy(), Policy(partition=1.0)))
+    assert compiled.peak < eager.peak
+    result = search.run((compiled.peak + eager.peak) // 2)
+    assert result.chosen.policy == Policy(partition=1.0) and result.chosen.accumulation == 1
+    assert not any(one.policy.segments for one in result.candidates)  # nothing else had to be looked at
+
+
 def test_without_batchnorm_micro_batches_change_nothing():
     search = Search(replace(workload(norm=False), image_size=256), ["fp32"])  # large enough not to be all launches
     result = search.run(plain_peak(search) // 2)

@@ -96,3 +96,16 @@ def test_operators_have_flops_and_traffic(sizes):
     assert operators.names == ["mm"]
     assert operators.flops.at(1)[0] == 2 * rows * columns * rows
     assert operators.traffic.at(1)[0] == 4 * (2 * rows * columns + rows * rows)
+
+
+@pytest.mark.parametrize("groups", [1, 8])
+def test_a_backward_convolution_is_twice_its_forward_grouped_or_not(groups):
+    tracker = Tracker()
+    images, weight = torch.ones(2, 8, 6, 6, requires_grad=True), torch.ones(8, 8 // groups, 3, 3, requires_grad=True)
+    with tracker:
+        tracker.begin()
+        tracker.mark("forward")
+        torch.nn.functional.conv2d(images, weight, padding=1, groups=groups).sum().backward()
+    operators = tracker.trace().operators
+    done = dict(zip(operators.names, operators.flops.at(1), strict=True))
+    assert done["convolution_backward"] == 2 * done["convolution"] == 4 * 2 * 8 * 36 * 9 * (8 // groups)
