@@ -7,7 +7,7 @@ turns itself off without one, silently (pytorch issue 92627 and torch/amp/autoca
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -44,13 +44,23 @@ def autocast(dtype: torch.dtype, cuda: bool) -> Iterator[None]:
     if dtype == torch.float32:
         yield
         return
-    with torch.autocast("cpu", dtype=dtype), recompute_rules(cuda):
+    with torch.autocast("cpu", dtype=dtype), CudaWidening() if cuda else nullcontext():
         yield
 
 
-def recompute_rules(cuda: bool) -> AbstractContextManager:
-    """Context of a backward pass: a recompute turns autocast on again by itself, but not a GPU's rules."""
-    return CudaWidening() if cuda else nullcontext()
+def backward(loss: Tensor, cuda: bool) -> None:
+    """`loss.backward()`, with a GPU's autocast rules in what it recomputes where `cuda`.
+
+    A recompute turns autocast on again by itself, but not those rules. `Tensor.backward` would suspend a mode that is
+    on around it, so the engine is called as torch.autograd.backward does.
+    """
+    if not cuda:
+        loss.backward()
+        return
+    with CudaWidening():
+        torch.autograd.Variable._execution_engine.run_backward(
+            (loss,), (torch.ones_like(loss),), False, False, (), allow_unreachable=True, accumulate_grad=True
+        )
 
 
 def fake_copy(model: nn.Module, channels_last: bool = True) -> nn.Module:

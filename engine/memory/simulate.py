@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from engine.config import OptimConfig
 from engine.loss import loss_and_hits
-from engine.memory.fake import autocast, fake_copy, on_meta, recompute_rules
+from engine.memory.fake import autocast, backward, fake_copy, on_meta
 from engine.memory.replay import Replay
 from engine.memory.trace import PRIME, Category, Trace, Unit
 from engine.memory.tracker import DeviceModel, Tracker
@@ -169,8 +169,7 @@ class Stepper:
         scaled = loss * 1.0
         tracker.settle_alive(Category.SAVED)
         tracker.mark("backward")
-        with recompute_rules(step.cuda):
-            scaled.backward()
+        backward(scaled, step.cuda and dtype != torch.float32)
         tracker.settle([parameter.grad for parameter in parameters], Category.GRADIENTS)
         tracker.mark("optimizer")
         self.optimizer.step()

@@ -163,9 +163,9 @@ def test_gpu_side_adds_workspaces_and_reserves():
 
 def test_recompute_runs_under_the_same_rules_as_the_forward_pass():
     """LayerNorm is fp32 under a GPU's autocast and 16-bit under a CPU's; checkpoint refuses another dtype."""
-    build, step = partial(archs.build, "vit_d6", 10, image_size=32), Step(32, 10, "bf16")
+    build, step = partial(archs.build, "mixer_d12", 10, image_size=32), Step(32, 10, "bf16")
     plain, block = (simulate(build, replace(step, policy=policy)) for policy in (Policy(), by_block(6)))
-    assert block.saved(64) < 0.5 * plain.saved(64)
+    assert block.saved(64) < 0.8 * plain.saved(64)
 
 
 def test_offloaded_activations_leave_the_device():
