@@ -272,12 +272,15 @@ class Search:
         """Candidates that take the whole share at once."""
         if self.micro and self.micro != self.workload.share:
             return
+        firsts = not offload
         for policy in self.policies(precision):
             if offload and policy.partition:
                 continue  # a compiled backward pass fetches nothing
+            if firsts and policy.segments:
+                firsts = False
+                if found := self.first(precision, budget, cap):
+                    yield found
             yield self.candidate(precision, replace(policy, offload=offload), 1, cap)
-            if policy == Policy() and not offload and (found := self.first(precision, budget, cap)):
-                yield found
 
     def parts(self, precision: str, budget: int, cap: int, offload: bool) -> Iterator[Candidate]:
         """Candidates in micro-batches, for each policy the largest that fit."""
