@@ -216,7 +216,7 @@ def split_of(candidate, gpus: int) -> str:
 
 def candidate_table(result) -> str:
     """Every candidate that was simulated, the chosen one marked."""
-    cheapest = min(candidate.seconds for candidate in result.candidates)
+    cheapest = result.cheapest.seconds
     rows = []
     for candidate in sorted(result.candidates, key=lambda one: (one.tier, one.seconds)):
         terms = sorted(candidate.predicted.items(), key=lambda item: -item[1])[:2]

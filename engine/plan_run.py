@@ -118,7 +118,6 @@ def plan_run(
 
 def to_plan(plain: Plan, result: Result, candidate: Candidate) -> Plan:
     """A candidate as a Plan; `plain` has what no candidate changes."""
-    cheapest = min(other.seconds for other in result.candidates)
     predicted = candidate.predicted
     return replace(
         plain,
@@ -138,7 +137,7 @@ def to_plan(plain: Plan, result: Result, candidate: Candidate) -> Plan:
         predicted_bytes={category.label: size for category, size in predicted.items()},
         predicted_peak_bytes=candidate.peak,
         predicted_allocated_bytes=candidate.allocated,
-        relative_cost=round(candidate.seconds / cheapest, 3),
+        relative_cost=round(candidate.seconds / result.cheapest.seconds, 3),
     )
 
 
@@ -233,7 +232,7 @@ def plan_lines(planned: Planned) -> list[str]:
         return lines + [f"note: {change}" for change in plan.changes]
     lines.append(plan.memory_line())
     lines.append("function: " + ("; ".join(plan.changes) or "the same as on one GPU that takes the whole batch"))
-    cheapest = min(result.candidates, key=lambda one: one.seconds)
+    cheapest = result.cheapest
     lines.append(
         f"cost: {plan.relative_cost:.2f} × the cheapest of {len(result.candidates)} simulated"
         + ("" if cheapest is result.chosen else f" ({cheapest.policy.describe()}, which needs {gib(cheapest.peak)})")

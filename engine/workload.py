@@ -91,6 +91,11 @@ class Result:
     least: Candidate | None
     """Where nothing fits: the candidate with the smallest need."""
 
+    @property
+    def cheapest(self) -> Candidate:
+        """What costs are relative to: the least of all, whether it fits or not, of operators that were timed."""
+        return min(self.candidates, key=lambda one: (bool(one.policy.rewrite), one.seconds))
+
     def dominating(self) -> str:
         """The largest term of the smallest need, in words."""
         assert self.least is not None
