@@ -20,6 +20,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType, gather_object
 
 from engine.config import ConfigError
+from engine.ema import WeightAverage
 from engine.runfolder import atomic_file, sync_folder
 from engine.wrap import bare_module
 
@@ -74,14 +75,24 @@ class Checkpointer:
     accelerator, model, optimizer    as `wrap` gave them
     checkpoints                      the run's checkpoint folder, shared by all ranks
     keep                             newest checkpoints to keep; 0 is all
+    average                          the weights' moving average, where there is one
     """
 
-    def __init__(self, accelerator: Accelerator, model, optimizer, checkpoints: Path, keep: int) -> None:
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        model,
+        optimizer,
+        checkpoints: Path,
+        keep: int,
+        average: WeightAverage | None = None,
+    ) -> None:
         self.accelerator = accelerator
         self.model = model
         self.optimizer = optimizer
         self.checkpoints = checkpoints
         self.keep = keep
+        self.average = average
         self.sharded = accelerator.distributed_type == DistributedType.DEEPSPEED
 
     def save(self, step: int, progress: dict[str, Any]) -> Path:
@@ -100,6 +111,8 @@ class Checkpointer:
             state["model"] = bare_module(self.model).state_dict()
             state["optimizer"] = self.optimizer.state_dict()
             state["scaler"] = self.accelerator.scaler.state_dict() if self.accelerator.scaler else None
+        if self.average is not None:
+            state["average"] = self.average.state_dict()
         if self.accelerator.is_main_process:
             with atomic_file(draft / "trainer.pt") as temporary:
                 torch.save(state, temporary)
@@ -132,6 +145,8 @@ class Checkpointer:
                 self.optimizer.load_state_dict(state["optimizer"])
                 if self.accelerator.scaler and state["scaler"]:
                     self.accelerator.scaler.load_state_dict(state["scaler"])
+            if self.average is not None:
+                self.average.load_state_dict(state["average"])
         except (KeyError, ValueError, RuntimeError) as error:
             raise ConfigError(f"checkpoint {folder} is not of this network and optimizer: {error}") from error
         generators = state["random"]

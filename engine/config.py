@@ -142,6 +142,8 @@ class OptimConfig:
     """Share of the target spread over all classes (Szegedy et al. 2015, arXiv:1512.00567, section 7)."""
     clip_norm: float = 0.0
     """Largest global gradient norm; 0 is no clipping."""
+    ema: float = 0.0
+    """Decay of a moving average of the weights, as 0.9999, which is what is evaluated and kept; 0 is none."""
 
     def __post_init__(self) -> None:
         require(self.epochs >= 1, f"--epochs must be at least 1, not {self.epochs}")
@@ -152,6 +154,7 @@ class OptimConfig:
         require(self.warmup_epochs >= 0, f"--optim.warmup-epochs must be 0 or more, not {self.warmup_epochs}")
         require(0 <= self.label_smoothing < 1, f"--optim.label-smoothing must be in [0, 1), not {self.label_smoothing}")
         require(self.clip_norm >= 0, f"--optim.clip-norm must be 0 (off) or more, not {self.clip_norm}")
+        require(0 <= self.ema < 1, f"--optim.ema must be 0 (off) or a decay between 0 and 1, not {self.ema}")
 
 
 @dataclass(frozen=True)

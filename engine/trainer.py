@@ -10,6 +10,7 @@ import json
 import math
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from engine.checkpoint import Checkpointer
 from engine.config import RunConfig
+from engine.ema import WeightAverage
 from engine.evaluate import Evaluation, evaluate
 from engine.interrupt import Interrupt
 from engine.loss import loss_and_hits
@@ -114,7 +116,10 @@ class Trainer:
         self.model, self.optimizer = model, optimizer
         self.train_loader, self.val_loader, self.num_classes = train_loader, val_loader, len(classes)
         self.folder, self.interrupt = folder, interrupt
-        self.checkpointer = Checkpointer(accelerator, model, optimizer, folder.checkpoints, config.log.keep_checkpoints)
+        self.average = WeightAverage(bare_module(model), config.optim.ema) if config.optim.ema else None
+        self.checkpointer = Checkpointer(
+            accelerator, model, optimizer, folder.checkpoints, config.log.keep_checkpoints, self.average
+        )
         self.facts = {
             "arch": config.model.arch,
             "classes": json.dumps(classes),
@@ -162,7 +167,8 @@ class Trainer:
         point = LogPoint(time.perf_counter(), progress.step)
         try:
             for batch, waited in self._batches(epoch, progress.step_in_epoch):
-                self.rescue.step(batch)
+                with self.average.follow(self.optimizer, self.accelerator.scaler) if self.average else nullcontext():
+                    self.rescue.step(batch)
                 self.profile.step_done(batch.global_count)
                 progress.step += 1
                 progress.step_in_epoch += 1
@@ -306,7 +312,7 @@ class Trainer:
     # --- the end of an epoch -----------------------------------------------------------------------------------
 
     def evaluate(self, confusion: bool = False) -> Evaluation:
-        """Loss and accuracy over the validation split, over all ranks."""
+        """Loss and accuracy over the validation split, over all ranks; of the averaged weights where there are."""
         model = self.model if self.checkpointer.sharded else bare_module(self.model)
         model.eval()
 
@@ -314,15 +320,20 @@ class Trainer:
             with eager_for_odd_shapes(self.plan.compile, len(images) != self.plan.micro_batch_size):
                 return model(images)
 
-        return evaluate(
-            forward,
-            self.val_loader.epoch(0),
-            self.num_classes,
-            self.accelerator.device,
-            self.plan.micro_batch_size,
-            reduce=lambda totals: self.accelerator.reduce(totals, "sum"),
-            confusion=confusion,
-        )
+        with self._averaged():
+            return evaluate(
+                forward,
+                self.val_loader.epoch(0),
+                self.num_classes,
+                self.accelerator.device,
+                self.plan.micro_batch_size,
+                reduce=lambda totals: self.accelerator.reduce(totals, "sum"),
+                confusion=confusion,
+            )
+
+    def _averaged(self) -> AbstractContextManager:
+        """Inside, the model has the weights that are evaluated and kept."""
+        return self.average.in_place() if self.average else nullcontext()
 
     def _finish_epoch(self) -> None:
         """Evaluate, keep the best weights, write the row and the checkpoint."""
@@ -367,9 +378,12 @@ class Trainer:
         from safetensors.torch import save_file
 
         sharded = self.checkpointer.sharded
-        weights = self.accelerator.get_state_dict(self.model) if sharded else bare_module(self.model).state_dict()
+        with self._averaged():
+            weights = self.accelerator.get_state_dict(self.model) if sharded else bare_module(self.model).state_dict()
+            named = weights.items() if self.main else ()
+            # copies: on a CPU `cpu()` is none, and the model is about to get its own weights back
+            tensors = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in named}
         if self.main:
-            tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
             with atomic_file(self.folder.weights) as temporary:
                 save_file(tensors, temporary, metadata=self.facts)
 

@@ -16,7 +16,7 @@ POINTS = 1200
 
 SHOWN = (
     ("context, loader", (Category.CONTEXT, Category.LOADER, Category.COMMUNICATION)),
-    ("parameters, optimizer", (Category.PARAMETERS, Category.OPTIMIZER)),
+    ("parameters, optimizer", (Category.PARAMETERS, Category.OPTIMIZER, Category.AVERAGE)),
     ("gradients", (Category.GRADIENTS,)),
     ("input", (Category.INPUT,)),
     ("saved activations", (Category.SAVED, Category.AUTOCAST)),

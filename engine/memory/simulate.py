@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from engine.config import OptimConfig
+from engine.ema import WeightAverage
 from engine.loss import loss_and_hits
 from engine.memory.fake import autocast, backward, fake_copy, on_meta
 from engine.memory.replay import Replay
@@ -100,6 +101,7 @@ class Stepper:
     def __init__(self, model: nn.Module, optim: OptimConfig) -> None:
         self.model, self.optim = model, optim
         self.optimizer = build_optimizer(model, optim)
+        self.average = WeightAverage(model, optim.ema) if optim.ema else None
         self._forward: Callable[[Tensor], Any] = model
 
     def record(self, step: Step, batch: int, tracker: Tracker) -> Trace:
@@ -119,6 +121,7 @@ class Stepper:
             self._compile(step, tracker, images, labels, weights)
         tracker.hold([*self.model.parameters(), *self.model.buffers()], Category.PARAMETERS)
         tracker.hold(self._states(), Category.OPTIMIZER)
+        tracker.hold(self.average.tensors() if self.average else (), Category.AVERAGE)
         tracker.hold([images, labels, weights], Category.INPUT)
         first = not self.optimizer.state
         try:
@@ -176,6 +179,8 @@ class Stepper:
         tracker.settle(self._states(), Category.OPTIMIZER)
         if not step.gradients_kept:
             self.optimizer.zero_grad()
+        if self.average:
+            self.average.update()
 
 
 def _widen(output):

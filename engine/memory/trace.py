@@ -32,6 +32,7 @@ class Category(IntEnum):
     LOADER = 9
     COMMUNICATION = 10
     CONTEXT = 11
+    AVERAGE = 12
 
     @property
     def label(self) -> str:
@@ -52,6 +53,7 @@ LABELS = {
     Category.LOADER: "loader",
     Category.COMMUNICATION: "communication",
     Category.CONTEXT: "context",
+    Category.AVERAGE: "averaged weights",
 }
 
 

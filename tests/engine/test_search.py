@@ -260,6 +260,19 @@ def test_the_loader_holds_its_queue():
 PARAMETERS = Parameters(total=10_000_000, largest=2_000_000, small=500_000, states=2)
 
 
+@pytest.mark.parametrize("more", [{}, {"ranks": 2, "zero_stage": 2}], ids=["alone", "ZeRO-2"])
+def test_an_average_of_the_weights_is_whole_on_every_gpu(more):
+    plain, averaged = (
+        Search(workload(optim=OptimConfig(ema=decay), **more), ("fp32",)).candidate("fp32", Policy(), 1, 1 << 30)
+        for decay in (0.0, 0.999)
+    )
+    tensors = Chain().state_dict().values()
+    copy = sum(tensor.nbytes for tensor in tensors)
+    assert Category.AVERAGE not in plain.predicted and averaged.predicted[Category.AVERAGE] == copy
+    assert copy <= averaged.peak - plain.peak < 1.1 * copy + 512 * len(tensors)
+    assert averaged.seconds > plain.seconds
+
+
 def test_zero_shards_what_its_stage_says():
     """Against the paper's table: Adam's states, gradients, parameters go one after the other (arXiv:1910.02054)."""
     device = Device(nccl=0)

@@ -12,7 +12,7 @@ import archs
 import archs.cost
 from engine.config import OptimConfig
 from engine.memory.cuda import CudaModel
-from engine.memory.simulate import Simulator, Step, Untraceable, run_step, simulate
+from engine.memory.simulate import Simulator, Step, Stepper, Untraceable, run_step, simulate
 from engine.memory.trace import Category
 from engine.memory.tracker import Tracker
 from engine.memory.validate import NETWORKS, POLICIES, compare, good
@@ -120,6 +120,28 @@ def test_gradients_that_are_kept_are_read_off_the_same_record(policy, precision)
         assert derived.peak(batch) == pytest.approx(recorded.peak(batch), rel=1e-3)
         assert derived.timeline(batch).peak_phase == recorded.timeline(batch).peak_phase
     assert derived.saved(64) == recorded.saved(64)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_an_average_of_the_weights_as_counted_on_real_tensors(precision):
+    """A copy of parameters and buffers, there over the whole step, and an update without memory of its own."""
+    step = replace(SMALL, precision=precision, optim=OptimConfig(ema=0.99))
+    predicted, plain = simulate(resnet18, step), simulate(resnet18, replace(step, optim=OptimConfig()))
+    model = resnet18().to(memory_format=torch.channels_last).train()
+    stepper = Stepper(model, step.optim)
+    counted = stepper.record(step, 4, Tracker())
+    assert predicted.peak(4) == counted.peak(4) and predicted.saved(4) == counted.saved(4)
+    copy = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
+    for timeline in (predicted.timeline(4), counted.timeline(4)):
+        assert set(timeline.live[Category.AVERAGE]) == {copy}
+    grown = predicted.timeline(4).total - predicted.timeline(4).live[Category.ROUNDING]
+    before = plain.timeline(4).total - plain.timeline(4).live[Category.ROUNDING]
+    assert grown.max() - before.max() == copy
+    assert (predicted.operators.names[-2:], stepper.average.updates) == (["_foreach_lerp_", "_foreach_copy_"], 2)
+    with torch.profiler.profile(profile_memory=True) as profile:  # what operators allocate within themselves
+        stepper.average.update()
+    assert {event.key for event in profile.key_averages()} >= {"aten::_foreach_lerp_", "aten::_foreach_copy_"}
+    assert sum(max(0, event.self_cpu_memory_usage) for event in profile.key_averages()) == 0
 
 
 def test_half_precision_keeps_half_and_copies_of_weights():
