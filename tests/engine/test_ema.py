@@ -194,7 +194,7 @@ def test_a_decay_out_of_range_is_refused(decay):
 def test_refused_where_parameters_are_not_whole_or_not_fp32():
     config = RunConfig(optim=OptimConfig(ema=0.9))
     make_plan(config, nn.Linear(1, 1), Hardware("cpu", "CPU"), ranks=2, zero_stage=2)
-    with pytest.raises(ConfigError, match="--optim.ema needs whole parameters.*ZeRO-2"):
+    with pytest.raises(ConfigError, match=r"--optim\.ema needs whole parameters.*ZeRO-2"):
         make_plan(config, nn.Linear(1, 1), Hardware("cpu", "CPU"), ranks=2, zero_stage=3)
     with pytest.raises(ConfigError, match="needs fp32 parameters, and weight"):
         WeightAverage(nn.Linear(1, 1).bfloat16(), 0.9)

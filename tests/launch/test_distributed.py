@@ -83,6 +83,37 @@ def test_zero2_equals_one_process(launch, tiny, assert_same_run, alone, tmp_path
         torch.testing.assert_close(tensor, finished[name], rtol=0, atol=0)
 
 
+@pytest.fixture(scope="session")
+def averaged(launch, tiny, tmp_path_factory):
+    """A run on one process that keeps an average of the weights."""
+    folder = tmp_path_factory.mktemp("averaged") / "run"
+    launch(*tiny, "--optim.ema", 0.9, "--output", folder)
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [0, 1, 2])
+def test_averaged_weights_equal_one_process(launch, tiny, assert_same_run, averaged, alone, tmp_path, root, stage):
+    """Under DDP and ZeRO; then it loses its last checkpoint and is resumed: the same end, bit for bit."""
+    run, environment = tmp_path / "run", zero(root, stage) if stage else {}
+    launch(*tiny, "--optim.ema", 0.9, "--output", run, ranks=2, **environment)
+    assert_same_run(run, averaged)
+    finished = load_file(run / "model.safetensors")
+    plain = load_file(alone / "model.safetensors")
+    assert any((finished[name] - plain[name]).abs().max() > 1e-3 for name in plain)
+    sorted((run / "checkpoints").iterdir())[-1].rename(tmp_path / "lost")
+    (run / "model.safetensors").unlink()
+    launch("--resume", run, ranks=2, **environment)
+    for name, tensor in load_file(run / "model.safetensors").items():
+        torch.testing.assert_close(tensor, finished[name], rtol=0, atol=0)
+
+
+@pytest.mark.slow
+def test_an_average_of_sharded_parameters_is_refused(launch, tiny, tmp_path, root):
+    done = launch(*tiny, "--optim.ema", 0.9, "--output", tmp_path / "run", ranks=2, code=1, **zero(root, 3))
+    assert done.stderr.count("--optim.ema needs whole parameters on a GPU; use ZeRO-2") == 1
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", [1, 3])
 def test_zero_equals_one_process(launch, tiny, assert_same_run, alone, tmp_path, root, stage):
