@@ -33,9 +33,7 @@ class WeightAverage:
     def __init__(self, model: nn.Module, decay: float) -> None:
         half = next((name for name, one in model.named_parameters() if one.dtype.itemsize < 4), None)
         if half is not None:
-            raise ConfigError(
-                f"--optim.ema needs fp32 parameters, and {half} has fewer bits; use --precision bf16"
-            )
+            raise ConfigError(f"--optim.ema needs fp32 parameters, and {half} has fewer bits; use --precision bf16")
         self.decay = decay
         self.updates: int | Tensor = 0
         """Steps averaged; on the device where only it knows which steps were skipped."""

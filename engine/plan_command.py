@@ -57,6 +57,8 @@ class PlanConfig:
     """Optimizer states in host memory (DeepSpeed)."""
     optimizer: Literal["sgd", "adam", "adamw"] = "adam"
     """Its states are part of the memory."""
+    ema: float = 0.0
+    """Decay of a moving average of the weights, launch/train.py's --optim.ema: a copy of them; 0 is none."""
     num_classes: int = 1000
     """Classes of the data."""
     compile: bool = False
@@ -76,7 +78,7 @@ class PlanConfig:
         return RunConfig(
             model=ModelConfig(arch=self.arch),
             data=DataConfig(image_size=self.image_size),
-            optim=OptimConfig(batch_size=self.batch_size, optimizer=self.optimizer),
+            optim=OptimConfig(batch_size=self.batch_size, optimizer=self.optimizer, ema=self.ema),
             precision=PrecisionConfig(self.precision),
             memory=MemoryConfig(self.recompute, self.gpu_memory, self.offload),
             parallel=ParallelConfig(self.micro_batch_size, self.sync_bn),

@@ -37,6 +37,10 @@ def test_a_plan_is_printed_with_its_candidates(planned):
     assert all(words in text for words in ("saved activations", "context", "CUDNN_CONV_WSCAP_DBG", "measured on"))
 
 
+def test_an_average_of_the_weights_is_planned_for():
+    assert parse([*FLAGS, "--ema", "0.999"]).run_config().optim.ema == 0.999
+
+
 def test_a_plan_is_written_with_its_picture(planned):
     _, text, folder = planned
     plan = json.loads((folder / "plan.json").read_text())
