@@ -37,7 +37,7 @@ class CudaModel(DeviceModel):
             yield from convolution_extras(operands, results)
         elif function in NORMS and len(results) == 3:
             yield norm_reserve(arguments[0], results[1])
-        elif function in (fused.FORWARD, fused.BACKWARD):
+        elif function in fused.OPERATORS:
             yield from fused.extras(function, arguments, results)
 
 

@@ -3,10 +3,16 @@
 from functools import partial
 
 import pytest
+import torch
+from torch import nn
 
 import archs
+from archs.fused import Fusable
+from archs.layers import InvertedResidual
+from engine.memory import fused
 from engine.memory.cuda import CudaModel
-from engine.memory.simulate import Simulator, Step
+from engine.memory.simulate import Simulator, Step, simulate
+from engine.memory.trace import Category
 from engine.memory.validate import compare
 from engine.recompute import Policy, apply_policy, clear_policy
 
@@ -24,6 +30,37 @@ def test_less_is_kept_for_the_same_arithmetic_and_the_network_is_given_back():
     assert plain.saved(64) > 2 * raw.saved(64)
     assert raw.operators.flops.at(64).sum() == pytest.approx(plain.operators.flops.at(64).sum(), rel=0.01)
     assert again.saved(64) == plain.saved(64)
+
+
+class Excited(nn.Module):
+    """A convolution, a block with an excitation, and a classifier; `route` is what Fusable takes."""
+
+    def __init__(self, route: str) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, stride=2, padding=1, bias=False)
+        self.block = InvertedResidual(8, 48, 24, squeezed=4, act=nn.SiLU)
+        self.head = nn.Linear(24, 10)
+        for module in self.modules():
+            if isinstance(module, Fusable):
+                module.fused = route
+
+    def forward(self, images):
+        return self.head(self.block(self.stem(images)).mean((2, 3)))
+
+
+@pytest.mark.parametrize(("route", "operator"), [("auto", "squeeze_excite"), ("on", "excited_pointwise")])
+def test_an_excitation_counts_as_much_as_its_plain_layers(route, operator):
+    """As an operator of its own beside cuDNN, and in the projection's load through the kernels."""
+    step = Step(32, 10, cuda=False)
+    plain, own = (simulate(partial(Excited, way), step, CudaModel()) for way in ("off", route))
+    assert own.operators.names.count(operator) == own.operators.names.count(f"{operator}_backward") == 1
+    assert own.operators.flops.at(8).sum() == plain.operators.flops.at(8).sum() > 0
+
+
+def test_the_gradient_behind_the_gate_is_in_memory():
+    images, weight = torch.empty(4, 8, 5, 5, device="meta"), torch.empty(2, 8, 1, 1, device="meta")
+    extras = list(CudaModel().extras(fused.EXCITED_BACKWARD, (None, None, None, images, weight), []))
+    assert [(extra.nbytes, extra.category, extra.like) for extra in extras] == [(3200, Category.TRANSIENT, None)]
 
 
 def test_the_route_is_undone():
