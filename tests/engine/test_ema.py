@@ -102,6 +102,33 @@ def test_a_step_that_overflowed_is_not_averaged():
         torch.testing.assert_close(state["tensors"][name], tensor, rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.parametrize("made", [None, torch.tensor(True)], ids=["made", "perhaps skipped"])
+def test_an_update_does_not_look_at_the_device(made, monkeypatch):
+    average = WeightAverage(network(), 0.9)
+    average.update(made)
+    for name in ("item", "tolist", "__bool__", "__float__", "__int__", "cpu", "numpy"):
+        monkeypatch.setattr(torch.Tensor, name, lambda *_, name=name: pytest.fail(f"{name} waits for the device"))
+    average.update(made)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+@pytest.mark.parametrize("scaled", [False, True])
+def test_an_update_does_not_wait_for_a_gpu(scaled):
+    """CUDA itself reports every synchronisation: torch.cuda.set_sync_debug_mode."""
+    model = network().cuda()
+    average, stepped = WeightAverage(model, 0.9), Stepped(model)
+    scaler = torch.amp.GradScaler("cuda") if scaled else None
+    for mode in ("default", "error"):  # the first update sets things up
+        torch.cuda.set_sync_debug_mode(mode)
+        try:
+            with average.follow(stepped, scaler):
+                pass
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    assert average.state_dict()["updates"] == 2
+
+
 def test_a_step_that_the_optimizer_says_it_skipped_is_not_averaged():
     model = network()
     average, stepped = WeightAverage(model, 0.9), Stepped(model)
