@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+import archs.operator_flops  # noqa: F401  for networks through `kernels`
+
 Hook = Callable[[nn.Conv2d, tuple[Tensor], Tensor], None]
 
 

@@ -1,4 +1,4 @@
-"""What this package's own convolutions do within themselves on a GPU: buffers that die with the call, and arithmetic.
+"""What this package's own convolutions do within themselves on a GPU: buffers that die with the call.
 
 Their results are seen by the tracker like any operator's; these are of the route through cuDNN (`aten`), where the
 opened input and the corrected gradient are in memory (kernels.conv). The package's own kernels form both in registers;
@@ -13,9 +13,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import conv_flop_count, register_flop_formula
 
-import kernels  # noqa: F401  registers the operators
+import archs.operator_flops  # noqa: F401  registers the operators and their arithmetic
 from engine.memory.trace import Category
 from engine.memory.tracker import Extra
 
@@ -29,7 +28,7 @@ OPERATORS = (FORWARD, BACKWARD, EXCITED_BACKWARD)
 def extras(function: Any, arguments: tuple, results: list[Tensor]) -> Iterable[Extra]:
     """Buffers and workspace of one call of OPERATORS."""
     if function is EXCITED_BACKWARD:
-        # beside dx, in whose place partial sums lie before it: they are smaller
+        # beside dx; the partial sums of gate and weight, some MiB, are gone when dx is made
         yield Extra(arguments[3].numel() * arguments[3].element_size(), Category.TRANSIENT)
         return
     if function is FORWARD:
@@ -43,44 +42,3 @@ def extras(function: Any, arguments: tuple, results: list[Tensor]) -> Iterable[E
         yield from (Extra(tensor.numel() * tensor.element_size(), Category.TRANSIENT) for tensor in within)
         largest = max(tensor.numel() * tensor.element_size() for tensor in operands)
         yield Extra(largest, Category.WORKSPACE, capped=True)
-
-
-@register_flop_formula(torch.ops.hcr.conv)
-def convolution_flops(images: Any, weight: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
-    """Of the convolution; its prologue is traffic, not arithmetic."""
-    return conv_flop_count(images, weight, out_shape[0])
-
-
-@register_flop_formula(torch.ops.hcr.conv_backward)
-def convolution_backward_flops(gradient: Any, c1: Any, c2: Any, images: Any, weight: Any, *rest: Any, **_: Any) -> int:
-    """Once for the input, once for the weight, as they are needed (the last two arguments)."""
-    return conv_flop_count(images, weight, gradient) * sum(map(bool, rest[-2:]))
-
-
-def _gate_flops(images: Any, first: Any, products: int) -> int:
-    """Of matrix products with the excitation's layers [R, C] and [C, R], each over all images."""
-    return products * 2 * images[0] * first[0] * first[1]
-
-
-@register_flop_formula(torch.ops.hcr.excited_pointwise)
-def excited_flops(images: Any, weight: Any, *rest: Any, out_shape: Any = None, **_: Any) -> int:
-    """The convolution and both layers of its excitation."""
-    return conv_flop_count(images, weight, out_shape[0]) + _gate_flops(images, rest[5], 2)
-
-
-@register_flop_formula(torch.ops.hcr.excited_pointwise_backward)
-def excited_backward_flops(gradient: Any, c1: Any, c2: Any, images: Any, weight: Any, *rest: Any, **_: Any) -> int:
-    """Each product twice, for its input and its weight."""
-    return 2 * conv_flop_count(images, weight, gradient) + _gate_flops(images, rest[7], 4)
-
-
-@register_flop_formula(torch.ops.hcr.squeeze_excite)
-def excitation_flops(images: Any, *rest: Any, **_: Any) -> int:
-    """Both layers."""
-    return _gate_flops(images, rest[5], 2)
-
-
-@register_flop_formula(torch.ops.hcr.squeeze_excite_backward)
-def excitation_backward_flops(gradient: Any, images: Any, *rest: Any, **_: Any) -> int:
-    """Each layer twice, for its input and its weight."""
-    return _gate_flops(images, rest[5], 4)

@@ -7,6 +7,7 @@ from torch import nn
 
 import archs
 from archs.cost import convolution_outputs, multiply_adds
+from archs.fused import Fusable
 
 GIB = 2**30
 
@@ -25,6 +26,16 @@ def test_declared_counts_are_the_network_s(every_name):
     model = on_meta(every_name, 1000)
     assert parameters(model) == info.parameters
     assert multiply_adds(model, info.image_size, info.image_size) == info.multiply_adds
+
+
+@pytest.mark.parametrize("fused", ["auto", "on"])
+def test_counts_do_not_depend_on_the_way_through_kernels(fused):
+    model = on_meta("efficientnet_b0", 10)
+    plain = multiply_adds(model, 64, 64)
+    for module in model.modules():
+        if isinstance(module, Fusable):
+            module.fused = fused
+    assert multiply_adds(model, 64, 64) == plain
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnext50", "inceptionv3"])
