@@ -44,13 +44,11 @@ DIFFERENT: tuple[tuple[str, dict[str, str]], ...] = (
     ("mobilenetv2", {"--image-size": "64", "--epochs": "8", "--lr": "0.004"}),
     ("shufflenet*", {"--image-size": "64", "--lr": "0.003"}),
     ("efficientnet*", {"--image-size": "64", "--epochs": "8", "--lr": "0.002"}),
-    # The BatchNorms of B5 to B7 have momentum 0.01: they need hundreds of steps, and deep networks' are slow.
-    ("efficientnet_b[567]", {"--image-size": "32", "--epochs": "10"}),
-    ("efficientnetv2_[ml]", {"--image-size": "32"}),
     # Five passes left ResNet-50 and ResNeXt-50 at 94.2 and 95.0 %.
     *((name, {"--epochs": "7"}) for name in ("resnet50", "resnet1[05]*", "resnext50", "resnext101*")),
-    # Their smallest size, or maps so large that the digits' own eight pixels do.
-    ("inceptionv3", {"--image-size": "75"}),
+    # At its smallest size, 75 pixels, a single pixel is left in the last blocks: 78.8 %.
+    ("inceptionv3", {"--image-size": "107", "--epochs": "6"}),
+    # Maps so large that the digits' own eight pixels do.
     ("inceptionv3_fullres", {"--image-size": "12"}),
     ("resnext29_2x64d", {"--image-size": "16"}),
     ("resnext29_8x64d", {"--image-size": "8"}),
