@@ -115,18 +115,31 @@ def lines_of(document: dict[str, Any]) -> Iterator[tuple[str, str, str, str]]:
         yield from found
         return
     numbers = {what: float(number[0]) for what, result, *_ in found if (number := re.match(r"[\d.]+", result))}
-    lowest = min(numbers, key=numbers.__getitem__)
-    unit = "" if "%" not in found[0][1] else " %"
-    result = f"median {statistics.median(numbers.values()):.4g}{unit}, lowest {numbers[lowest]:.4g}{unit} ({lowest})"
-    others = len(found) - len(numbers)
-    result += f"; {others} without a figure" if others else ""
     dates, commits = sorted({when for *_, when, _ in found if when}), sorted({commit for *_, commit in found})
     yield (
-        f"{len(numbers)} results",
-        result,
+        f"{len(numbers) or len(found)} results",
+        _judged(document) or _spread(numbers, found),
         dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}",
         commits[0] if len(commits) == 1 else f"{len(commits)} commits",
     )
+
+
+def _judged(document: dict[str, Any]) -> str:
+    """How many rows came out as they should, where rows say that."""
+    right = [row["figures"]["right"] for row in document.get("rows", {}).values() if "right" in row.get("figures", {})]
+    return f"{sum(right)} of {len(right)} as they should be" if right else ""
+
+
+def _spread(numbers: dict[str, float], found: list[tuple[str, str, str, str]]) -> str:
+    """Median and lowest of the numbers that results begin with, and how many begin with none."""
+    others = len(found) - len(numbers)
+    without = f"{others} without a figure" if others else ""
+    if not numbers:
+        return without
+    lowest = min(numbers, key=numbers.__getitem__)
+    unit = "" if "%" not in found[0][1] else " %"
+    told = f"median {statistics.median(numbers.values()):.4g}{unit}, lowest {numbers[lowest]:.4g}{unit} ({lowest})"
+    return f"{told}; {without}" if without else told
 
 
 def _results(document: dict[str, Any]) -> Iterator[tuple[str, str, str, str]]:

@@ -60,6 +60,18 @@ def test_many_rows_are_told_in_one_line(tmp_path):
     assert "| 20 results | median 1.095, lowest 1 (n0: HCR ÷ library eager); 1 without a figure |" in text
 
 
+def test_many_verdicts_are_counted(tmp_path):
+    told = [{"right": number != 3, "summary": "no alarm"} for number in range(20)]
+    rows = {f"run {number}": row(1.0) | {"figures": figures} for number, figures in enumerate(told)}
+    put(tmp_path, "regressions", schema=2, rows=rows)
+    assert "| `regressions.json` | 20 results | 19 of 20 as they should be |" in index(tmp_path)
+
+
+def test_many_rows_without_a_figure(tmp_path):
+    put(tmp_path, "zoo", schema=2, rows={f"n{number}": row(0, "error", error="x") for number in range(20)})
+    assert "| `zoo.json` | 20 results | 20 without a figure |" in index(tmp_path)
+
+
 def test_what_is_missing_is_listed_until_it_is_there(tmp_path):
     command = next(command for kind, suite, _, command in TO_TAKE if (kind, suite) == ("gpu", "archs"))
     assert f"`{command}`" in index(tmp_path) and "`make test-gpu`" in index(tmp_path)
