@@ -123,6 +123,7 @@ def _work(job: tuple[PlanConfig, str]) -> list[dict]:
     import torch
 
     torch.set_num_threads(1)
+    gc.enable()  # launch/plan.py plans one network without
     gc.freeze()  # what is imported stays, and no collection has to walk it
     return network_rows(*job)
 

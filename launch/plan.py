@@ -1,5 +1,6 @@
 """Plan: `python launch/plan.py --arch inceptionv3_fullres --gpu-memory 8GiB --gpus 2`; needs no GPU."""
 
+import gc
 import sys
 from pathlib import Path
 
@@ -24,4 +25,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    gc.disable()  # a sixth of a plan's time, to find a few megabytes
     sys.exit(main())
