@@ -174,11 +174,14 @@ class Search:
 
     # --- candidates --------------------------------------------------------------------------------------------
 
-    def policies(self, precision: str) -> Iterator[Policy]:
-        """What may be recomputed, cheapest kinds first, without `first` (which depends on the budget)."""
+    def policies(self, precision: str, offload: bool = False) -> Iterator[Policy]:
+        """What may be recomputed, cheapest kinds first, without `first` (which depends on the budget).
+
+        A compiled backward pass fetches nothing back: with `offload` there is no partition.
+        """
         if "none" in self.kinds:
             yield Policy()
-        for budget in PARTITIONS if self.compiled else ():
+        for budget in PARTITIONS if self.compiled and not offload else ():
             if self._simulates(precision, Policy(partition=budget)):
                 yield Policy(partition=budget)
         yield from self._recomputing(precision)
@@ -273,9 +276,7 @@ class Search:
         if self.micro and self.micro != self.workload.share:
             return
         firsts = not offload
-        for policy in self.policies(precision):
-            if offload and policy.partition:
-                continue  # a compiled backward pass fetches nothing
+        for policy in self.policies(precision, offload):
             if firsts and policy.segments:
                 firsts = False
                 if found := self.first(precision, budget, cap):
@@ -286,9 +287,7 @@ class Search:
         """Candidates in micro-batches, for each policy the largest that fit."""
         if self.micro == self.workload.share:
             return
-        for policy in self.policies(precision):
-            if offload and policy.partition:
-                continue
+        for policy in self.policies(precision, offload):
             if found := self.split(precision, replace(policy, offload=offload), budget, cap):
                 yield found
 
@@ -338,8 +337,7 @@ class Search:
         found = [
             self.candidate(precision, replace(policy, offload=offload), count, cap)
             for precision in self.precisions
-            for policy in self.policies(precision)
             for offload in dict.fromkeys(offload for _, offload in self._stages())
-            if not (offload and policy.partition)
+            for policy in self.policies(precision, offload)
         ]
         return min(found, key=lambda candidate: candidate.peak)

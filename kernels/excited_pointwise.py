@@ -15,7 +15,15 @@ from torch import Tensor
 from kernels.activation import activate
 from kernels.conv import batch_statistics, through_statistics
 from kernels.norm_act import before_activation
-from kernels.prologue import Prologue, Statistics, check_images, check_prologue, compute_dtype, runs_triton
+from kernels.prologue import (
+    Prologue,
+    Statistics,
+    check_images,
+    check_prologue,
+    compute_dtype,
+    prologue_gradients,
+    runs_triton,
+)
 from kernels.squeeze_excite import check_layers, excite, five_sums, input_gradient, open_gate, through_gate
 
 
@@ -175,7 +183,7 @@ def _backward(ctx, dy, dmean, dm2, *_):
     dx, dweight, sum_dz, sum_dz_x, *layers = excited_pointwise_backward_op(
         dy, c1, c2, x, weight, y, mean, center, scale, shift, act, slope, first, second, inner, gate, *kept
     )
-    vectors = (None, None, None) if center is None else (-scale * sum_dz, sum_dz_x, sum_dz)
+    vectors = prologue_gradients(scale, sum_dz, sum_dz_x)
     return dx, dweight, *vectors, None, None, *layers, None, None, None
 
 

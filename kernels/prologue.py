@@ -84,3 +84,8 @@ def check_prologue(x: Tensor, prologue: Prologue | None) -> Prologue:
 def per_channel(vector: Tensor) -> Tensor:
     """[C] as [1, C, 1, 1]."""
     return vector[None, :, None, None]
+
+
+def prologue_gradients(scale: Tensor | None, sum_dz: Tensor, sum_dz_x: Tensor) -> tuple[Tensor | None, ...]:
+    """Gradients of center, scale and shift [C] from Σ dz and Σ dz · (x - center); None each where there is none."""
+    return (None, None, None) if scale is None else (-scale * sum_dz, sum_dz_x, sum_dz)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from kernels.activation import activate, check_activation, derivative
 from kernels.norm_act import before_activation
-from kernels.prologue import Prologue, check_images, check_prologue, compute_dtype, runs_triton
+from kernels.prologue import Prologue, check_images, check_prologue, compute_dtype, prologue_gradients, runs_triton
 
 GATES = ("sigmoid", "hardsigmoid")
 
@@ -246,7 +246,7 @@ def _backward(ctx, grad, *_):
     dx, sum_dz, sum_dz_x, *weights = squeeze_excite_backward_op(
         grad, x, center, scale, shift, ctx.act, ctx.slope, first, second, ctx.inner, ctx.gate, *kept
     )
-    vectors = (None, None, None) if center is None else (-scale * sum_dz, sum_dz_x, sum_dz)
+    vectors = prologue_gradients(scale, sum_dz, sum_dz_x)
     return dx, *vectors, None, None, *weights, None, None
 
 
