@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from engine.config import ConfigError
+from engine.wrap import share_buffers
 
 
 class WeightAverage:
@@ -89,9 +90,7 @@ class WeightAverage:
         Ranks' weights are equal and so are the averages. BatchNorm's statistics are each rank's own, and those of the
         first count, as in a checkpoint.
         """
-        if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
-            for buffer in self._buffers:
-                torch.distributed.broadcast(buffer, 0)
+        share_buffers(self._buffers)
         self._exchange()
         try:
             yield

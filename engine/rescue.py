@@ -3,31 +3,28 @@
 A prediction does not know another process's allocations, nor how the allocator's memory is fragmented. A failed step
 leaves nothing behind: its gradients are dropped, BatchNorm's running statistics are put back, nothing was counted yet.
 
-Several ranks agree by one all-reduce of a flag before gradients are exchanged. That takes a wait a step, and no
-exchange may happen before it, so it is done in the first steps of a plan only (GUARDED); that is when a step's need
-shows. A rank that fails later, under SyncNorm (whose exchanges are in the forward pass) or under DeepSpeed ends the run
-with its last checkpoint.
+Several ranks agree by one all-reduce of a flag, after every step's backward pass (engine.exchange). SyncNorm exchanges
+within the passes, where a rank cannot be missed; so a plan's first step is rehearsed there without any exchange, agreed
+on, undone and then done. A rank that fails later than that, or under DeepSpeed, ends the run with its last checkpoint.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from engine.byte_sizes import gib
+from engine.checkpoint import random_state, restore_random_state
+from engine.exchange import GradientExchange
 from engine.planner import Plan
 from engine.recompute import apply_policy, clear_policy
+from engine.sync_norm import norms_apart
 from engine.wrap import bare_module, set_partition
 
 if TYPE_CHECKING:
     from engine.trainer import Trainer
-
-GUARDED = 20
-"""Steps of a plan, on several ranks, in which a failure of some is survived by all."""
 
 
 class MemoryExhausted(RuntimeError):
@@ -35,29 +32,31 @@ class MemoryExhausted(RuntimeError):
 
 
 class _StepFailed(Exception):
-    """Some rank ran out of memory in this step; raised on all of them, before anything was exchanged."""
+    """Another rank ran out of memory in this step, before any rank has changed its weights."""
+
+
+class _Rehearsed(Exception):
+    """All ranks have come through a step that is not to be kept."""
 
 
 class Rescue:
-    """Runs a trainer's steps, and those that run out of memory again under the next plan of `ladder`."""
+    """Runs a trainer's steps, and those that run out of memory again under the next plan of `ladder`.
+
+    All ranks make theirs together.
+    """
 
     def __init__(self, trainer: Trainer, ladder: tuple[Plan, ...] = ()) -> None:
         self.trainer, self.ladder = trainer, list(ladder)
         self.events: list[dict[str, Any]] = []
-        self._steps = 0
-        self._agreed = False
+        self._exchange: GradientExchange | None = None
+        if isinstance(trainer.model, nn.parallel.DistributedDataParallel):
+            self._exchange = GradientExchange(trainer.model, trainer.accelerator)
+        self._new_plan = True
+        self._rehearsing = False
+        self._alone = trainer.accelerator.num_processes == 1
+        self._past_return = False
         self._floats, self._integers = _statistics(bare_module(trainer.model))
         self._kept = [[tensor.clone() for tensor in group] for group in (self._floats, self._integers)]
-
-    @property
-    def ranks(self) -> int:
-        return self.trainer.accelerator.num_processes
-
-    @property
-    def guarded(self) -> bool:
-        """Whether this step's ranks agree before they exchange gradients."""
-        plan = self.trainer.plan
-        return self.ranks > 1 and not plan.zero_stage and not plan.sync_bn and self._steps < GUARDED
 
     def step(self, batch) -> None:
         """One optimizer step, repeated until a plan carries it through.
@@ -68,65 +67,78 @@ class Rescue:
             for group, kept in zip((self._floats, self._integers), self._kept, strict=True):
                 if group:
                     torch._foreach_copy_(kept, group)
-            failure = self._attempt(batch)
+            failure = self._rehearse(batch) if self._new_plan else None
+            failure = failure or self._attempt(batch)
+            self._new_plan = False
             if failure is None:
-                self._steps += 1
                 return
             # Outside the except block: the traceback would keep the failed step's activations alive.
             self._undo()
+            if self._exchange is not None:
+                self.trainer.model = self.trainer.checkpointer.model = self._exchange.rewrap()
             self._next_plan(failure)
+            self._new_plan = True
+
+    def _rehearse(self, batch) -> str | None:
+        """Where norms exchange within the passes: run the step without it and undo it; returns as `_attempt`."""
+        if self._exchange is None or not self.trainer.plan.sync_bn:
+            return None
+        generators = random_state()
+        self._rehearsing = True
+        try:
+            with norms_apart(bare_module(self.trainer.model)), self.trainer.model.no_sync():
+                return self._attempt(batch)
+        finally:
+            self._rehearsing = False
+            self._undo()
+            restore_random_state(generators)
 
     def _attempt(self, batch) -> str | None:
-        """Run the step; returns None, or what memory ran out on."""
-        self._agreed = False
+        """Run the step; returns None, or what memory ran out on.
+
+        Raises MemoryExhausted where the other ranks cannot be told.
+        """
+        self._past_return = False
+        if self._exchange is not None:
+            self._exchange.begin()
         try:
-            with self._no_exchange():
-                self.trainer._step(batch)
+            self.trainer._step(batch)
+        except _Rehearsed:
+            return None
         except _StepFailed:
             return "another rank ran out of memory"
         except torch.OutOfMemoryError as error:
             failure = str(error).splitlines()[0] if str(error) else "out of memory"
         else:
             return None
-        if self._agreed:
+        if self._alone:
+            return failure
+        if self._past_return:
             raise MemoryExhausted(self._hopeless(f"{failure}, after the ranks had exchanged gradients"))
-        if self.ranks > 1:
-            if not self.guarded:
-                raise MemoryExhausted(self._hopeless(failure))
-            self._any_failed(True)
+        if not self._agreeing:
+            raise MemoryExhausted(self._hopeless(failure))
+        if not self._rehearsing:
+            self._exchange.hand_in_zeros()
+        self._exchange.any_failed(True)
         return failure
 
-    @contextmanager
-    def _no_exchange(self) -> Iterator[None]:
-        """Keep DDP from exchanging gradients and buffers in a guarded step; `agree` does it."""
-        model = self.trainer.model
-        if not self.guarded or not isinstance(model, nn.parallel.DistributedDataParallel):
-            yield
-            return
-        model.require_forward_param_sync = False
-        with model.no_sync():
-            yield
+    @property
+    def _agreeing(self) -> bool:
+        """Whether a rank that fails now can still let the others know."""
+        return self._exchange is not None and (self._rehearsing or not self.trainer.plan.sync_bn)
 
-    def agree(self) -> None:
-        """Called between the last backward pass of a step and its update: exchange gradients, or fail together."""
-        if not self.guarded:
-            self._agreed = self.ranks > 1
-            return
-        if self._any_failed(False):
-            raise _StepFailed
-        self._agreed = True
-        works = []
-        for parameter in self.trainer.model.parameters():
-            if parameter.grad is not None:
-                parameter.grad.div_(self.ranks)
-                works.append(torch.distributed.all_reduce(parameter.grad, async_op=True))
-        for work in works:
-            work.wait()
+    def agree(self, last: bool = True) -> None:
+        """Called after a step's backward pass, before its gradients are used: go on together, or fail together.
 
-    def _any_failed(self, mine: bool) -> bool:
-        flag = torch.tensor([float(mine)], device=self.trainer.accelerator.device)
-        torch.distributed.all_reduce(flag)
-        return bool(flag.item())
+        last  no other backward pass follows in this step
+        """
+        if self._agreeing:
+            if self._exchange.any_failed(False):
+                raise _StepFailed
+            if self._rehearsing:
+                raise _Rehearsed
+            self._exchange.begin()
+        self._past_return = last and not self._alone
 
     def _undo(self) -> None:
         """Leave model and optimizer as they were before the step."""
@@ -146,7 +158,6 @@ class Rescue:
             raise MemoryExhausted(self._hopeless(failure))
         after = self.ladder.pop(0)
         switch(trainer, after)
-        self._steps = 0
         row = {
             "event": "out_of_memory",
             "step": trainer.progress.step + 1,

@@ -7,6 +7,8 @@ taken. The backward pass all-reduces two sums a channel (Ioffe & Szegedy 2015, a
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -109,7 +111,7 @@ class SyncNorm(nn.modules.batchnorm._BatchNorm):
 
     process_group: Any = None
     across_ranks = True
-    """What archs.fused knows it by: there the statistics come from a fused operator, and only they are exchanged."""
+    """Whether ranks exchange statistics. archs.fused reads it too, where a fused operator has measured them."""
 
     def _check_input_dim(self, input: Tensor) -> None:
         if input.ndim < 2:
@@ -118,7 +120,7 @@ class SyncNorm(nn.modules.batchnorm._BatchNorm):
     def forward(self, features: Tensor) -> Tensor:
         self._check_input_dim(features)
         alone = not dist.is_available() or not dist.is_initialized() or dist.get_world_size(self.process_group) == 1
-        if alone or not self.training:
+        if alone or not self.training or not self.across_ranks:
             return super().forward(features)
         output, mean, variance, total = _SyncNorm.apply(features, self.weight, self.bias, self.eps, self.process_group)
         if self.track_running_stats and self.running_mean is not None:
@@ -150,3 +152,16 @@ def synchronise_norms(model: nn.Module) -> int:
             module.__class__ = SyncNorm
             count += 1
     return count
+
+
+@contextmanager
+def norms_apart(model: nn.Module) -> Iterator[None]:
+    """Inside, each rank's SyncNorms are BatchNorms over its own images: nothing is exchanged."""
+    norms = [module for module in model.modules() if isinstance(module, SyncNorm)]
+    for norm in norms:
+        norm.across_ranks = False
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.across_ranks = True

@@ -31,7 +31,7 @@ from engine.progress import EpochBar, memory_in_use
 from engine.rescue import Rescue
 from engine.runfolder import RunFolder, atomic_file
 from engine.step_profile import StepProfile, Unprofiled
-from engine.wrap import bare_module, eager_for_odd_shapes
+from engine.wrap import bare_module, eager_for_odd_shapes, share_buffers
 
 
 class Diverged(RuntimeError):
@@ -315,6 +315,7 @@ class Trainer:
         """Loss and accuracy over the validation split, over all ranks; of the averaged weights where there are."""
         model = self.model if self.checkpointer.sharded else bare_module(self.model)
         model.eval()
+        share_buffers(model.buffers())
 
         def forward(images: Tensor) -> Tensor:
             with eager_for_odd_shapes(self.plan.compile, len(images) != self.plan.micro_batch_size):

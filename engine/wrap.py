@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from accelerate.utils import (
     GradientAccumulationPlugin,
     InitProcessGroupKwargs,
 )
-from torch import nn
+from torch import Tensor, nn
 
 from engine.config import ConfigError, OptimConfig, RankError
 from engine.planner import Plan, use_cuda
@@ -85,7 +86,9 @@ def deepspeed_configuration(launch: Launch, plan: Plan, optim: OptimConfig) -> d
 def build_accelerator(plan: Plan, launch: Launch, optim: OptimConfig) -> Accelerator:
     """accelerate's front to the device, the process group, accumulation and autocast, set up as the plan says."""
     cpu = plan.device == "cpu"
-    handlers: list = [DistributedDataParallelKwargs(gradient_as_bucket_view=True)]
+    # No exchange in the forward pass, where a rank that ran out of memory could not be missed (engine.exchange).
+    # Running statistics are not used in training; the first rank's are, before an evaluation (`share_buffers`).
+    handlers: list = [DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False)]
     if cpu and launch.ranks > 1:
         handlers.append(InitProcessGroupKwargs(backend="gloo"))
     accumulation = GradientAccumulationPlugin(num_steps=plan.accumulation, sync_with_dataloader=False)
@@ -149,6 +152,13 @@ def bare_module(model: nn.Module) -> nn.Module:
     accelerate's `unwrap_model` imports DeepSpeed to look for its engine, which takes seconds where nobody uses it.
     """
     return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
+
+
+def share_buffers(buffers: Iterable[Tensor]) -> None:
+    """Give all ranks the first one's values: it is the one whose running statistics are kept."""
+    if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
+        for buffer in buffers:
+            torch.distributed.broadcast(buffer, 0)
 
 
 def cpu_threads(asked: int, launch: Launch) -> int:

@@ -93,6 +93,11 @@ def reset_accelerator():
 @pytest.fixture
 def free_port() -> int:
     """A TCP port that nobody listens on."""
+    return unused_port()
+
+
+def unused_port() -> int:
+    """The same, for fixtures of a wider scope."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         return found.getsockname()[1]

@@ -12,6 +12,9 @@ from engine.config import LogConfig, OptimConfig
 from engine.plan_run import halvings
 from engine.recompute import by_block
 from engine.rescue import MemoryExhausted, Rescue
+from engine.sync_norm import norms_apart, synchronise_norms
+from engine.wrap import bare_module
+from tests.engine.conftest import unused_port
 
 
 class Net(nn.Module):
@@ -168,8 +171,8 @@ def test_a_share_that_does_not_divide_is_filled_up_with_weight_zero(make_trainer
         torch.testing.assert_close(results[1][name], tensor, rtol=1e-5, atol=1e-6)
 
 
-def two_ranks(rank: int, port: int, failing_rank: int, where: str, call: int, folder: str, guard: int = 20) -> None:
-    """Train on one of two gloo ranks, one of which runs out of memory at one call."""
+def two_ranks(rank: int, port: int, failing: dict | None, folder: str, sync_bn: bool = False) -> None:
+    """Train on one of two gloo ranks, some of which run out of memory at one call, and recompute after that."""
     from pathlib import Path
 
     os.environ |= {
@@ -181,8 +184,7 @@ def two_ranks(rank: int, port: int, failing_rank: int, where: str, call: int, fo
         "ACCELERATE_USE_CPU": "true",
     }
     torch.set_num_threads(1)
-    import engine.rescue
-    from engine.config import ModelConfig, PrecisionConfig, RunConfig
+    from engine.config import ModelConfig, ParallelConfig, PrecisionConfig, RunConfig
     from engine.interrupt import Interrupt
     from engine.optim import build_optimizer
     from engine.planner import Hardware, make_plan
@@ -191,18 +193,18 @@ def two_ranks(rank: int, port: int, failing_rank: int, where: str, call: int, fo
     from engine.wrap import Launch, build_accelerator, wrap
     from tests.engine.conftest import MadeLoader
 
-    engine.rescue.GUARDED = guard
-
     torch.manual_seed(0)
     model = Net()
     config = RunConfig(
         model=ModelConfig(compile="off"),
         optim=OPTIM,
+        parallel=ParallelConfig(8 // (failing or {}).get("split", 1), sync_bn),
         precision=PrecisionConfig("fp32"),
         log=LogConfig(every=1, plots=False),
     )
     plan = make_plan(config, model, Hardware("cpu", "CPU"), ranks=2)
     accelerator = build_accelerator(plan, Launch(rank, rank, 2, None), config.optim)
+    accelerator.ddp_handler.bucket_cap_mb = 1e-4  # 104 bytes: several buckets, from the second step on
     optimizer = build_optimizer(model, config.optim)
     run = RunFolder(Path(folder) / "run")
     run.checkpoints.mkdir(parents=True, exist_ok=True)
@@ -218,56 +220,107 @@ def two_ranks(rank: int, port: int, failing_rank: int, where: str, call: int, fo
                 yield batch
 
     train, val = Mine(44, 16, True), Mine(30, 16, False)
-    if rank == failing_rank or failing_rank == 2:
-        Failing(model, where, {call})
+    if failing and rank in failing["ranks"]:
+        Failing(model, failing["where"], {failing["call"]})
     model, optimizer = wrap(model, optimizer, plan, accelerator)
-    trainer = Trainer(
-        config, plan, accelerator, model, optimizer, train, val, ["a", "b"], run, Interrupt(), halvings(plan)
-    )
+    ladder = (replace(plan, recompute="block", policy=by_block(1)),)
+    trainer = Trainer(config, plan, accelerator, model, optimizer, train, val, ["a", "b"], run, Interrupt(), ladder)
+    generator = torch.get_rng_state()
     trainer.fit()
     result = {
-        "state": trainer.model.module.state_dict(),
-        "micro": trainer.plan.micro_batch_size,
+        "state": bare_module(trainer.model).state_dict(),
+        "generator": torch.equal(generator, torch.get_rng_state()),
+        "recompute": trainer.plan.recompute,
+        "buckets": len(trainer.model.reducer._get_zeros_like_grad_buckets()),
         "events": trainer.rescue.events,
         "step": trainer.progress.step,
-        "images": [row["train_images"] for row in rows(trainer, "epoch")] if rank == 0 else [],
+        "epochs": rows(trainer, "epoch") if rank == 0 else [],
     }
     torch.save(result, f"{folder}/{rank}.pt")
     torch.distributed.destroy_process_group()
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Call to train on two ranks; returns what each ended with. One run of a kind."""
+    done: dict[str, list[dict]] = {}
+
+    def train(failing: dict | None = None, sync_bn: bool = False) -> list[dict]:
+        key = f"{failing} {sync_bn}"
+        if key not in done:
+            folder = tmp_path_factory.mktemp("ranks")
+            torch.multiprocessing.start_processes(
+                two_ranks, (unused_port(), failing, str(folder), sync_bn), nprocs=2, start_method="spawn"
+            )
+            done[key] = [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+        return done[key]
+
+    return train
+
+
+def assert_rescued(ranks: list[dict], undisturbed: list[dict], step: int) -> None:
+    """All ranks changed their plan at `step`, and ended where a run ends that never failed."""
+    for rank, expected in zip(ranks, undisturbed, strict=True):
+        assert rank["recompute"] == "block" and expected["recompute"] == "none"
+        assert rank["step"] == expected["step"] == 6
+        assert [event["step"] for event in rank["events"]] == [step] and not expected["events"]
+        for name, tensor in expected["state"].items():
+            torch.testing.assert_close(rank["state"][name], tensor, rtol=0, atol=0, msg=name)
+    for epoch, expected in zip(ranks[0]["epochs"], undisturbed[0]["epochs"], strict=True):
+        for figure in ("train_images", "train_loss", "test_loss"):
+            assert epoch[figure] == expected[figure], figure
+
+
 @pytest.mark.distributed
 @pytest.mark.parametrize(
-    ("failing_rank", "where", "call"),
+    ("failing", "step"),
     [
-        (1, "backward", 1),
-        pytest.param(0, "forward", 2, marks=pytest.mark.slow),
-        pytest.param(2, "backward", 2, marks=pytest.mark.slow),
-        pytest.param(1, "forward", 3, marks=pytest.mark.slow),
+        pytest.param({"ranks": [1], "where": "backward", "call": 1}, 1, marks=pytest.mark.slow),
+        # Of several buckets, the head's has been handed in when the backward pass breaks off.
+        ({"ranks": [1], "where": "backward", "call": 3}, 3),
+        pytest.param({"ranks": [0], "where": "forward", "call": 2}, 2, marks=pytest.mark.slow),
+        pytest.param({"ranks": [0, 1], "where": "backward", "call": 2}, 2, marks=pytest.mark.slow),
+        pytest.param({"ranks": [1], "where": "backward", "call": 6}, 6, marks=pytest.mark.slow),
+        # In halves: the second half of the second step, and the first half of the third, before anything is exchanged.
+        pytest.param({"ranks": [1], "where": "backward", "call": 4, "split": 2}, 2, marks=pytest.mark.slow),
+        pytest.param({"ranks": [0], "where": "backward", "call": 5, "split": 2}, 3, marks=pytest.mark.slow),
     ],
-    ids=["second rank", "first rank", "both", "second rank later"],
+    ids=["first step", "third step", "first rank", "both ranks", "last step", "second half", "first half"],
 )
-def test_two_ranks_agree(failing_rank, where, call, tmp_path, free_port):
-    """A subset fails: both repeat the step in halves, and end with the same weights."""
-    torch.multiprocessing.start_processes(
-        two_ranks, (free_port, failing_rank, where, call, str(tmp_path)), nprocs=2, start_method="spawn"
-    )
-    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
-    assert first["micro"] == second["micro"] == 4
-    assert first["step"] == second["step"] == 6
-    assert first["images"] == [44, 44]
-    assert len(first["events"]) == len(second["events"]) == 1
-    assert first["events"][0]["step"] == call
-    weights = [name for name in first["state"] if "running" not in name]
-    for name in weights:
-        torch.testing.assert_close(first["state"][name], second["state"][name], rtol=0, atol=0, msg=name)
+def test_two_ranks_agree(failing, step, trained):
+    """A subset fails, in whatever step: all repeat it under the next plan, with nothing lost or counted twice."""
+    ranks = trained(failing)
+    undisturbed = trained({"ranks": [], "split": failing["split"]} if "split" in failing else None)
+    assert undisturbed[0]["buckets"] > 1
+    assert_rescued(ranks, undisturbed, step)
 
 
 @pytest.mark.slow
 @pytest.mark.distributed
-def test_a_rank_that_fails_unguarded_ends_the_run(tmp_path, free_port):
-    """Gradients are exchanged while they are made by then: the others cannot be told, so nobody waits for them."""
+def test_synchronised_norms_rehearse_a_plan(trained):
+    """A plan that is too large shows in its rehearsal, where nobody waits for the rank that fails."""
+    failing = {"ranks": [1], "where": "backward", "call": 1}
+    undisturbed = trained(sync_bn=True)
+    assert_rescued(trained(failing, sync_bn=True), undisturbed, 1)
+    assert undisturbed[0]["generator"]
+    alone = trained()
+    assert not torch.equal(alone[0]["state"]["stem.0.weight"], undisturbed[0]["state"]["stem.0.weight"])
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_synchronised_norms_end_the_run_after_that(trained):
+    """They exchange in the forward pass, where the others cannot be told: nobody waits for them."""
+    # A rehearsal and two steps have passed.
+    failing = {"ranks": [1], "where": "forward", "call": 4}
     with pytest.raises(torch.multiprocessing.ProcessRaisedException, match=r"step 3.*Last checkpoint: .*--gpu-memory"):
-        torch.multiprocessing.start_processes(
-            two_ranks, (free_port, 1, "forward", 3, str(tmp_path), 2), nprocs=2, start_method="spawn"
-        )
+        trained(failing, sync_bn=True)
+
+
+def test_norms_apart_are_batch_norms_of_their_rank():
+    """Inside, SyncNorm asks no process group, and afterwards does again."""
+    model = Net()
+    synchronise_norms(model)
+    with norms_apart(model):
+        assert not model.stem[1].across_ranks
+    assert model.stem[1].across_ranks

@@ -1,0 +1,81 @@
+"""The exchange of gradients between ranks, in which a rank that ran out of memory still does its part.
+
+DDP sums its buckets in their order, while the backward pass goes on. The other ranks wait in these sums for one that
+cannot finish: it hands in zeros for the buckets that it has not reached (as torch's own `Join` does for a rank without
+data), and then all agree by one all-reduce of a flag that the step did not happen.
+
+The flag goes over gloo, from host to host. Memory runs out on the host, when it asks for it, so nothing waits for a
+GPU: the hosts meet once a step, and their queues stay filled.
+"""
+
+import gc
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+
+class GradientExchange:
+    """DDP's buckets of one model, counted as they are handed in, and the flag that ranks agree by.
+
+    model  as accelerate wrapped it, with `broadcast_buffers` off: a rank that fails before its forward pass would be
+           missed there. Made on all ranks together
+    """
+
+    def __init__(self, model: DistributedDataParallel, accelerator: Accelerator) -> None:
+        assert not model.broadcast_buffers
+        self._options = accelerator.ddp_handler.to_kwargs()
+        self._flags = dist.new_group(backend="gloo")
+        self._handed_in: list[torch.futures.Future] = []
+        self._attach(model)
+
+    def _attach(self, model: DistributedDataParallel) -> None:
+        self._model = model
+        model.register_comm_hook(self, _mean_over_ranks)
+
+    def begin(self) -> None:
+        """A step begins: nothing has been handed in."""
+        self._handed_in.clear()
+
+    def hand_in_zeros(self) -> None:
+        """For the rank that failed: take part in what is left of this step's exchange."""
+        buckets = self._model.reducer._get_zeros_like_grad_buckets()
+        for bucket in buckets[len(self._handed_in) :]:
+            self.sum(bucket.buffer())
+        torch.futures.wait_all(self._handed_in)
+
+    def sum(self, buffer: Tensor) -> torch.futures.Future:
+        """Start to add up one bucket [elements], in place; the next one in order."""
+        work = dist.all_reduce(buffer, group=self._model.process_group, async_op=True)
+        future = work.get_future()
+        self._handed_in.append(future)
+        return future
+
+    def any_failed(self, mine: bool) -> bool:
+        """Whether some rank's step failed; all ranks ask once, after the last bucket."""
+        flag = torch.tensor([float(mine)])
+        dist.all_reduce(flag, group=self._flags)
+        return bool(flag.item())
+
+    def rewrap(self) -> DistributedDataParallel:
+        """DDP around the same network anew, on all ranks: one whose backward pass broke off is of no use any more."""
+        self._handed_in.clear()
+        old = self._model
+        network, where = old.module, {"device_ids": old.device_ids, "output_device": old.output_device}
+        del old.reducer, old.logger  # its buckets are freed now, not when the collector comes by
+        gc.collect()
+        model = DistributedDataParallel(network, **where, **self._options, init_sync=False)
+        self._attach(model)
+        return model
+
+
+def _mean_over_ranks(exchange: GradientExchange, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+    """DDP's communication hook: the bucket's mean over the ranks, as DDP's own.
+
+    DDP looks at the annotations: they have to be types, not strings.
+    """
+    buffer = bucket.buffer()
+    buffer.div_(dist.get_world_size(exchange._model.process_group))
+    return exchange.sum(buffer).then(lambda done: done.value()[0])
