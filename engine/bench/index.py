@@ -24,7 +24,8 @@ One JSON a (machine, suite): `profiles/<machine>/<suite>.json`, with date, commi
 file of rows each row has its own. Contenders take turns in one process, the order turning by one each round; a ratio is
 the median of the rounds' ratios, and its interval holds the true median with at least 95 % (order statistics, from six
 rounds on). Rates belong to the machine of their file: compare ratios. A commit with `+` and a hash had changes that
-were not committed. This page is made by `python -m engine.bench.index`, which `launch/bench.py` runs at its end.
+were not committed. Of a suite's commands the shortest is shown; each row's own is in its file. This page is made by
+`python -m engine.bench.index`, which `launch/bench.py` runs at its end.
 """
 
 TO_TAKE = (
@@ -88,7 +89,7 @@ def index(profiles: Path = PROFILES) -> str:
         for suite, document in files.items():
             parts += [f"| `{suite}.json` | {' | '.join(line)} |" for line in lines_of(document)]
             told = {plain_command(command) for command in commands_of(document)}
-            commands += [f"# {suite}\n{command}" for command in sorted(told)]
+            commands += [f"# {suite}\n{command}" for command in sorted(told, key=len)[:1]]
         parts.append("\n```bash\n" + "\n".join(commands) + "\n```\n")
     parts.append(still_to_take(machines))
     return "\n".join(parts)

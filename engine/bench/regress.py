@@ -24,7 +24,7 @@ import torch
 
 from engine.bench.measure import Estimate
 from engine.bench.record import ROOT, Store, commit
-from engine.bench.watched import CLOCKS, COUNTED, StepRace, subject
+from engine.bench.watched import CLOCKS, COUNTED, REFERENCE, StepRace, subject
 
 LEAST_MARGIN = 0.05
 """A step this much slower than the baseline means something, where the machine is quiet enough to tell."""
@@ -80,8 +80,8 @@ def read_baseline(output: Path | None = None) -> Baseline:
 
 
 def settings() -> dict[str, Any]:
-    """What a baseline holds for: the watched trainer, and the threads that it computes with."""
-    return subject() | {"threads": torch.get_num_threads()}
+    """What a baseline holds for: the watched trainer, what it is compared with, and the threads of both."""
+    return subject() | {"reference": REFERENCE, "threads": torch.get_num_threads()}
 
 
 def take_baseline(runs: int, seconds: float, output: Path | None = None) -> Store:

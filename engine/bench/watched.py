@@ -32,6 +32,8 @@ COUNTED = ("saved_bytes", "copied_bytes", "layout_copies", "strided_convs", "wai
 CLOCKS = ("wall", "processor")
 """The trainer's images/s ÷ the reference's, in wall clock, and on a CPU in processor time, which a busy machine leaves
 as it is but which does not see a step that waits."""
+REFERENCE = "torchvision, plain PyTorch"
+"""Whose network and loop the trainer is compared with."""
 LOADER_BATCH = 2
 
 
