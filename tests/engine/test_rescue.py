@@ -10,7 +10,7 @@ from torch import nn
 
 from engine.config import LogConfig, OptimConfig
 from engine.plan_run import halvings
-from engine.recompute import by_block
+from engine.recompute import Policy, by_block
 from engine.rescue import MemoryExhausted, Rescue
 from engine.sync_norm import norms_apart, synchronise_norms
 from engine.wrap import bare_module
@@ -133,6 +133,42 @@ def test_the_next_plan_may_recompute_instead(make_trainer):
     for name, tensor in state(plain).items():
         torch.testing.assert_close(state(trainer)[name], tensor, rtol=0, atol=0, msg=name)
     assert trainer.plan.recompute == "block"
+
+
+@pytest.mark.slow
+def test_the_next_plan_may_keep_less_in_compiled_graphs(make_trainer, monkeypatch):
+    """torch.compile's partitioner gets the next plan's budget, and its graphs are made anew."""
+    monkeypatch.setattr("torch._functorch.config.activation_memory_budget", 1.0)
+    budgets: list[float] = []
+
+    def counting(graph, inputs):
+        budgets.append(torch._functorch.config.activation_memory_budget)
+        return graph.forward
+
+    def trained(folder: str, failing_calls: set[int]):
+        torch.manual_seed(0)
+        model = Net()
+        trainer = make_trainer(folder, model=model, optim=OPTIM)
+        trainer.plan = replace(trainer.plan, compile=True, policy=Policy(partition=1.0))
+        trainer.rescue = Rescue(trainer, (replace(trainer.plan, policy=Policy(partition=0.25)),))
+        torch._dynamo.reset()
+        model.compile(backend=counting, dynamic=False)
+        backward, calls = trainer.accelerator.backward, iter(range(1, 100))
+
+        def maybe(loss):
+            if next(calls) in failing_calls:
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+            backward(loss)
+
+        monkeypatch.setattr(trainer.accelerator, "backward", maybe)
+        trainer.fit()
+        return trainer
+
+    trainer = trained("rescued", {2})
+    # the step; the step anew, and the evaluation
+    assert trainer.plan.policy.partition == 0.25 and budgets == [1.0, 0.25, 0.25]
+    for name, tensor in state(trained("plain", set())).items():
+        torch.testing.assert_close(state(trainer)[name], tensor, rtol=0, atol=0, msg=name)
 
 
 def test_other_errors_are_not_taken_for_memory(make_trainer):
