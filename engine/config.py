@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -144,6 +145,9 @@ class OptimConfig:
     """Largest global gradient norm; 0 is no clipping."""
     ema: float = 0.0
     """Decay of a moving average of the weights, as 0.9999, which is what is evaluated and kept; 0 is none."""
+    sam: float = 0.0
+    """Radius of sharpness-aware minimisation, as 0.05 (Foret et al. 2020, arXiv:2010.01412): the gradient is taken that
+    far up the slope, in a second pass a step; 0 is off."""
 
     def __post_init__(self) -> None:
         require(self.epochs >= 1, f"--epochs must be at least 1, not {self.epochs}")
@@ -155,6 +159,7 @@ class OptimConfig:
         require(0 <= self.label_smoothing < 1, f"--optim.label-smoothing must be in [0, 1), not {self.label_smoothing}")
         require(self.clip_norm >= 0, f"--optim.clip-norm must be 0 (off) or more, not {self.clip_norm}")
         require(0 <= self.ema < 1, f"--optim.ema must be 0 (off) or a decay between 0 and 1, not {self.ema}")
+        require(0 <= self.sam < math.inf, f"--optim.sam must be 0 (off) or a radius above 0, not {self.sam}")
 
 
 @dataclass(frozen=True)

@@ -59,6 +59,8 @@ class PlanConfig:
     """Its states are part of the memory."""
     ema: float = 0.0
     """Decay of a moving average of the weights, launch/train.py's --optim.ema: a copy of them; 0 is none."""
+    sam: float = 0.0
+    """Radius of sharpness-aware minimisation, launch/train.py's --optim.sam: two passes and a copy; 0 is off."""
     num_classes: int = 1000
     """Classes of the data."""
     compile: bool = False
@@ -78,7 +80,7 @@ class PlanConfig:
         return RunConfig(
             model=ModelConfig(arch=self.arch),
             data=DataConfig(image_size=self.image_size),
-            optim=OptimConfig(batch_size=self.batch_size, optimizer=self.optimizer, ema=self.ema),
+            optim=OptimConfig(batch_size=self.batch_size, optimizer=self.optimizer, ema=self.ema, sam=self.sam),
             precision=PrecisionConfig(self.precision),
             memory=MemoryConfig(self.recompute, self.gpu_memory, self.offload),
             parallel=ParallelConfig(self.micro_batch_size, self.sync_bn),
@@ -96,6 +98,10 @@ def run_plan(options: PlanConfig) -> int:
 
     Raises ConfigError where nothing fits, or something asked for cannot be meant.
     """
+    from engine.sam import refuse_deepspeed
+
+    config = options.run_config()
+    refuse_deepspeed(config.optim, options.zero_stage > 0 or options.offload_optimizer)
     if options.matrix:
         from engine.plan_matrix import run_matrix
 
@@ -104,7 +110,6 @@ def run_plan(options: PlanConfig) -> int:
     from engine.memory.simulate import Untraceable
     from engine.plan_run import nothing_fits, plan_lines, search_of, workload_of
 
-    config = options.run_config()
     hardware = planned_hardware()
     budget = budget_of(options.gpu_memory)
     correction = correction_for(hardware.name)

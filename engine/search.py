@@ -161,15 +161,17 @@ class Search:
 
     def _seconds(self, precision: str, policy: Policy, micro: int, accumulation: int) -> float:
         load, rates = self.workload, NOMINAL
+        gradients = 2 if load.optim.sam else 1
+        passes = gradients * accumulation
         total = seconds(self.trace(precision, policy).operators, micro, accumulation, precision != "fp32")
         if policy.offload:  # out and back again, in no kernel's shadow
             kept = self.trace(precision, replace(policy, offload=False)).saved(micro)
-            total += 2 * kept * accumulation / rates.host
+            total += 2 * kept * passes / rates.host
         if load.offload_optimizer:
             total += 2 * 4 * self.parameters.total / rates.host
         if load.ranks > 1:
-            total += self._sharding().traffic / rates.network
-            total += 2 * self.norms * accumulation * rates.collective if load.sync_bn else 0
+            total += gradients * self._sharding().traffic / rates.network
+            total += 2 * self.norms * passes * rates.collective if load.sync_bn else 0
         return total
 
     # --- candidates --------------------------------------------------------------------------------------------

@@ -24,12 +24,14 @@ from engine.ema import WeightAverage
 from engine.evaluate import Evaluation, evaluate
 from engine.interrupt import Interrupt
 from engine.loss import loss_and_hits
+from engine.micro_batches import micro_batches
 from engine.network import network_options
 from engine.optim import learning_rate, set_learning_rate
 from engine.planner import Plan
 from engine.progress import EpochBar, memory_in_use
 from engine.rescue import Rescue
 from engine.runfolder import RunFolder, atomic_file
+from engine.sam import SharpnessAware
 from engine.step_profile import StepProfile, Unprofiled
 from engine.wrap import bare_module, eager_for_odd_shapes, share_buffers
 
@@ -68,29 +70,6 @@ class LogPoint:
     totals: tuple[float, float, float] = field(default=(0.0, 0.0, 0.0))
 
 
-def micro_batches(batch, plan: Plan) -> Iterator[tuple[Tensor, ...]]:
-    """(images, labels, weights) of each micro-batch of a rank's share, in order.
-
-    Where the share does not divide evenly, a shorter micro-batch is filled up with its first image at weight 0: all
-    have one shape, and the gradient is that of the share. The tail of an epoch is divided as it is.
-    """
-    whole = len(batch.images) == plan.global_batch_size // plan.ranks
-    parts = (tensor.tensor_split(plan.accumulation) for tensor in (batch.images, batch.labels, batch.weights))
-    for images, labels, weights in zip(*parts, strict=True):
-        missing = plan.micro_batch_size - len(images) if whole else 0
-        if missing > 0:
-            filler = torch.arange(plan.micro_batch_size, device=images.device) % (plan.micro_batch_size - missing)
-            filler[-missing:] = 0
-            weights = torch.cat([weights, weights.new_zeros(missing)])
-            images, labels = images[filler].contiguous(memory_format=_layout(images)), labels[filler]
-        yield images, labels, weights
-
-
-def _layout(images: Tensor) -> torch.memory_format:
-    last = images.is_contiguous(memory_format=torch.channels_last)
-    return torch.channels_last if last else torch.contiguous_format
-
-
 class Trainer:
     """Runs `config` with a wrapped model and optimizer over two loaders (engine.data).
 
@@ -117,6 +96,7 @@ class Trainer:
         self.train_loader, self.val_loader, self.num_classes = train_loader, val_loader, len(classes)
         self.folder, self.interrupt = folder, interrupt
         self.average = WeightAverage(bare_module(model), config.optim.ema) if config.optim.ema else None
+        self.sam = SharpnessAware(bare_module(model), config.optim.sam) if config.optim.sam else None
         self.checkpointer = Checkpointer(
             accelerator, model, optimizer, folder.checkpoints, config.log.keep_checkpoints, self.average
         )
@@ -214,13 +194,30 @@ class Trainer:
     def _step(self, batch) -> None:
         """One optimizer step over this rank's share of a global batch.
 
-        The gradient is the mean over the global batch, exactly, whatever the split: each micro-batch adds its summed
-        loss, times what accelerate, DeepSpeed and DDP divide by. An unreadable image leaves its rank's mean to the
-        others of its share.
+        With SAM the gradient is taken twice; what is counted is at the weights themselves.
         """
-        plan, smoothing = self.plan, self.config.optim.label_smoothing
         rate = learning_rate(self.progress.step, self.steps_per_epoch, self.config.optim)
         set_learning_rate(self.optimizer, rate)
+        counted = self._gradient(batch, last=self.sam is None)
+        if self.sam:
+            with self.sam.moved():
+                self.optimizer.zero_grad()
+                self._gradient(batch)
+        with self.profile.span("optimizer"):
+            self._clip()
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+        for part in counted:  # now that the step cannot fail any more
+            self._count(*part)
+
+    def _gradient(self, batch, last: bool = True) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """Leave the gradient at the weights as they are; returns (loss, hits, weights) of each micro-batch.
+
+        It is the mean over the global batch, exactly, whatever the split: each micro-batch adds its summed loss, times
+        what accelerate, DeepSpeed and DDP divide by. An unreadable image leaves its rank's mean to the others of its
+        share. `last`: no other gradient follows in this step.
+        """
+        plan, smoothing = self.plan, self.config.optim.label_smoothing
         readable = batch.weights.sum().clamp(min=1.0)
         scale = batch.count / readable / batch.global_count * plan.ranks * plan.accumulation
         counted = []
@@ -235,14 +232,9 @@ class Trainer:
                     self.accelerator.backward(loss * scale)
                     del output
                     if self.accelerator.sync_gradients:
-                        self.rescue.agree()
-                with self.profile.span("optimizer"):
-                    self._clip()
-                    self.optimizer.step()
-                    self.optimizer.zero_grad()
+                        self.rescue.agree(last)
             counted.append((loss.detach(), hits, weights))
-        for part in counted:  # now that the step cannot fail any more
-            self._count(*part)
+        return counted
 
     def _clip(self) -> None:
         largest = self.config.optim.clip_norm

@@ -23,11 +23,11 @@ from engine.byte_sizes import GIB
 from engine.config import DataConfig, ModelConfig, OptimConfig, PrecisionConfig, RunConfig
 from engine.loss import loss_and_hits
 from engine.memory.cuda import Device
+from engine.micro_batches import micro_batches
 from engine.optim import build_optimizer
 from engine.plan_run import to_plan, workload_of
 from engine.planner import Hardware, Plan, make_plan
 from engine.search import Search
-from engine.trainer import micro_batches
 from engine.workload import Candidate, Result
 from engine.wrap import AUTOCAST_DTYPES, Launch, build_accelerator, wrap
 

@@ -38,4 +38,4 @@ def seconds(operators: Operators, micro: int, accumulation: int, half: bool, rat
     rate = rates.half if half else rates.fp32
     times = np.maximum(operators.flops.at(micro) / rate, operators.traffic.at(micro) / rates.memory)
     times = np.maximum(times, rates.launch)
-    return float(times[: operators.optimizer].sum() * accumulation + times[operators.optimizer :].sum())
+    return float(times[~operators.once].sum() * accumulation + times[operators.once].sum())

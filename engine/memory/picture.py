@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from engine.memory.trace import Category, Timeline
+from engine.memory.trace import ONCE, Category, Timeline
 from engine.plot_style import LIGHT, Theme, dress, head, new_figure, to_png
 
 GIB = 2**30
@@ -16,7 +16,7 @@ POINTS = 1200
 
 SHOWN = (
     ("context, loader", (Category.CONTEXT, Category.LOADER, Category.COMMUNICATION)),
-    ("parameters, optimizer", (Category.PARAMETERS, Category.OPTIMIZER, Category.AVERAGE)),
+    ("parameters, optimizer", (Category.PARAMETERS, Category.OPTIMIZER, Category.AVERAGE, Category.KEPT)),
     ("gradients", (Category.GRADIENTS,)),
     ("input", (Category.INPUT,)),
     ("saved activations", (Category.SAVED, Category.AUTOCAST)),
@@ -94,5 +94,5 @@ def _phases(axes, timeline: Timeline, end: int, theme: Theme) -> None:
     middles: Sequence[float] = [(a + b) / 2 for a, b in zip(starts, [*starts[1:], end], strict=True)]
     for first in starts[1:]:
         axes.axvline(first, color=theme.muted, linewidth=0.8, linestyle=":")
-    shown = [(middle, name) for middle, (_, name) in zip(middles, timeline.phases, strict=True) if name != "optimizer"]
+    shown = [(middle, name) for middle, (_, name) in zip(middles, timeline.phases, strict=True) if name not in ONCE]
     axes.set_xticks([middle for middle, _ in shown], [name for _, name in shown])

@@ -20,10 +20,11 @@ from engine.ema import WeightAverage
 from engine.loss import loss_and_hits
 from engine.memory.fake import autocast, backward, fake_copy, on_meta
 from engine.memory.replay import Replay
-from engine.memory.trace import PRIME, Category, Trace, Unit
+from engine.memory.trace import PRIME, SECOND_FORWARD, Category, Trace, Unit
 from engine.memory.tracker import DeviceModel, Tracker
 from engine.optim import build_optimizer
 from engine.recompute import Policy, apply_policy, clear_policy
+from engine.sam import SharpnessAware
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.bfloat16}
 """What stands for a precision: fp16 has bf16's bytes and autocast rules, and the CPU's autocast always knows bf16."""
@@ -102,6 +103,7 @@ class Stepper:
         self.model, self.optim = model, optim
         self.optimizer = build_optimizer(model, optim)
         self.average = WeightAverage(model, optim.ema) if optim.ema else None
+        self.sam = SharpnessAware(model, optim.sam) if optim.sam else None
         self._forward: Callable[[Tensor], Any] = model
 
     def record(self, step: Step, batch: int, tracker: Tracker) -> Trace:
@@ -122,6 +124,7 @@ class Stepper:
         tracker.hold([*self.model.parameters(), *self.model.buffers()], Category.PARAMETERS)
         tracker.hold(self._states(), Category.OPTIMIZER)
         tracker.hold(self.average.tensors() if self.average else (), Category.AVERAGE)
+        tracker.hold(self.sam.tensors() if self.sam else (), Category.KEPT)
         tracker.hold([images, labels, weights], Category.INPUT)
         first = not self.optimizer.state
         try:
@@ -163,24 +166,41 @@ class Stepper:
             yield from (value for value in state.values() if isinstance(value, Tensor))
 
     def _step(self, step: Step, tracker: Tracker, images: Tensor, labels: Tensor, weights: Tensor) -> None:
-        """Forward, loss, backward, update as in `Trainer._step`: accelerate autocasts the network's forward alone."""
-        dtype, parameters = DTYPES[step.precision], list(self.model.parameters())
-        with step.policy.around_forward(parameters, fake=tracker.batch > 0), autocast(dtype, step.cuda):
-            output = self._forward(images)
-        output = output if dtype == torch.float32 else _widen(output)
-        loss, _ = loss_and_hits(output, labels, weights, self.optim.label_smoothing)
-        scaled = loss * 1.0
-        tracker.settle_alive(Category.SAVED)
-        tracker.mark("backward")
-        backward(scaled, step.cuda and dtype != torch.float32)
-        tracker.settle([parameter.grad for parameter in parameters], Category.GRADIENTS)
-        tracker.mark("optimizer")
+        """Gradient and update as in `Trainer._step`."""
+        counted = self._gradient(step, tracker, images, labels, weights)
+        if self.sam:
+            tracker.mark("ascent")
+            with self.sam.moved():
+                if not step.gradients_kept:
+                    self.optimizer.zero_grad()
+                tracker.mark(SECOND_FORWARD)
+                self._gradient(step, tracker, images, labels, weights, again=" again")
+                tracker.mark("optimizer")
+        else:
+            tracker.mark("optimizer")
         self.optimizer.step()
         tracker.settle(self._states(), Category.OPTIMIZER)
         if not step.gradients_kept:
             self.optimizer.zero_grad()
         if self.average:
             self.average.update()
+        del counted  # the trainer counts at the end
+
+    def _gradient(
+        self, step: Step, tracker: Tracker, images: Tensor, labels: Tensor, weights: Tensor, again: str = ""
+    ) -> tuple[Tensor, Tensor]:
+        """Forward, loss, backward as in `Trainer._gradient`: accelerate autocasts the network's forward alone."""
+        dtype, parameters = DTYPES[step.precision], list(self.model.parameters())
+        with step.policy.around_forward(parameters, fake=tracker.batch > 0), autocast(dtype, step.cuda):
+            output = self._forward(images)
+        output = output if dtype == torch.float32 else _widen(output)
+        loss, hits = loss_and_hits(output, labels, weights, self.optim.label_smoothing)
+        scaled = loss * 1.0
+        tracker.settle_alive(Category.SAVED)
+        tracker.mark(f"backward{again}")
+        backward(scaled, step.cuda and dtype != torch.float32)
+        tracker.settle([parameter.grad for parameter in parameters], Category.GRADIENTS)
+        return loss.detach(), hits
 
 
 def _widen(output):
@@ -192,7 +212,7 @@ def _widen(output):
 
 
 class UnitWatch:
-    """Tells a tracker which unit of recompute is running, and what each unit's output is."""
+    """Tells a tracker which unit of recompute is running, and what each unit's output is; in a step's first pass."""
 
     def __init__(self, tracker: Tracker, units: list[nn.Module]) -> None:
         self.tracker, self.modules = tracker, units
@@ -209,13 +229,17 @@ class UnitWatch:
                 unit.register_forward_hook(partial(self._leave, index)),
             ]
 
+    @property
+    def _second(self) -> bool:
+        return bool(self.tracker.marks) and self.tracker.marks[-1][1] == SECOND_FORWARD
+
     def _enter(self, index: int, *_: object) -> None:
-        self.tracker.unit = index
+        self.tracker.unit = -1 if self._second else index
 
     def _leave(self, index: int, module: nn.Module, inputs: tuple, output: Tensor) -> None:
         self.tracker.unit = -1
         row = self.tracker._index(output) if isinstance(output, Tensor) else None
-        if row is not None:
+        if row is not None and not self._second:
             self.outputs[index] = row, output.untyped_storage().nbytes()
 
     def begin(self) -> None:

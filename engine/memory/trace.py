@@ -17,6 +17,11 @@ ROUND = 512
 """Bytes to which the CUDA caching allocator rounds a request (c10/cuda/CUDACachingAllocator.cpp, kMinBlockSize)."""
 
 
+SECOND_FORWARD = "forward again"
+ONCE = ("ascent", "optimizer")
+"""Phases that a step has once, however many micro-batches it takes."""
+
+
 class Category(IntEnum):
     """What a byte is used for."""
 
@@ -33,6 +38,7 @@ class Category(IntEnum):
     COMMUNICATION = 10
     CONTEXT = 11
     AVERAGE = 12
+    KEPT = 13
 
     @property
     def label(self) -> str:
@@ -54,6 +60,7 @@ LABELS = {
     Category.COMMUNICATION: "communication",
     Category.CONTEXT: "context",
     Category.AVERAGE: "averaged weights",
+    Category.KEPT: "weights to go back to",
 }
 
 
@@ -126,8 +133,8 @@ class Operators:
     flops: Affine
     traffic: Affine
     """Bytes read and written."""
-    optimizer: int = 0
-    """The first operator of the last phase: the optimizer's, once a step and not once a micro-batch."""
+    once: np.ndarray
+    """bool: once a step and not once a micro-batch."""
 
 
 @dataclass
@@ -187,11 +194,14 @@ class Trace:
     def with_gradients_kept(self) -> Trace:
         """The same step where all gradients are there from the start: a later micro-batch of a step, or DDP's buckets.
 
-        Autograd's own gradient of a parameter then lives until it has been added, at once.
+        Autograd's own gradient of a parameter then lives until it has been added, at once. A second pass adds to the
+        same ones.
         """
-        gradients = set(np.flatnonzero(self.category == Category.GRADIENTS).tolist())
+        made = self.category == Category.GRADIENTS
+        gradients = set(np.flatnonzero(made).tolist())
         events = list(zip(self.storage.tolist(), self.sign.tolist(), strict=True))
-        kept = [row for row, sign in events[self.start :] if sign > 0 and row in gradients]
+        end = next((first for first, name in self.phases if name == SECOND_FORWARD), len(events))
+        kept = [row for row, sign in events[self.start : end] if sign > 0 and row in gradients]
         storage, sign, moved = [], [], []
         for event, (row, way) in enumerate(events):
             moved.append(len(storage))
@@ -203,8 +213,8 @@ class Trace:
                 continue
             storage += [row, row] if mine else [row]
             sign += [1, -1] if mine else [way]
-        category = np.concatenate([self.category, np.full(len(kept), Category.GRADIENTS, dtype=np.int8)])
-        category[kept] = Category.TRANSIENT
+        category = np.where(made, Category.TRANSIENT, self.category).astype(np.int8)
+        category = np.concatenate([category, np.full(len(kept), Category.GRADIENTS, dtype=np.int8)])
 
         def again(array: np.ndarray) -> np.ndarray:
             return np.concatenate([array, array[kept]])

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import conv_flop_count, flop_registry
 
-from engine.memory.trace import Affine, Category, Operators, Trace
+from engine.memory.trace import ONCE, Affine, Category, Operators, Trace
 
 CASTS = (torch.ops.aten._to_copy.default,)
 NORMS = (torch.ops.aten.native_batch_norm.default, torch.ops.aten._native_batch_norm_legit.default)
@@ -125,7 +125,7 @@ class Tracker(TorchDispatchMode):
         self._flops: list[int] = []
         self._traffic: list[tuple[int, int]] = []  # what grows with the batch, and what does not
         self._start_operator = 0
-        self._optimizer = 0
+        self._once: list[bool] = []
 
     # --- storages ----------------------------------------------------------------------------------------------
 
@@ -212,6 +212,7 @@ class Tracker(TorchDispatchMode):
         flops = _flops(function, arguments, keywords, result)
         if function._schema.is_mutable or any(row >= seen for row in rows):  # else a view: nothing moves
             self._names.append(function._overloadpacket.__name__)
+            self._once.append(bool(self.marks) and self.marks[-1][1] in ONCE)
             self._flops.append(flops)
             sizes = [tensor.numel() * tensor.element_size() for tensor in (*outputs, *inputs)]
             grows = sum(size for size in sizes if self.batch and size % self.batch == 0)
@@ -233,7 +234,6 @@ class Tracker(TorchDispatchMode):
     def mark(self, phase: str) -> None:
         """A phase begins."""
         self.marks.append((len(self.events), phase))
-        self._optimizer = len(self._names) - self._start_operator
 
     def begin(self) -> None:
         """The step that counts begins: forget the phases and operators so far, not what is alive."""
@@ -254,7 +254,7 @@ class Tracker(TorchDispatchMode):
                 np.array([constant for _, constant in self._traffic[self._start_operator :]], dtype=np.float64),
                 np.array([grows / (self.batch or 1) for grows, _ in self._traffic[self._start_operator :]]),
             ),
-            self._optimizer,
+            np.array(self._once[self._start_operator :], dtype=bool),
         )
         return Trace(
             sizes=Affine.split([*self.storages.nbytes, 0], self.batch),

@@ -19,7 +19,7 @@ def made(sizes, events, category=None, batch=PRIME, phases=((0, "forward"), (2, 
         sign=np.sign(np.array(events)),
         start=0,
         phases=phases,
-        operators=Operators([], none, none),
+        operators=Operators([], none, none, np.zeros(0, dtype=bool)),
     )
 
 
