@@ -9,6 +9,7 @@ from torch import nn
 import archs
 from engine.byte_sizes import GIB, parse_bytes
 from engine.config import ConfigError, MemoryConfig, OptimConfig, ParallelConfig, PrecisionConfig, RunConfig
+from engine.memory.cost import NOMINAL
 from engine.memory.cuda import MIB, Device, loader_bytes, workspace_cap
 from engine.memory.sharding import PREFETCH_BUCKET, REDUCE_BUCKET, Parameters, shard
 from engine.memory.simulate import Untraceable
@@ -271,6 +272,24 @@ def test_an_average_of_the_weights_is_whole_on_every_gpu(more):
     assert Category.AVERAGE not in plain.predicted and averaged.predicted[Category.AVERAGE] == copy
     assert copy <= averaged.peak - plain.peak < 1.1 * copy + 512 * len(tensors)
     assert averaged.seconds > plain.seconds
+
+
+@pytest.mark.parametrize("more", [{}, {"ranks": 2, "sync_bn": True}], ids=["alone", "SyncBatchNorm"])
+@pytest.mark.parametrize("accumulation", [1, 3])
+def test_two_passes_take_twice_the_time_and_a_copy(accumulation, more):
+    """All but the optimizer's step and the way up and back, which are once a step."""
+    plain, sharp = (
+        Search(replace(workload(**more), optim=OptimConfig(sam=rho)), ["fp32"]).candidate(
+            "fp32", Policy(), accumulation, GIB
+        )
+        for rho in (0.0, 0.05)
+    )
+    tensors = Chain(norm=True).state_dict().values()
+    copy = sum(tensor.nbytes for tensor in tensors)
+    assert Category.KEPT not in plain.predicted and sharp.predicted[Category.KEPT] == copy
+    assert copy <= sharp.peak - plain.peak < 1.1 * copy + 512 * len(tensors)
+    few = 20 * NOMINAL.launch  # operators on lists of tensors, and on scalars
+    assert 2 * plain.seconds - few < sharp.seconds < 2 * plain.seconds + few
 
 
 def test_zero_shards_what_its_stage_says():

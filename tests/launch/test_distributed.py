@@ -109,6 +109,30 @@ def test_averaged_weights_equal_one_process(launch, tiny, assert_same_run, avera
 
 
 @pytest.mark.slow
+def test_sharpness_aware_steps_equal_one_process(launch, tiny, assert_same_run, alone, tmp_path):
+    """Whatever the ranks and micro-batches: e is that of the whole batch. Then resumed, bit for bit."""
+    single, run = tmp_path / "single", tmp_path / "run"
+    launch(*tiny, "--optim.sam", 0.1, "--output", single)
+    launch(*tiny, "--optim.sam", 0.1, "--output", run, "--parallel.micro-batch-size", 10, ranks=2)
+    assert_same_run(run, single)
+    finished = load_file(run / "model.safetensors")
+    plain = load_file(alone / "model.safetensors")
+    assert any((finished[name] - plain[name]).abs().max() > 1e-3 for name in plain)
+    sorted((run / "checkpoints").iterdir())[-1].rename(tmp_path / "lost")
+    (run / "model.safetensors").unlink()
+    launch("--resume", run, ranks=2)
+    for name, tensor in load_file(run / "model.safetensors").items():
+        torch.testing.assert_close(tensor, finished[name], rtol=0, atol=0)
+
+
+@pytest.mark.slow
+def test_sharpness_aware_steps_under_deepspeed_are_refused(launch, tiny, tmp_path, root):
+    done = launch(*tiny, "--optim.sam", 0.1, "--output", tmp_path / "run", ranks=2, code=1, **zero(root, 2))
+    assert done.stderr.count("--optim.sam does not run under DeepSpeed") == 1
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
 def test_an_average_of_sharded_parameters_is_refused(launch, tiny, tmp_path, root):
     done = launch(*tiny, "--optim.ema", 0.9, "--output", tmp_path / "run", ranks=2, code=1, **zero(root, 3))
     assert done.stderr.count("--optim.ema needs whole parameters on a GPU; use ZeRO-2") == 1

@@ -10,6 +10,7 @@ from torch._functorch.partitioners import get_default_op_list
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import archs
+from engine.config import OptimConfig
 from engine.memory.compiled import unwritten_nodes
 from engine.memory.fake import fake_copy, on_meta
 from engine.memory.simulate import Simulator, Step, Stepper
@@ -96,6 +97,22 @@ def test_a_compiled_step_keeps_less_and_has_all_categories():
     done = [sum(name in forward for name in trace.operators.names) for trace in (eager, compiled)]
     assert done[0] <= done[1]
     assert simulator.record(Step(SIZE, CLASSES)).peak(128) == eager.peak(128)  # nothing of it is left
+
+
+def test_two_passes_through_the_same_graphs():
+    """SAM: a copy more, and the same kept in either pass."""
+    once, twice = (
+        Simulator(Small, OptimConfig(sam=rho)).record(
+            Step(SIZE, CLASSES, optim=OptimConfig(sam=rho), policy=Policy(partition=1.0))
+        )
+        for rho in (0.0, 0.05)
+    )
+    copy = sum(tensor.nbytes for tensor in Small().state_dict().values())
+    assert twice.saved(128) == once.saved(128)
+    assert set(twice.timeline(128).live[Category.KEPT]) == {copy}
+    unrounded = [trace.timeline(128).total - trace.timeline(128).live[Category.ROUNDING] for trace in (once, twice)]
+    assert unrounded[1].max() - unrounded[0].max() - copy == 8  # the first pass's loss and hits
+    assert twice.operators.flops.at(128).sum() == 2 * once.operators.flops.at(128).sum() > 0
 
 
 def test_a_pointwise_result_that_only_fused_operators_read_is_not_written():

@@ -144,6 +144,53 @@ def test_an_average_of_the_weights_as_counted_on_real_tensors(precision):
     assert sum(max(0, event.self_cpu_memory_usage) for event in profile.key_averages()) == 0
 
 
+SHARP = OptimConfig(sam=0.05)
+PHASES = ["forward", "backward", "ascent", "forward again", "backward again", "optimizer"]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_step_of_two_passes_as_counted_on_real_tensors(precision):
+    """SAM: a copy of parameters and buffers over the whole step, and the same activations once a pass."""
+    step = replace(SMALL, precision=precision, optim=SHARP)
+    predicted, plain = simulate(resnet18, step), simulate(resnet18, replace(step, optim=OptimConfig()))
+    model = resnet18().to(memory_format=torch.channels_last).train()
+    counted = Stepper(model, step.optim).record(step, 4, Tracker())
+    assert predicted.peak(4) == counted.peak(4)
+    assert predicted.saved(4) == counted.saved(4) == plain.saved(4)
+    copy = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
+    ascents = []
+    for timeline in (predicted.timeline(4), counted.timeline(4)):
+        assert set(timeline.live[Category.KEPT]) == {copy}
+        assert [name for _, name in timeline.phases] == PHASES
+        begins = dict(zip(PHASES, (first for first, _ in timeline.phases), strict=True))
+        ascents.append(timeline.total[begins["ascent"] : begins["forward again"]])
+    assert (ascents[0] == ascents[1]).all() and ascents[0][-1] < ascents[0][0]  # the norm's scalars; gradients go
+    unrounded = [trace.timeline(4).total - trace.timeline(4).live[Category.ROUNDING] for trace in (predicted, plain)]
+    assert unrounded[0].max() - unrounded[1].max() - copy == 8  # the first pass's loss and hits
+    assert [unit.__dict__ for unit in predicted.units] == [unit.__dict__ for unit in plain.units]
+    # twice the arithmetic, and once a step what is done between and after the passes
+    flops = [trace.operators.flops.at(4) for trace in (predicted, plain)]
+    assert flops[0].sum() == 2 * flops[1].sum() and flops[0][predicted.operators.once].sum() == 0
+    once = [name for name, once in zip(predicted.operators.names, predicted.operators.once, strict=True) if once]
+    assert once.count("_foreach_copy_") == 4  # two dtypes, there and back
+    assert once.count("_foreach_norm") == once.count("_foreach_mul_") == 1 and "_fused_adam_" in once
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("policy", [Policy(), by_block(9)], ids=lambda policy: policy.kind)
+def test_two_passes_add_to_the_same_gradients(policy, precision):
+    step = replace(SMALL, precision=precision, policy=policy, optim=SHARP)
+    derived = simulate(resnet18, step).with_gradients_kept()
+    recorded = simulate(resnet18, replace(step, gradients_kept=True))
+    parameters = 4 * sum(parameter.numel() for parameter in resnet18().parameters())
+    for timeline in (derived.timeline(64), recorded.timeline(64)):
+        assert set(timeline.live[Category.GRADIENTS]) == {parameters}
+        assert [name for _, name in timeline.phases] == PHASES
+    for batch in (1, 64, 1024):
+        assert derived.peak(batch) == pytest.approx(recorded.peak(batch), rel=1e-3)
+    assert derived.saved(64) == recorded.saved(64)
+
+
 def test_half_precision_keeps_half_and_copies_of_weights():
     full, half = simulate(resnet18, SMALL), simulate(resnet18, replace(SMALL, precision="bf16"))
     assert 0.5 <= half.saved(64) / full.saved(64) < 0.55
