@@ -112,8 +112,8 @@ def test_averaged_weights_equal_one_process(launch, tiny, assert_same_run, avera
 def test_sharpness_aware_steps_equal_one_process(launch, tiny, assert_same_run, alone, tmp_path):
     """Whatever the ranks and micro-batches: e is that of the whole batch. Then resumed, bit for bit."""
     single, run = tmp_path / "single", tmp_path / "run"
-    launch(*tiny, "--optim.sam", 0.1, "--output", single)
-    launch(*tiny, "--optim.sam", 0.1, "--output", run, "--parallel.micro-batch-size", 10, ranks=2)
+    launch(*tiny, "--optim.sam", 0.02, "--output", single)
+    launch(*tiny, "--optim.sam", 0.02, "--output", run, "--parallel.micro-batch-size", 10, ranks=2)
     assert_same_run(run, single)
     finished = load_file(run / "model.safetensors")
     plain = load_file(alone / "model.safetensors")
