@@ -63,8 +63,8 @@ class SharpnessAware:
     def _climb(self) -> None:
         """w += rho · g / ‖g‖, without waiting for the device; g is scaled in place. A loss scale cancels.
 
-        A gradient of zeros moves nothing. One that is not finite makes the weights NaN and the second gradient with
-        them: what looks for overflows in that one skips the step.
+        A gradient of zeros moves nothing. One that is not finite anywhere makes all weights NaN, and the classifier's
+        the second gradient, whatever an activation does with a NaN: what looks for overflows there skips the step.
         """
         moving = [weight for weight in self._weights if weight.grad is not None]
         gradients = [weight.grad for weight in moving]

@@ -147,6 +147,18 @@ def test_a_loss_scale_cancels_and_no_gradient_moves_nothing():
     assert torch.equal(places[2], own)
 
 
+@pytest.mark.parametrize("wrong", [float("inf"), float("nan")])
+def test_a_gradient_that_is_not_finite_spoils_the_second_one_for_certain(wrong):
+    """All weights: an activation may swallow the NaN of one, and none follows the last."""
+    model = network()
+    sam = SharpnessAware(model, RHO)
+    backward(model)
+    model[0].weight.grad[0, 0, 0, 0] = wrong
+    with sam.moved():
+        assert all(parameter.isnan().all() for parameter in model.parameters())
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
+
+
 @pytest.mark.parametrize("overflow", [0, 1, 2], ids=["no overflow", "in the first pass", "in the second pass"])
 def test_an_overflow_in_either_pass_skips_the_step(overflow):
     """The loss scale's own check, which looks at the second gradient alone, and leaves the answer on the device."""
