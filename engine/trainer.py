@@ -238,7 +238,7 @@ class Trainer:
 
     def _clip(self) -> None:
         largest = self.config.optim.clip_norm
-        if largest and self.accelerator.sync_gradients and self.plan.zero_stage == 0:
+        if largest and self.plan.zero_stage == 0:
             self.accelerator.clip_grad_norm_(self.model.parameters(), largest)
 
     def _count(self, loss: Tensor, hits: Tensor, weights: Tensor) -> None:

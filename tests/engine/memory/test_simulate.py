@@ -148,7 +148,7 @@ SHARP = OptimConfig(sam=0.05)
 PHASES = ["forward", "backward", "ascent", "forward again", "backward again", "optimizer"]
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=pytest.mark.slow)])
 def test_a_step_of_two_passes_as_counted_on_real_tensors(precision):
     """SAM: a copy of parameters and buffers over the whole step, and the same activations once a pass."""
     step = replace(SMALL, precision=precision, optim=SHARP)
@@ -176,8 +176,14 @@ def test_a_step_of_two_passes_as_counted_on_real_tensors(precision):
     assert once.count("_foreach_norm") == once.count("_foreach_mul_") == 1 and "_fused_adam_" in once
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("policy", [Policy(), by_block(9)], ids=lambda policy: policy.kind)
+@pytest.mark.parametrize(
+    ("policy", "precision"),
+    [
+        (by_block(9), "bf16"),
+        *(pytest.param(policy, "fp32", marks=pytest.mark.slow) for policy in (Policy(), by_block(9))),
+    ],
+    ids=lambda value: getattr(value, "kind", value),
+)
 def test_two_passes_add_to_the_same_gradients(policy, precision):
     step = replace(SMALL, precision=precision, policy=policy, optim=SHARP)
     derived = simulate(resnet18, step).with_gradients_kept()
