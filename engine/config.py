@@ -161,6 +161,15 @@ class OptimConfig:
         require(0 <= self.ema < 1, f"--optim.ema must be 0 (off) or a decay between 0 and 1, not {self.ema}")
         require(0 <= self.sam < math.inf, f"--optim.sam must be 0 (off) or a radius above 0, not {self.sam}")
 
+    def refuse_deepspeed(self, zero_stage: int) -> None:
+        """Raise ConfigError for what no launch by DeepSpeed, or none at that ZeRO stage, can do."""
+        require(
+            not self.sam,
+            "--optim.sam does not run under DeepSpeed, whose engine updates the weights by itself after a backward "
+            "pass and leaves no place for the second one; launch without it",
+        )
+        require(not (self.ema and zero_stage == 3), "--optim.ema needs whole parameters on a GPU; use ZeRO-2")
+
 
 @dataclass(frozen=True)
 class PrecisionConfig:

@@ -98,10 +98,9 @@ def run_plan(options: PlanConfig) -> int:
 
     Raises ConfigError where nothing fits, or something asked for cannot be meant.
     """
-    from engine.sam import refuse_deepspeed
-
     config = options.run_config()
-    refuse_deepspeed(config.optim, options.zero_stage > 0 or options.offload_optimizer)
+    if options.zero_stage or options.offload_optimizer:
+        config.optim.refuse_deepspeed(options.zero_stage)
     if options.matrix:
         from engine.plan_matrix import run_matrix
 

@@ -188,7 +188,6 @@ def make_plan(config: RunConfig, model: nn.Module, hardware: Hardware, ranks: in
     precision = choose_precision(config.precision.precision, hardware)
     compiled = choose_compile(config.model.compile, hardware)
     require(not (compiled and zero_stage == 3), "--compile with ZeRO-3 is not supported; use --no-compile or ZeRO-2")
-    require(not (config.optim.ema and zero_stage == 3), "--optim.ema needs whole parameters on a GPU; use ZeRO-2")
     normalised = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
     synchronised = config.parallel.sync_bn and ranks > 1
     changes = function_changes(normalised, config.optim.batch_size, micro, accumulation, ranks, synchronised)

@@ -18,8 +18,6 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from engine.config import OptimConfig, require
-
 
 class SharpnessAware:
     """The way up from a network's weights and back.
@@ -72,12 +70,3 @@ class SharpnessAware:
         factor = (self.rho / norm).masked_fill(norm == 0, 0.0).masked_fill(norm.isinf(), math.nan)
         torch._foreach_mul_(gradients, factor)
         torch._foreach_add_(moving, gradients)
-
-
-def refuse_deepspeed(optim: OptimConfig, deepspeed: bool) -> None:
-    """Raise ConfigError where a run with SAM would be launched by DeepSpeed."""
-    require(
-        not (optim.sam and deepspeed),
-        "--optim.sam does not run under DeepSpeed, whose engine updates the weights by itself after a backward "
-        "pass and leaves no place for the second one; launch without it",
-    )

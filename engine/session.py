@@ -31,7 +31,6 @@ from engine.planner import Hardware
 from engine.progress import clock
 from engine.rescue import MemoryExhausted
 from engine.runfolder import RunFolder
-from engine.sam import refuse_deepspeed
 from engine.step_profile import StepProfile
 from engine.trainer import Diverged, Trainer
 from engine.wrap import AUTOCAST_DTYPES, Launch, build_accelerator, prepare_device, wrap
@@ -56,7 +55,8 @@ class Session:
         self.loaders: list = []
         logging.getLogger("accelerate").setLevel(logging.ERROR)
         launch = Launch.detect()
-        refuse_deepspeed(config.optim, launch.deepspeed is not None)
+        if launch.deepspeed is not None:
+            config.optim.refuse_deepspeed(launch.zero_stage)
         device = prepare_device(launch, config.parallel.threads)
         hardware = Hardware.detect()
         torch.manual_seed(config.seed)

@@ -8,10 +8,9 @@ from safetensors.torch import load_file
 from torch import nn
 
 from engine.checkpoint import checkpoint_to_resume
-from engine.config import ConfigError, LogConfig, OptimConfig, RunConfig
+from engine.config import ConfigError, LogConfig, OptimConfig
 from engine.ema import WeightAverage
 from engine.plan_run import halvings
-from engine.planner import Hardware, make_plan
 from engine.rescue import Rescue
 from tests.engine.conftest import TinyNet
 from tests.engine.test_rescue import Failing, Net
@@ -221,10 +220,9 @@ def test_a_decay_out_of_range_is_refused(decay):
 
 
 def test_refused_where_parameters_are_not_whole_or_not_fp32():
-    config = RunConfig(optim=OptimConfig(ema=0.9))
-    make_plan(config, nn.Linear(1, 1), Hardware("cpu", "CPU"), ranks=2, zero_stage=2)
+    OptimConfig(ema=0.9).refuse_deepspeed(2)
     with pytest.raises(ConfigError, match=r"--optim\.ema needs whole parameters.*ZeRO-2"):
-        make_plan(config, nn.Linear(1, 1), Hardware("cpu", "CPU"), ranks=2, zero_stage=3)
+        OptimConfig(ema=0.9).refuse_deepspeed(3)
     with pytest.raises(ConfigError, match="needs fp32 parameters, and weight"):
         WeightAverage(nn.Linear(1, 1).bfloat16(), 0.9)
 

@@ -73,6 +73,12 @@ def test_what_cannot_be_is_refused(flags, said, capsys, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_what_deepspeed_cannot_do_is_refused_before_anything_is_planned(capsys):
+    with pytest.raises(ConfigError, match="--optim.ema needs whole parameters"):
+        run_plan(parse([*FLAGS, "--ema", "0.9", "--zero-stage", "3"]))
+    assert not capsys.readouterr().out
+
+
 def test_the_budget_that_would_do_does(tmp_path):
     with pytest.raises(ConfigError) as refusal:
         run_plan(parse([*FLAGS, "--batch-size", "8", "--gpu-memory", "0.5GiB"]))
