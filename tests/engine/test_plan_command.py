@@ -74,7 +74,7 @@ def test_what_cannot_be_is_refused(flags, said, capsys, tmp_path):
 
 
 def test_what_deepspeed_cannot_do_is_refused_before_anything_is_planned(capsys):
-    with pytest.raises(ConfigError, match="--optim.ema needs whole parameters"):
+    with pytest.raises(ConfigError, match=r"--optim\.ema needs whole parameters"):
         run_plan(parse([*FLAGS, "--ema", "0.9", "--zero-stage", "3"]))
     assert not capsys.readouterr().out
 
