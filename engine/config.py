@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal
 import yaml
 
 from engine.byte_sizes import parse_bytes
-from engine.flags import TopLevel, expand_short_flags, tyro, value_of
+from engine.flags import NEEDS_TYRO, TopLevel, expand_short_flags, tyro, value_of
 
 
 class ConfigError(ValueError):
@@ -373,7 +373,7 @@ def parse(arguments: Sequence[str] | None = None) -> RunConfig:
     Prints help or a usage error and exits as argparse does (status 0 and 2); raises ConfigError for a value that
     has the right type but makes no sense, or where tyro, which reads the command line, is not installed.
     """
-    require(tyro is not None, "the command line needs tyro: pip install tyro, or `make train`, which installs it")
+    require(tyro is not None, NEEDS_TYRO)
     given = expand_short_flags(sys.argv[1:] if arguments is None else arguments)
     base = None
     path = value_of("--config", given)

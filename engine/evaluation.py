@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-import tyro
-
 from engine.config import ConfigError, DataConfig, find_run, from_yaml, require
 from engine.data.sources import Source, open_source
+from engine.flags import NEEDS_TYRO, TopLevel, tyro
 
 NAMED_SOURCES = ("digits", "mnist", "cifar10")
 
@@ -29,7 +28,7 @@ class EvaluateConfig:
     """Height and width in pixels; 0 is the training's."""
     batch_size: int = 128
     """Images at once."""
-    precision: Annotated[Literal["auto", "fp32", "bf16", "fp16"], tyro.conf.arg(prefix_name=False)] = "auto"
+    precision: Annotated[Literal["auto", "fp32", "bf16", "fp16"], TopLevel] = "auto"
     """Compute dtype; auto as in training."""
     output: Path | None = None
     """Folder for evaluation.json and confusion.png; none is evaluation/ beside the weights."""
@@ -37,6 +36,12 @@ class EvaluateConfig:
     def __post_init__(self) -> None:
         require(self.batch_size >= 1, f"--batch-size must be at least 1 image, not {self.batch_size}")
         require(self.image_size == 0 or self.image_size >= 8, f"--image-size must be 8 or more, not {self.image_size}")
+
+
+def parse(arguments: list[str] | None = None) -> EvaluateConfig:
+    """The command line. Raises ConfigError where tyro is not installed."""
+    require(tyro is not None, NEEDS_TYRO)
+    return tyro.cli(EvaluateConfig, args=arguments, description="Evaluate trained weights on a validation split.")
 
 
 @dataclass(frozen=True)

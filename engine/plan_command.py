@@ -8,8 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-import tyro
-
 from engine.byte_sizes import GIB, gib, parse_bytes
 from engine.config import (
     ConfigError,
@@ -22,6 +20,7 @@ from engine.config import (
     RunConfig,
     require,
 )
+from engine.flags import NEEDS_TYRO, tyro
 from engine.text_table import text_table
 
 HEADS = ("precision", "images × parts × GPUs", "recompute", "peak", "largest terms", "cost", "BatchNorm sees", "")
@@ -88,7 +87,8 @@ class PlanConfig:
 
 
 def parse(arguments: list[str] | None = None) -> PlanConfig:
-    """The command line."""
+    """The command line. Raises ConfigError where tyro is not installed."""
+    require(tyro is not None, NEEDS_TYRO)
     description = "Which plan trains a network in a GPU's memory, what it costs, and what it changes. Needs no GPU."
     return tyro.cli(PlanConfig, args=arguments, description=description)
 

@@ -9,19 +9,16 @@ from engine.imports import refuse_foreign_packages
 
 refuse_foreign_packages()
 
-import tyro
-
 from engine.config import ConfigError
 from engine.data.sources import DataError
-from engine.evaluation import EvaluateConfig, run_evaluation
+from engine.evaluation import parse, run_evaluation
 from engine.run import fail
 
 
 def main() -> int:
     """Parse the command line, evaluate, print; returns the exit code."""
-    config = tyro.cli(EvaluateConfig, description=__doc__)
     try:
-        result = run_evaluation(config)
+        result = run_evaluation(parse())
     except (ConfigError, DataError) as error:
         return fail(error)
     from engine.evaluation_report import evaluation_text

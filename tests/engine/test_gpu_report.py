@@ -211,10 +211,21 @@ def test_measuring_needs_no_command_line_library(bare_python, tmp_path):
     done = subprocess.run(command, cwd=ROOT, env=bare_python, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "not available, nvidia is not installed" in done.stdout
-    done = subprocess.run(
-        [sys.executable, "launch/train.py"], cwd=ROOT, env=bare_python, capture_output=True, text=True
-    )
+
+
+@pytest.mark.parametrize("program", ["train", "plan", "evaluate"])
+def test_a_command_line_says_what_it_needs(program, bare_python):
+    command = [sys.executable, f"launch/{program}.py"]
+    done = subprocess.run(command, cwd=ROOT, env=bare_python, capture_output=True, text=True)
     assert done.returncode == 2 and "the command line needs tyro: pip install tyro" in done.stderr
+
+
+def test_gpu_tests_are_found_from_a_bare_source_tree(bare_python):
+    """One module that cannot be imported would keep pytest from running any of them."""
+    command = [sys.executable, "-m", "pytest", "-m", "gpu", "--collect-only", "-q", "-p", "no:cacheprovider"]
+    done = subprocess.run(command, cwd=ROOT, env=bare_python, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-4000:]
+    assert "test_sam.py::test_moving_does_not_wait_for_a_gpu" in done.stdout
 
 
 @pytest.mark.slow
