@@ -30,6 +30,8 @@ DIFFERENT: tuple[tuple[str, dict[str, str]], ...] = (
     ("nin", {"--image-size": "48", "--epochs": "12"}),
     ("squeezenet*", {"--image-size": "64", "--epochs": "12"}),
     ("vgg??", {"--lr": "0.0003", "--epochs": "6", "--batch-size": "64"}),
+    # Sixteen convolutions deep: 57.4 % after 225 steps.
+    ("vgg19*", {"--epochs": "9"}),
     # Four patches an image, and no convolution that knows what neighbours are.
     ("vit_*", {"--lr": "0.0005", "--epochs": "15"}),
     ("vit_b??", {"--epochs": "10", "--batch-size": "64"}),
