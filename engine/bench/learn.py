@@ -31,7 +31,7 @@ DIFFERENT: tuple[tuple[str, dict[str, str]], ...] = (
     ("squeezenet*", {"--image-size": "64", "--epochs": "12"}),
     ("vgg??", {"--lr": "0.0003", "--epochs": "6", "--batch-size": "64"}),
     # Sixteen convolutions deep: 57.4 % after 225 steps.
-    ("vgg19*", {"--epochs": "9"}),
+    ("vgg19*", {"--lr": "0.0003", "--epochs": "9"}),
     # Four patches an image, and no convolution that knows what neighbours are.
     ("vit_*", {"--lr": "0.0005", "--epochs": "15"}),
     ("vit_b??", {"--epochs": "10", "--batch-size": "64"}),
