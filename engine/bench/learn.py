@@ -30,6 +30,7 @@ DIFFERENT: tuple[tuple[str, dict[str, str]], ...] = (
     ("nin", {"--image-size": "48", "--epochs": "12"}),
     ("squeezenet*", {"--image-size": "64", "--epochs": "12"}),
     ("vgg??", {"--lr": "0.0003", "--epochs": "6", "--batch-size": "64"}),
+    ("vgg11", {"--epochs": "8"}),
     # Sixteen convolutions deep: 57.4 % after 225 steps.
     ("vgg19_bn", {"--lr": "0.0003", "--epochs": "9"}),
     # A 3x3 filter has four of its nine weights in two by two pixels: the signal fades, and 32 pixels stayed at chance.
