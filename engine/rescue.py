@@ -13,11 +13,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from engine.byte_sizes import gib
 from engine.checkpoint import random_state, restore_random_state
 from engine.exchange import GradientExchange
+from engine.kept_copy import KeptCopy
 from engine.planner import Plan
 from engine.recompute import apply_policy, clear_policy
 from engine.sync_norm import norms_apart
@@ -55,8 +56,7 @@ class Rescue:
         self._rehearsing = False
         self._alone = trainer.accelerator.num_processes == 1
         self._past_return = False
-        self._floats, self._integers = _statistics(bare_module(trainer.model))
-        self._kept = [[tensor.clone() for tensor in group] for group in (self._floats, self._integers)]
+        self._statistics = KeptCopy(bare_module(trainer.model).buffers())
 
     def step(self, batch) -> None:
         """One optimizer step, repeated until a plan carries it through.
@@ -64,9 +64,7 @@ class Rescue:
         Raises MemoryExhausted where none does.
         """
         while True:
-            for group, kept in zip((self._floats, self._integers), self._kept, strict=True):
-                if group:
-                    torch._foreach_copy_(kept, group)
+            self._statistics.take()
             failure = self._rehearse(batch) if self._new_plan else None
             failure = failure or self._attempt(batch)
             self._new_plan = False
@@ -144,9 +142,7 @@ class Rescue:
         """Leave model and optimizer as they were before the step."""
         trainer = self.trainer
         trainer.optimizer.optimizer.zero_grad(set_to_none=True)
-        for group, kept in zip((self._floats, self._integers), self._kept, strict=True):
-            if group:
-                torch._foreach_copy_(group, kept)
+        self._statistics.put_back()
         trainer.accelerator.step = 0
         if trainer.accelerator.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -184,12 +180,6 @@ class Rescue:
             f"out of memory at step {trainer.progress.step + 1}{more}: {failure}. Last checkpoint: {good}. Start again "
             "with a smaller --gpu-memory, --recompute nested or --parallel.micro-batch-size"
         )
-
-
-def _statistics(model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
-    """(running statistics, counters) that a forward pass changes."""
-    buffers = list(model.buffers())
-    return [one for one in buffers if one.is_floating_point()], [one for one in buffers if not one.is_floating_point()]
 
 
 def _allocated(device: torch.device) -> int:

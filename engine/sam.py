@@ -18,6 +18,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from engine.kept_copy import KeptCopy
+
 
 class SharpnessAware:
     """The way up from a network's weights and back.
@@ -31,15 +33,11 @@ class SharpnessAware:
     def __init__(self, model: nn.Module, rho: float) -> None:
         self.rho = rho
         self._weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self._kinds: dict[torch.dtype, tuple[list[Tensor], list[Tensor]]] = {}
-        for tensor in (*self._weights, *model.buffers()):  # one dtype a call: mixed ones are taken one by one
-            kept, live = self._kinds.setdefault(tensor.dtype, ([], []))
-            kept.append(torch.empty_like(tensor, requires_grad=False))
-            live.append(tensor.detach())
+        self._copy = KeptCopy([*self._weights, *model.buffers()])
 
     def tensors(self) -> list[Tensor]:
         """What the copy holds in memory."""
-        return [tensor for kept, _ in self._kinds.values() for tensor in kept]
+        return self._copy.tensors()
 
     @contextmanager
     def moved(self) -> Iterator[None]:
@@ -48,14 +46,12 @@ class SharpnessAware:
         Afterwards weights and buffers are again as they were, bit for bit, whatever is raised inside: BatchNorm's
         statistics and counters move by the first pass alone. Dropout draws anew.
         """
-        for kept, live in self._kinds.values():
-            torch._foreach_copy_(kept, live)
+        self._copy.take()
         try:
             self._climb()
             yield
         finally:
-            for kept, live in self._kinds.values():
-                torch._foreach_copy_(live, kept)
+            self._copy.put_back()
 
     @torch.no_grad()
     def _climb(self) -> None:
