@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal
 import yaml
 
 from engine.byte_sizes import parse_bytes
-from engine.flags import NEEDS_TYRO, TopLevel, expand_short_flags, tyro, value_of
+from engine.flags import TopLevel, expand_short_flags, tyro, value_of
 
 
 class ConfigError(ValueError):
@@ -367,13 +367,21 @@ def find_run(resume: str, output: str | None = None, runs: Path = Path("runs")) 
     raise ConfigError(f"--resume {resume}: no config.yaml there or above it; runs in {runs}: {known}")
 
 
+def command_line(kind: type[Any], arguments: Sequence[str] | None, description: str, **more: Any) -> Any:
+    """The `kind` that `arguments` (default: the command line) describe; `more` is for tyro, which reads them.
+
+    Raises ConfigError where tyro is not installed.
+    """
+    require(tyro is not None, "the command line needs tyro: pip install tyro, or `make train`, which installs it")
+    return tyro.cli(kind, args=arguments, description=description, **more)
+
+
 def parse(arguments: Sequence[str] | None = None) -> RunConfig:
     """The run described by `arguments` (default: the command line) over --config's file, or over the run to resume.
 
     Prints help or a usage error and exits as argparse does (status 0 and 2); raises ConfigError for a value that
-    has the right type but makes no sense, or where tyro, which reads the command line, is not installed.
+    has the right type but makes no sense, and as `command_line`.
     """
-    require(tyro is not None, NEEDS_TYRO)
     given = expand_short_flags(sys.argv[1:] if arguments is None else arguments)
     base = None
     path = value_of("--config", given)
@@ -382,7 +390,7 @@ def parse(arguments: Sequence[str] | None = None) -> RunConfig:
         base = from_yaml(Path(path))
     elif run is not None:
         base = from_yaml(find_run(run, value_of("--output", given)) / "config.yaml")
-    return tyro.cli(RunConfig, args=given, default=base or RunConfig(), description=DESCRIPTION)
+    return command_line(RunConfig, given, DESCRIPTION, default=base or RunConfig())
 
 
 DESCRIPTION = """Train an image classifier.

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from engine.config import ConfigError, DataConfig, find_run, from_yaml, require
+from engine.config import ConfigError, DataConfig, command_line, find_run, from_yaml, require
 from engine.data.sources import Source, open_source
-from engine.flags import NEEDS_TYRO, TopLevel, tyro
+from engine.flags import TopLevel
 
 NAMED_SOURCES = ("digits", "mnist", "cifar10")
 
@@ -39,9 +39,8 @@ class EvaluateConfig:
 
 
 def parse(arguments: list[str] | None = None) -> EvaluateConfig:
-    """The command line. Raises ConfigError where tyro is not installed."""
-    require(tyro is not None, NEEDS_TYRO)
-    return tyro.cli(EvaluateConfig, args=arguments, description="Evaluate trained weights on a validation split.")
+    """The evaluation that is asked for. Raises ConfigError as `command_line`."""
+    return command_line(EvaluateConfig, arguments, "Evaluate trained weights on a validation split.")
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ try:
 except ModuleNotFoundError:  # only parsing needs it: measuring from a source tree goes without
     tyro = None  # type: ignore[assignment]
 
-NEEDS_TYRO = "the command line needs tyro: pip install tyro, or `make train`, which installs it"
 TopLevel = tyro.conf.arg(prefix_name=False) if tyro else None
 """Marks a field whose flag stands alone, without its group: `--lr`, not `--optim.lr`."""
 

@@ -18,9 +18,9 @@ from engine.config import (
     ParallelConfig,
     PrecisionConfig,
     RunConfig,
+    command_line,
     require,
 )
-from engine.flags import NEEDS_TYRO, tyro
 from engine.text_table import text_table
 
 HEADS = ("precision", "images × parts × GPUs", "recompute", "peak", "largest terms", "cost", "BatchNorm sees", "")
@@ -87,10 +87,9 @@ class PlanConfig:
 
 
 def parse(arguments: list[str] | None = None) -> PlanConfig:
-    """The command line. Raises ConfigError where tyro is not installed."""
-    require(tyro is not None, NEEDS_TYRO)
+    """The plan that is asked for. Raises ConfigError as `command_line`."""
     description = "Which plan trains a network in a GPU's memory, what it costs, and what it changes. Needs no GPU."
-    return tyro.cli(PlanConfig, args=arguments, description=description)
+    return command_line(PlanConfig, arguments, description)
 
 
 def run_plan(options: PlanConfig) -> int:
