@@ -307,7 +307,8 @@ class Trainer:
         """Loss and accuracy over the validation split, over all ranks; of the averaged weights where there are."""
         model = self.model if self.checkpointer.sharded else bare_module(self.model)
         model.eval()
-        share_buffers(model.buffers())
+        if self.average is None:  # it shares its own
+            share_buffers(model.buffers())
 
         def forward(images: Tensor) -> Tensor:
             with eager_for_odd_shapes(self.plan.compile, len(images) != self.plan.micro_batch_size):
