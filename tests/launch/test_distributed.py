@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -57,6 +58,27 @@ def compare(rows, folder, reference) -> None:
         torch.testing.assert_close(tensor, expected[name], rtol=1e-4, atol=1e-5)
 
 
+def assert_others(run: Path, plain: Path) -> None:
+    """The weights of one run are not those of the other."""
+    finished, expected = (load_file(folder / "model.safetensors") for folder in (run, plain))
+    assert any((finished[name] - expected[name]).abs().max() > 1e-3 for name in expected)
+
+
+def assert_resumed_alike(launch, run: Path, tmp_path: Path, **environment) -> Path:
+    """A finished run loses its weights and its last checkpoint, is resumed on two ranks, and ends with the same bits.
+
+    Returns where the lost checkpoint is.
+    """
+    weights, lost = run / "model.safetensors", tmp_path / "lost"
+    finished = load_file(weights)
+    sorted((run / "checkpoints").iterdir())[-1].rename(lost)
+    weights.unlink()
+    launch("--resume", run, ranks=2, **environment)
+    for name, tensor in load_file(weights).items():
+        torch.testing.assert_close(tensor, finished[name], rtol=0, atol=0)
+    return lost
+
+
 def test_ddp_equals_one_process(launch, tiny, assert_same_run, alone, tmp_path):
     launch(*tiny, "--output", tmp_path / "run", ranks=2)
     assert_same_run(tmp_path / "run", alone)
@@ -73,14 +95,8 @@ def test_zero2_equals_one_process(launch, tiny, assert_same_run, alone, tmp_path
     run = tmp_path / "run"
     launch(*tiny, "--output", run, ranks=2, **zero(root, 2))
     assert_same_run(run, alone)
-    finished = load_file(run / "model.safetensors")
-    last = sorted((run / "checkpoints").iterdir())[-1]
-    assert (last / "zero").is_dir()
-    last.rename(tmp_path / "lost")
-    (run / "model.safetensors").unlink()
-    launch("--resume", run, ranks=2, **zero(root, 2))
-    for name, tensor in load_file(run / "model.safetensors").items():
-        torch.testing.assert_close(tensor, finished[name], rtol=0, atol=0)
+    lost = assert_resumed_alike(launch, run, tmp_path, **zero(root, 2))
+    assert (lost / "zero").is_dir()
 
 
 @pytest.fixture(scope="session")
@@ -98,14 +114,8 @@ def test_averaged_weights_equal_one_process(launch, tiny, assert_same_run, avera
     run, environment = tmp_path / "run", zero(root, stage) if stage else {}
     launch(*tiny, "--optim.ema", 0.9, "--output", run, ranks=2, **environment)
     assert_same_run(run, averaged)
-    finished = load_file(run / "model.safetensors")
-    plain = load_file(alone / "model.safetensors")
-    assert any((finished[name] - plain[name]).abs().max() > 1e-3 for name in plain)
-    sorted((run / "checkpoints").iterdir())[-1].rename(tmp_path / "lost")
-    (run / "model.safetensors").unlink()
-    launch("--resume", run, ranks=2, **environment)
-    for name, tensor in load_file(run / "model.safetensors").items():
-        torch.testing.assert_close(tensor, finished[name], rtol=0, atol=0)
+    assert_others(run, alone)
+    assert_resumed_alike(launch, run, tmp_path, **environment)
 
 
 @pytest.mark.slow
@@ -115,14 +125,8 @@ def test_sharpness_aware_steps_equal_one_process(launch, tiny, assert_same_run, 
     launch(*tiny, "--optim.sam", 0.02, "--output", single)
     launch(*tiny, "--optim.sam", 0.02, "--output", run, "--parallel.micro-batch-size", 10, ranks=2)
     assert_same_run(run, single)
-    finished = load_file(run / "model.safetensors")
-    plain = load_file(alone / "model.safetensors")
-    assert any((finished[name] - plain[name]).abs().max() > 1e-3 for name in plain)
-    sorted((run / "checkpoints").iterdir())[-1].rename(tmp_path / "lost")
-    (run / "model.safetensors").unlink()
-    launch("--resume", run, ranks=2)
-    for name, tensor in load_file(run / "model.safetensors").items():
-        torch.testing.assert_close(tensor, finished[name], rtol=0, atol=0)
+    assert_others(run, alone)
+    assert_resumed_alike(launch, run, tmp_path)
 
 
 @pytest.mark.slow
