@@ -52,6 +52,7 @@ DIFFERENT: tuple[tuple[str, dict[str, str]], ...] = (
     # Their BatchNorm moves by a hundredth a step: its statistics arrive when the weights hardly move any more. B5 was
     # at chance after 360 steps, B6 had 91.9 % after 900.
     ("efficientnet_b[567]", {"--batch-size": "8", "--epochs": "5", "--lr": "0.001", "--model.drop-path": "0"}),
+    # On this machine's CPU depthwise convolutions were slower in bf16.
     ("efficientnet_b[67]", {"--epochs": "6", "--precision": "fp32"}),
     # 57 and 79 residual blocks: at 0.002, with a batch of 32 and branches dropped, 25 % of the images after 150 steps.
     (
@@ -71,8 +72,7 @@ DIFFERENT: tuple[tuple[str, dict[str, str]], ...] = (
     ("resnext29_8x64d", {"--image-size": "8"}),
     # 32 pixels would leave two by two of them to the eight middle blocks.
     ("xception", {"--image-size": "48"}),
-    # Wide convolutions and matrix products, which AVX-512 takes 1.3 to 1.8 times as fast in bf16; depthwise ones are
-    # slower in it (EfficientNet-B5: 0.63 times).
+    # What auto chooses on a CPU that has it; said, so that these are the same on one that has not.
     *(
         (name, {"--precision": "bf16"})
         for name in ("vgg*", "resnet1[05]*", "resnext101*", "resnext29*", "inceptionv3*", "vit_b16", "mixer_?16")
