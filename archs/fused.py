@@ -11,7 +11,6 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 import kernels
@@ -163,8 +162,9 @@ def convolve(pending: Pending, conv: nn.Conv2d, norm: nn.Module | None, fused: F
             mean, variance = mean[order], variance[order]
         return Pending(result, kernels.running_batch_norm(mean, variance, gamma, beta, norm.eps), left)
     y, statistics = result
-    if _across_ranks(norm) and dist.is_initialized() and dist.get_world_size(norm.process_group) > 1:
-        statistics = kernels.synchronise(statistics, norm.process_group)
+    group = norm.exchange_group() if _across_ranks(norm) else None
+    if group is not None:
+        statistics = kernels.synchronise(statistics, group)
     _update(norm, statistics, None if order is None else pending.shuffle)
     return Pending(y, kernels.batch_norm(statistics, gamma, beta, norm.eps), left)
 
@@ -179,8 +179,8 @@ def _known(conv: nn.Conv2d, norm: nn.Module | None) -> bool:
 
 
 def _across_ranks(norm: nn.Module) -> bool:
-    """torch's SyncBatchNorm, or a BatchNorm with a `process_group` that says so (engine.sync_norm)."""
-    return isinstance(norm, nn.SyncBatchNorm) or getattr(norm, "across_ranks", False)
+    """A BatchNorm that may have statistics of all ranks, and says over which group (engine.sync_norm)."""
+    return hasattr(norm, "exchange_group")
 
 
 def _reads_shuffled(shuffle: int, conv: nn.Conv2d) -> bool:

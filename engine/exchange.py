@@ -2,19 +2,26 @@
 
 DDP sums its buckets in their order, while the backward pass goes on. The other ranks wait in these sums for one that
 cannot finish: it hands in zeros for the buckets that it has not reached (as torch's own `Join` does for a rank without
-data), and then all agree by one all-reduce of a flag that the step did not happen.
+data), and then all agree by one all-reduce of a flag that the step did not happen. Where BatchNorm sees all ranks'
+images, they wait within the passes too: those exchanges have a group of their own, so that they can be finished in the
+same way without knowing how they take turns with DDP's (kernels.over_ranks).
 
 The flag goes over gloo, from host to host. Memory runs out on the host, when it asks for it, so nothing waits for a
 GPU: the hosts meet once a step, and their queues stay filled.
 """
 
 import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
+
+from engine.sync_norm import SyncNorm
+from kernels.over_ranks import Followed
 
 
 class GradientExchange:
@@ -28,6 +35,9 @@ class GradientExchange:
         assert not model.broadcast_buffers
         self._options = accelerator.ddp_handler.to_kwargs()
         self._flags = dist.new_group(backend="gloo")
+        groups = {module.group for module in model.modules() if isinstance(module, SyncNorm)}
+        assert len(groups) <= 1 and "" not in groups
+        self._norms = Followed(groups.pop()) if groups else None
         self._handed_in: list[torch.futures.Future] = []
         self._attach(model)
 
@@ -35,15 +45,32 @@ class GradientExchange:
         self._model = model
         model.register_comm_hook(self, _mean_over_ranks)
 
-    def begin(self) -> None:
-        """A step begins: nothing has been handed in."""
+    @property
+    def within_passes(self) -> bool:
+        """Whether ranks exchange more than gradients: a plan's first step of a kind is rehearsed then."""
+        return self._norms is not None
+
+    @contextmanager
+    def rehearsal(self) -> Iterator[None]:
+        """Inside, a step goes through without any exchange but the flag; what it would exchange is noted."""
+        assert self._norms is not None
+        with self._norms.rehearsal(), self._model.no_sync():
+            yield
+
+    def begin(self, kind: str) -> None:
+        """A step's passes begin: nothing has been handed in. Steps of a kind exchange the same within their passes."""
         self._handed_in.clear()
+        if self._norms is not None:
+            self._norms.begin(kind)
 
     def hand_in_zeros(self) -> None:
         """For the rank that failed: take part in what is left of this step's exchange."""
+        works = self._norms.hand_in_zeros() if self._norms is not None else []
         buckets = self._model.reducer._get_zeros_like_grad_buckets()
         for bucket in buckets[len(self._handed_in) :]:
             self.sum(bucket.buffer())
+        for work in works:
+            work.wait()
         torch.futures.wait_all(self._handed_in)
 
     def sum(self, buffer: Tensor) -> torch.futures.Future:

@@ -10,13 +10,18 @@ from torch import Tensor
 from engine.planner import Plan
 
 
+def is_whole(batch, plan: Plan) -> bool:
+    """Whether all ranks have the planned number of images; in the tail of an epoch no rank says so."""
+    return batch.global_count == plan.global_batch_size
+
+
 def micro_batches(batch, plan: Plan) -> Iterator[tuple[Tensor, ...]]:
     """(images, labels, weights) of each micro-batch of a rank's share, in order.
 
     Where the share does not divide evenly, a shorter micro-batch is filled up with its first image at weight 0: all
     have one shape, and the gradient is that of the share. The tail of an epoch is divided as it is.
     """
-    whole = len(batch.images) == plan.global_batch_size // plan.ranks
+    whole = is_whole(batch, plan)
     parts = (tensor.tensor_split(plan.accumulation) for tensor in (batch.images, batch.labels, batch.weights))
     for images, labels, weights in zip(*parts, strict=True):
         missing = plan.micro_batch_size - len(images) if whole else 0

@@ -33,6 +33,28 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimi
     return kind(groups, lr=config.lr, fused=True)
 
 
+def allocate_state(optimizer: torch.optim.Optimizer) -> None:
+    """Allocate what the first step would, and change nothing: the state is then there while the passes run.
+
+    Where memory is short this shows in a pass, after which a step can be repeated, and not in the update.
+    """
+    if optimizer.state:
+        return
+    rates = [group["lr"] for group in optimizer.param_groups]
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+        for parameter in group["params"]:
+            parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    optimizer.zero_grad()
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
+    for state in optimizer.state.values():
+        for value in state.values():
+            if torch.is_tensor(value):
+                value.zero_()  # the count of steps, and what weight decay has left in Adam's moments
+
+
 def learning_rate(step: int, steps_per_epoch: int, config: OptimConfig) -> float:
     """Learning rate of the 0-based `step`: linear warm-up, then constant or half a cosine down to zero.
 

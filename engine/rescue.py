@@ -3,9 +3,11 @@
 A prediction does not know another process's allocations, nor how the allocator's memory is fragmented. A failed step
 leaves nothing behind: its gradients are dropped, BatchNorm's running statistics are put back, nothing was counted yet.
 
-Several ranks agree by one all-reduce of a flag, after every step's backward pass (engine.exchange). SyncNorm exchanges
-within the passes, where a rank cannot be missed; so a plan's first step is rehearsed there without any exchange, agreed
-on, undone and then done. A rank that fails later than that, or under DeepSpeed, ends the run with its last checkpoint.
+Several ranks agree by one all-reduce of a flag, after every step's backward pass (engine.exchange). Where they exchange
+BatchNorm's statistics within the passes, a plan's first step is rehearsed without that, agreed on, undone and then
+done: from then on each rank knows what the others wait for. So is the first tail of an epoch, which is not compiled and
+may have another order. Under DeepSpeed a rank that fails ends the run with its
+last checkpoint.
 """
 
 from __future__ import annotations
@@ -19,9 +21,9 @@ from engine.byte_sizes import gib
 from engine.checkpoint import random_state, restore_random_state
 from engine.exchange import GradientExchange
 from engine.kept_copy import KeptCopy
+from engine.micro_batches import is_whole
 from engine.planner import Plan
 from engine.recompute import apply_policy, clear_policy
-from engine.sync_norm import norms_apart
 from engine.wrap import bare_module, set_partition
 
 if TYPE_CHECKING:
@@ -52,7 +54,7 @@ class Rescue:
         self._exchange: GradientExchange | None = None
         if isinstance(trainer.model, nn.parallel.DistributedDataParallel):
             self._exchange = GradientExchange(trainer.model, trainer.accelerator)
-        self._new_plan = True
+        self._rehearsed: set[str] = set()
         self._rehearsing = False
         self._alone = trainer.accelerator.num_processes == 1
         self._past_return = False
@@ -65,9 +67,7 @@ class Rescue:
         """
         while True:
             self._statistics.take()
-            failure = self._rehearse(batch) if self._new_plan else None
-            failure = failure or self._attempt(batch)
-            self._new_plan = False
+            failure = self._rehearse(batch) or self._attempt(batch)
             if failure is None:
                 return
             # Outside the except block: the traceback would keep the failed step's activations alive.
@@ -75,16 +75,17 @@ class Rescue:
             if self._exchange is not None:
                 self.trainer.model = self.trainer.checkpointer.model = self._exchange.rewrap()
             self._next_plan(failure)
-            self._new_plan = True
+            self._rehearsed.clear()
 
     def _rehearse(self, batch) -> str | None:
-        """Where norms exchange within the passes: run the step without it and undo it; returns as `_attempt`."""
-        if self._exchange is None or not self.trainer.plan.sync_bn:
+        """Where ranks exchange within the passes: run the step without it and undo it; returns as `_attempt`."""
+        if self._exchange is None or not self._exchange.within_passes or self._kind(batch) in self._rehearsed:
             return None
+        self._rehearsed.add(self._kind(batch))
         generators = random_state()
         self._rehearsing = True
         try:
-            with norms_apart(bare_module(self.trainer.model)), self.trainer.model.no_sync():
+            with self._exchange.rehearsal():
                 return self._attempt(batch)
         finally:
             self._rehearsing = False
@@ -98,7 +99,7 @@ class Rescue:
         """
         self._past_return = False
         if self._exchange is not None:
-            self._exchange.begin()
+            self._exchange.begin(self._kind(batch))
         try:
             self.trainer._step(batch)
         except _Rehearsed:
@@ -113,29 +114,27 @@ class Rescue:
             return failure
         if self._past_return:
             raise MemoryExhausted(self._hopeless(f"{failure}, after the ranks had exchanged gradients"))
-        if not self._agreeing:
+        if self._exchange is None:
             raise MemoryExhausted(self._hopeless(failure))
         if not self._rehearsing:
             self._exchange.hand_in_zeros()
         self._exchange.any_failed(True)
         return failure
 
-    @property
-    def _agreeing(self) -> bool:
-        """Whether a rank that fails now can still let the others know."""
-        return self._exchange is not None and (self._rehearsing or not self.trainer.plan.sync_bn)
+    def _kind(self, batch) -> str:
+        return "whole" if is_whole(batch, self.trainer.plan) else "tail"
 
-    def agree(self, last: bool = True) -> None:
-        """Called after a step's backward pass, before its gradients are used: go on together, or fail together.
+    def agree(self, batch, last: bool = True) -> None:
+        """Called after `batch`'s backward pass, before its gradients are used: go on together, or fail together.
 
         last  no other backward pass follows in this step
         """
-        if self._agreeing:
+        if self._exchange is not None:
             if self._exchange.any_failed(False):
                 raise _StepFailed
             if self._rehearsing:
                 raise _Rehearsed
-            self._exchange.begin()
+            self._exchange.begin(self._kind(batch))
         self._past_return = last and not self._alone
 
     def _undo(self) -> None:

@@ -7,14 +7,14 @@ taken. The backward pass all-reduces two sums a channel (Ioffe & Szegedy 2015, a
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from kernels.over_ranks import gather_over_ranks, group_name, sum_over_ranks
 
 TINY = 1e-12
 """Added to a variance before its root where the root is only a way to carry the variance."""
@@ -43,13 +43,10 @@ class _SyncNorm(torch.autograd.Function):
     """weight · (x - mean) / √(var + eps) + bias with statistics over all ranks; returns them too."""
 
     @staticmethod
-    def forward(ctx: Any, features: Tensor, weight: Tensor, bias: Tensor, eps: float, group: Any):
+    def forward(ctx: Any, features: Tensor, weight: Tensor, bias: Tensor, eps: float, group: str):
         mean, m2 = local_statistics(features)
         count = features.numel() // features.shape[1]
-        packed = torch.cat([mean, m2, mean.new_full((1,), float(count))])
-        ranks = dist.get_world_size(group)
-        gathered = packed.new_empty((ranks, len(packed)))
-        dist.all_gather(list(gathered.unbind(0)), packed, group=group)
+        gathered = gather_over_ranks(torch.cat([mean, m2, mean.new_full((1,), float(count))]), group)
         channels = len(mean)
         total, mean, m2 = combined(
             gathered[:, 2 * channels :], gathered[:, :channels], gathered[:, channels : 2 * channels]
@@ -58,7 +55,10 @@ class _SyncNorm(torch.autograd.Function):
         ctx.save_for_backward(features, weight, mean, variance, total)
         ctx.eps, ctx.group = eps, group
         output = F.batch_norm(_exact(features), mean, variance, weight, bias, training=False, eps=eps)
-        output = output.to(features.dtype)
+        if output.dtype != features.dtype:
+            # No conversion that changes nothing: torch 2.11's compiler takes its result for another tensor, and loses
+            # the gradient.
+            output = output.to(features.dtype)
         ctx.mark_non_differentiable(mean, variance, total)
         return output, mean, variance, total
 
@@ -80,8 +80,7 @@ class _SyncNorm(torch.autograd.Function):
         )
         if through is None:
             return None, of_weight, of_bias, None, None
-        sums = torch.cat([of_weight.float(), of_bias.float()])
-        dist.all_reduce(sums, group=ctx.group)
+        sums = sum_over_ranks(torch.cat([of_weight.float(), of_bias.float()]), ctx.group)
         all_weight, all_bias = sums.chunk(2)
         inverse = (variance + ctx.eps).rsqrt()
         # dx = w/σ · (dy - mean(dy) - x̂ · mean(dy · x̂)), x̂ = (x - mean)/σ: a line in x for each channel
@@ -109,9 +108,14 @@ class SyncNorm(nn.modules.batchnorm._BatchNorm):
     rank, and in evaluation it is BatchNorm.
     """
 
-    process_group: Any = None
-    across_ranks = True
-    """Whether ranks exchange statistics. archs.fused reads it too, where a fused operator has measured them."""
+    group = ""
+    """Name of the ranks' group that statistics go over; empty for that of all ranks. See kernels.over_ranks."""
+
+    def exchange_group(self) -> str | None:
+        """The group's name; None where this rank is alone. archs.fused asks too, where it has measured statistics."""
+        if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
+            return None
+        return self.group or group_name()
 
     def _check_input_dim(self, input: Tensor) -> None:
         if input.ndim < 2:
@@ -119,10 +123,10 @@ class SyncNorm(nn.modules.batchnorm._BatchNorm):
 
     def forward(self, features: Tensor) -> Tensor:
         self._check_input_dim(features)
-        alone = not dist.is_available() or not dist.is_initialized() or dist.get_world_size(self.process_group) == 1
-        if alone or not self.training or not self.across_ranks:
+        group = self.exchange_group()
+        if group is None or not self.training:
             return super().forward(features)
-        output, mean, variance, total = _SyncNorm.apply(features, self.weight, self.bias, self.eps, self.process_group)
+        output, mean, variance, total = _SyncNorm.apply(features, self.weight, self.bias, self.eps, group)
         if self.track_running_stats and self.running_mean is not None:
             self._follow(mean, variance, total)
         return output
@@ -141,27 +145,17 @@ class SyncNorm(nn.modules.batchnorm._BatchNorm):
         self.running_var += momentum * (unbiased - self.running_var)
 
 
-def synchronise_norms(model: nn.Module) -> int:
+def synchronise_norms(model: nn.Module, group: str = "") -> int:
     """Replace every BatchNorm with weights in `model` by a SyncNorm, in place; returns how many there were.
 
     The modules stay where they are: parameters, buffers, hooks and the state dict's names are untouched.
+
+    group  name of the group that they exchange over (kernels.over_ranks)
     """
     count = 0
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.affine and not isinstance(module, SyncNorm):
             module.__class__ = SyncNorm
+            module.group = group
             count += 1
     return count
-
-
-@contextmanager
-def norms_apart(model: nn.Module) -> Iterator[None]:
-    """Inside, each rank's SyncNorms are BatchNorms over its own images: nothing is exchanged."""
-    norms = [module for module in model.modules() if isinstance(module, SyncNorm)]
-    for norm in norms:
-        norm.across_ranks = False
-    try:
-        yield
-    finally:
-        for norm in norms:
-            norm.across_ranks = True

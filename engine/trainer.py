@@ -24,9 +24,9 @@ from engine.ema import WeightAverage
 from engine.evaluate import Evaluation, evaluate
 from engine.interrupt import Interrupt
 from engine.loss import loss_and_hits
-from engine.micro_batches import micro_batches
+from engine.micro_batches import is_whole, micro_batches
 from engine.network import network_options
-from engine.optim import learning_rate, set_learning_rate
+from engine.optim import allocate_state, learning_rate, set_learning_rate
 from engine.planner import Plan
 from engine.progress import EpochBar, memory_in_use
 from engine.rescue import Rescue
@@ -127,6 +127,8 @@ class Trainer:
 
     def fit(self) -> None:
         """Train the epochs that are left."""
+        if not self.checkpointer.sharded:
+            allocate_state(self.optimizer.optimizer)
         while self.progress.epoch < self.config.optim.epochs and not self._stopping:
             self._train_epoch()
             if self.progress.step_in_epoch == self.steps_per_epoch:
@@ -220,10 +222,10 @@ class Trainer:
         plan, smoothing = self.plan, self.config.optim.label_smoothing
         readable = batch.weights.sum().clamp(min=1.0)
         scale = batch.count / readable / batch.global_count * plan.ranks * plan.accumulation
+        tail = not is_whole(batch, plan)
         counted = []
         for images, labels, weights in micro_batches(batch, plan):
-            odd = len(images) != plan.micro_batch_size
-            with self.accelerator.accumulate(self.model), eager_for_odd_shapes(plan.compile, odd):
+            with self.accelerator.accumulate(self.model), eager_for_odd_shapes(plan.compile, tail):
                 with self.profile.span("forward"):
                     with plan.policy.around_forward(self._parameters):
                         output = self.model(images)
@@ -232,7 +234,7 @@ class Trainer:
                     self.accelerator.backward(loss * scale)
                     del output
                     if self.accelerator.sync_gradients:
-                        self.rescue.agree(last)
+                        self.rescue.agree(batch, last)
             counted.append((loss.detach(), hits, weights))
         return counted
 

@@ -23,6 +23,7 @@ from engine.config import ConfigError, OptimConfig, RankError
 from engine.planner import Plan, use_cuda
 from engine.recompute import apply_policy
 from engine.sync_norm import synchronise_norms
+from kernels.over_ranks import group_name
 
 AUTOCAST_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -129,7 +130,8 @@ def wrap(model: nn.Module, optimizer: torch.optim.Optimizer, plan: Plan, acceler
         # DeepSpeed broadcasts weights by their bytes and wants them contiguous; channels-last images are enough there.
         model = model.to(memory_format=torch.channels_last)
     if plan.sync_bn:
-        synchronise_norms(model)
+        # A group of their own: see engine.exchange.
+        synchronise_norms(model, group_name(torch.distributed.new_group()))
     apply_policy(model, plan.policy)
     if plan.compile:
         set_partition(plan)

@@ -6,9 +6,9 @@ Everything here works on [C] vectors, so its cost is that of the launches, which
 from __future__ import annotations
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
+from kernels.over_ranks import gather_over_ranks, sum_over_ranks
 from kernels.prologue import Prologue, Statistics
 
 
@@ -68,11 +68,9 @@ class _MergeOverRanks(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, mean: Tensor, m2: Tensor, count: Tensor, group: dist.ProcessGroup | None):
-        local = torch.cat([count, mean, m2])
-        stack = [torch.empty_like(local) for _ in range(dist.get_world_size(group))]
-        dist.all_gather(stack, local, group=group)
-        counts, means, m2s = torch.stack(stack).split([1, mean.numel(), m2.numel()], dim=1)
+    def forward(ctx, mean: Tensor, m2: Tensor, count: Tensor, group: str):
+        everyone = gather_over_ranks(torch.cat([count, mean, m2]), group)
+        counts, means, m2s = everyone.split([1, mean.numel(), m2.numel()], dim=1)
         merged = merge_statistics(counts, means, m2s)
         ctx.group = group
         ctx.save_for_backward(count, mean, *merged)
@@ -82,14 +80,14 @@ class _MergeOverRanks(torch.autograd.Function):
     @staticmethod
     def backward(ctx, dmean: Tensor, dm2: Tensor, _):
         count, local, mean, _, total = ctx.saved_tensors
-        sums = torch.cat([dmean, dm2])
-        dist.all_reduce(sums, group=ctx.group)
-        dmean, dm2 = sums.chunk(2)
+        dmean, dm2 = sum_over_ranks(torch.cat([dmean, dm2]), ctx.group).chunk(2)
         return dmean * count / total.clamp(min=1) + 2 * dm2 * count * (local - mean), dm2, None, None
 
 
-def synchronise(statistics: Statistics, group: dist.ProcessGroup | None = None) -> Statistics:
+def synchronise(statistics: Statistics, group: str) -> Statistics:
     """Statistics of all ranks' batches together (SyncBatchNorm): gathered, then merged in the order of ranks.
+
+    group  name of the ranks' group (kernels.over_ranks)
 
     Ranks may hold different counts, also none. Works on any device that the group's backend does. The gradient
     is that of the sum of all ranks' losses, as in torch's SyncBatchNorm.

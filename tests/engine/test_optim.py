@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from engine.config import OptimConfig
-from engine.optim import build_optimizer, learning_rate, parameter_groups, set_learning_rate
+from engine.optim import allocate_state, build_optimizer, learning_rate, parameter_groups, set_learning_rate
 
 
 def test_constant_rate():
@@ -55,3 +55,28 @@ def test_set_learning_rate_reaches_every_group():
     optimizer = build_optimizer(nn.Linear(2, 2), OptimConfig())
     set_learning_rate(optimizer, 0.25)
     assert [group["lr"] for group in optimizer.param_groups] == [0.25, 0.25]
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
+def test_state_allocated_ahead_changes_no_step(name):
+    """Everything is there before the first step, which is bit for bit what it is without."""
+    torch.manual_seed(0)
+    ours, theirs = nn.Linear(3, 3), nn.Linear(3, 3)
+    theirs.load_state_dict(ours.state_dict())
+    config = OptimConfig(optimizer=name, lr=0.1, momentum=0.9, weight_decay=0.3)
+    ahead, plain = build_optimizer(ours, config), build_optimizer(theirs, config)
+    allocate_state(ahead)
+    kept = {id(tensor) for state in ahead.state.values() for tensor in state.values() if torch.is_tensor(tensor)}
+    assert all(parameter.grad is None for parameter in ours.parameters())
+    assert [group["lr"] for group in ahead.param_groups] == [0.1, 0.1]
+    for seed in range(3):
+        images = torch.randn(4, 3, generator=torch.Generator().manual_seed(seed))
+        for model, optimizer in ((ours, ahead), (theirs, plain)):
+            optimizer.zero_grad()
+            model(images).square().mean().backward()
+            optimizer.step()
+    assert torch.equal(ours.weight, theirs.weight) and torch.equal(ours.bias, theirs.bias)
+    for mine, other in zip(ahead.state.values(), plain.state.values(), strict=True):
+        assert mine.keys() == other.keys()
+        for key, value in mine.items():
+            assert torch.equal(value, other[key]) and id(value) in kept, key

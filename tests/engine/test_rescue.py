@@ -12,7 +12,6 @@ from engine.config import LogConfig, OptimConfig
 from engine.plan_run import halvings
 from engine.recompute import Policy, by_block
 from engine.rescue import MemoryExhausted, Rescue
-from engine.sync_norm import norms_apart, synchronise_norms
 from engine.wrap import bare_module
 from tests.engine.conftest import unused_port
 
@@ -331,32 +330,28 @@ def test_two_ranks_agree(failing, step, trained):
     assert_rescued(ranks, undisturbed, step)
 
 
-@pytest.mark.slow
 @pytest.mark.distributed
-def test_synchronised_norms_rehearse_a_plan(trained):
-    """A plan that is too large shows in its rehearsal, where nobody waits for the rank that fails."""
-    failing = {"ranks": [1], "where": "backward", "call": 1}
-    undisturbed = trained(sync_bn=True)
-    assert_rescued(trained(failing, sync_bn=True), undisturbed, 1)
+@pytest.mark.parametrize(
+    ("failing", "step"),
+    [
+        # A rehearsal is call 1 of either pass, the first tail's is call 4.
+        pytest.param({"ranks": [1], "where": "backward", "call": 1}, 1, marks=pytest.mark.slow),
+        pytest.param({"ranks": [1], "where": "forward", "call": 2}, 1, marks=pytest.mark.slow),
+        # The other rank has gathered statistics in its forward pass, and waits for their gradients' sums.
+        ({"ranks": [1], "where": "backward", "call": 3}, 2),
+        pytest.param({"ranks": [0], "where": "backward", "call": 5}, 3, marks=pytest.mark.slow),
+        pytest.param({"ranks": [0, 1], "where": "backward", "call": 8}, 6, marks=pytest.mark.slow),
+        # In halves: three steps of two calls and a rehearsal, then the second half of the third.
+        pytest.param({"ranks": [1], "where": "backward", "call": 6, "split": 2}, 2, marks=pytest.mark.slow),
+        pytest.param({"ranks": [0], "where": "forward", "call": 5, "split": 2}, 2, marks=pytest.mark.slow),
+    ],
+    ids=["rehearsal", "first step", "second step", "tail", "both ranks", "second half", "first half"],
+)
+def test_ranks_agree_where_norms_are_synchronised(failing, step, trained):
+    """They exchange within the passes: the rank that fails does its part in that too."""
+    split = {"ranks": [], "split": failing["split"]} if "split" in failing else None
+    undisturbed = trained(split, sync_bn=True)
+    assert_rescued(trained(failing, sync_bn=True), undisturbed, step)
     assert undisturbed[0]["generator"]
-    alone = trained()
+    alone = trained(split)
     assert not torch.equal(alone[0]["state"]["stem.0.weight"], undisturbed[0]["state"]["stem.0.weight"])
-
-
-@pytest.mark.slow
-@pytest.mark.distributed
-def test_synchronised_norms_end_the_run_after_that(trained):
-    """They exchange in the forward pass, where the others cannot be told: nobody waits for them."""
-    # A rehearsal and two steps have passed.
-    failing = {"ranks": [1], "where": "forward", "call": 4}
-    with pytest.raises(torch.multiprocessing.ProcessRaisedException, match=r"step 3.*Last checkpoint: .*--gpu-memory"):
-        trained(failing, sync_bn=True)
-
-
-def test_norms_apart_are_batch_norms_of_their_rank():
-    """Inside, SyncNorm asks no process group, and afterwards does again."""
-    model = Net()
-    synchronise_norms(model)
-    with norms_apart(model):
-        assert not model.stem[1].across_ranks
-    assert model.stem[1].across_ranks

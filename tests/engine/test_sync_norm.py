@@ -117,15 +117,35 @@ def test_one_layer(dtype, free_port, monkeypatch):
         dist.destroy_process_group()
 
 
-def compare_one_layer(device: str, dtype: torch.dtype, tolerance: float) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_one_compiled_layer(dtype, free_port, monkeypatch):
+    """One graph, and the same gradients."""
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", str(free_port))
+    torch._dynamo.reset()
+    dist.init_process_group("gloo", rank=0, world_size=1)
+    try:
+        compare_one_layer(
+            "cpu",
+            dtype,
+            1e-2 if dtype != torch.float32 else 1e-5,
+            lambda function: torch.compile(function, backend="aot_eager", fullgraph=True),
+        )
+    finally:
+        dist.destroy_process_group()
+
+
+def compare_one_layer(device: str, dtype: torch.dtype, tolerance: float, wrapped=lambda function: function) -> None:
     from engine.sync_norm import _SyncNorm
+    from kernels.over_ranks import group_name
 
     norm = nn.BatchNorm2d(3).to(device)
     nn.init.normal_(norm.weight)
     batch = images().to(device, dtype).contiguous(memory_format=torch.channels_last)
     gradient = torch.randn(batch.shape, device=device).to(dtype)
     found = []
-    for function in (norm, lambda x: _SyncNorm.apply(x, norm.weight, norm.bias, norm.eps, None)[0]):
+    group = group_name()
+    for function in (norm, wrapped(lambda x: _SyncNorm.apply(x, norm.weight, norm.bias, norm.eps, group)[0])):
         norm.zero_grad()
         leaf = batch.clone().requires_grad_()
         output = function(leaf)

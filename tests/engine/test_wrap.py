@@ -81,7 +81,11 @@ def test_a_plan_is_put_on_the_model(reset_accelerator, monkeypatch):
     plan = make_plan(RunConfig(), model, Hardware("cpu", "CPU"))
     plan = replace(plan, sync_bn=True, policy=by_block(9), workspace_cap_bytes=256 << 20)
     accelerator = build_accelerator(plan, ALONE, OptimConfig())
-    wrapped, _ = wrap(model, torch.optim.SGD(model.parameters(), lr=0.1), plan, accelerator)
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        wrapped, _ = wrap(model, torch.optim.SGD(model.parameters(), lr=0.1), plan, accelerator)
+    finally:
+        torch.distributed.destroy_process_group()
     assert list(wrapped.state_dict()) == names
     assert sum(isinstance(module, SyncNorm) for module in wrapped.modules()) == 20
     assert sum("forward" in module.__dict__ for module in wrapped.blocks()) == 9
