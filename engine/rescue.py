@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from engine.byte_sizes import gib
+from engine.byte_sizes import UNITS, gib
 from engine.checkpoint import random_state, restore_random_state
 from engine.exchange import GradientExchange
 from engine.kept_copy import KeptCopy
@@ -176,9 +176,18 @@ class Rescue:
         good = trainer.last_checkpoint or "none yet"
         more = f" ({gib(peak)} were in use)" if (peak := _allocated(trainer.accelerator.device)) else ""
         return (
-            f"out of memory at step {trainer.progress.step + 1}{more}: {failure}. Last checkpoint: {good}. Start again "
-            "with a smaller --gpu-memory, --recompute nested or --parallel.micro-batch-size"
+            f"out of memory at step {trainer.progress.step + 1}{more}: {failure}. Last checkpoint: {good}. Go on with "
+            f"--resume {trainer.folder.path} {self._smaller()}"
         )
+
+    def _smaller(self) -> str:
+        """The flags that a run under the next plan is started with."""
+        if not self.ladder:
+            return "and a smaller --gpu-memory, --recompute nested or --parallel.micro-batch-size"
+        after = self.ladder[0]
+        if after.predicted_peak_bytes:
+            return f"--gpu-memory {-(-after.predicted_peak_bytes // UNITS['MIB'])}MiB"
+        return f"--parallel.micro-batch-size {after.micro_batch_size}"
 
 
 def _allocated(device: torch.device) -> int:

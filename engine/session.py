@@ -40,9 +40,11 @@ EXIT_MEMORY = 1
 
 FREE_TO_CHANGE = {
     *("config", "resume", "optim.epochs", "model.compile", "model.fused"),
-    *("data.root", "data.workers", "data.prefetch", "parallel.threads", "memory.gpu_memory"),
+    *("data.root", "data.workers", "data.prefetch", "parallel.threads"),
+    *("memory.gpu_memory", "memory.recompute", "memory.offload", "parallel.micro_batch_size"),
 }
-"""Fields besides the `log` group that a resumed run may change without becoming another run."""
+"""Fields besides the `log` group that a resumed run may change without becoming another run. Micro-batches are among
+them, as a run that is short of memory changes them by itself."""
 
 
 class Session:

@@ -121,6 +121,20 @@ def test_again_and_again_until_nothing_is_left(make_trainer):
         rescued(make_trainer, "forward", set(range(1, 100)))
 
 
+@pytest.mark.parametrize(
+    ("predicted", "flags"), [(0, "--parallel.micro-batch-size 8"), (2**30 + 1, "--gpu-memory 1025MiB")]
+)
+def test_a_run_that_cannot_change_its_plan_says_how_to_go_on(make_trainer, predicted, flags):
+    """Under DeepSpeed: with the flags of the plan that would have been next."""
+    trainer = make_trainer("sharded", model=Net(), optim=OPTIM)
+    trainer.plan = replace(trainer.plan, zero_stage=2)
+    after = halvings(trainer.plan)[0]
+    trainer.rescue = Rescue(trainer, (replace(after, predicted_peak_bytes=predicted),))
+    Failing(trainer.model, "forward", {2})
+    with pytest.raises(MemoryExhausted, match=f"step 2.*Go on with --resume {trainer.folder.path} {flags}$"):
+        trainer.fit()
+
+
 def test_the_next_plan_may_recompute_instead(make_trainer):
     def ladder(plan):
         return (replace(plan, recompute="block", policy=by_block(1)),)
