@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from archs.layers import ConvAct
+from archs.layers import ConvAct, converted
 from archs.plain import GridHead, PlainNetwork
 from archs.registry import Reference, register
 
@@ -33,7 +33,7 @@ class ResponseNorm(torch.autograd.Function):
         ctx.constants = size, alpha, beta, k
         wide = features.to(torch.promote_types(features.dtype, torch.float32))
         base = window_sum(wide.square(), size).mul_(alpha).add_(k)
-        return base.pow_(-beta).mul_(wide).to(features.dtype)
+        return converted(base.pow_(-beta) * wide, features.dtype)
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None, None, None]:

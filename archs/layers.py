@@ -24,6 +24,15 @@ relu6 = nn.ReLU6
 silu = nn.SiLU
 
 
+def converted(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """`tensor.to(dtype)`, without a call where there is nothing to convert, for what an autograd.Function returns.
+
+    torch 2.11's compiler takes a result that is one of the operands, as that of such a call or of one in place, for
+    another tensor: the gradient of a function that returns it is zero.
+    """
+    return tensor if tensor.dtype == dtype else tensor.to(dtype)
+
+
 class ConvNormAct(Fusable):
     """Convolution, BatchNorm, activation: [N, in_channels, H, W] -> [N, out_channels, H', W'].
 

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from archs.layers import converted
 from kernels.over_ranks import gather_over_ranks, group_name, sum_over_ranks
 
 TINY = 1e-12
@@ -55,10 +56,7 @@ class _SyncNorm(torch.autograd.Function):
         ctx.save_for_backward(features, weight, mean, variance, total)
         ctx.eps, ctx.group = eps, group
         output = F.batch_norm(_exact(features), mean, variance, weight, bias, training=False, eps=eps)
-        if output.dtype != features.dtype:
-            # No conversion that changes nothing: torch 2.11's compiler takes its result for another tensor, and loses
-            # the gradient.
-            output = output.to(features.dtype)
+        output = converted(output, features.dtype)
         ctx.mark_non_differentiable(mean, variance, total)
         return output, mean, variance, total
 

@@ -19,19 +19,26 @@ def logits_of(output):
 
 
 def assert_one_graph(name: str, images: torch.Tensor) -> None:
-    """Captured whole by Dynamo and run as it is, the network computes what it did."""
+    """Captured whole by Dynamo and run as it is, the network computes what it did, gradients included."""
     model = archs.build(name, num_classes=7, image_size=images.shape[-1]).train()
     compiled = torch.compile(model, fullgraph=True, backend="eager")
-    outputs = []
+    outputs, gradients = [], []
     for forward in (model, compiled):
         torch.manual_seed(1)
         outputs.append(forward(images))
+        loss = logits_of(outputs[-1]).square().sum()
+        gradients.append(torch.autograd.grad(loss, list(model.parameters()), allow_unused=True))
     assert type(outputs[1]) is type(outputs[0])
     torch.testing.assert_close(logits_of(outputs[1]), logits_of(outputs[0]), rtol=1e-5, atol=1e-5)
+    for (parameter, _), expected, found in zip(model.named_parameters(), *gradients, strict=True):
+        assert (found is None) == (expected is None), parameter
+        if expected is not None:
+            largest = expected.abs().max().item()
+            torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4 * largest + 1e-12, msg=parameter)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "inceptionv3"])
-def test_training_forward_is_one_graph(name, small_images):
+@pytest.mark.parametrize("name", ["resnet18", "inceptionv3", "alexnet"])
+def test_training_step_is_one_graph(name, small_images):
     assert_one_graph(name, small_images(name))
 
 
