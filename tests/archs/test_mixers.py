@@ -127,7 +127,7 @@ def test_mixer_s_draw():
 @pytest.mark.parametrize(("name", "scale"), [("resmlp_12", 0.1), ("resmlp_24", 1e-5)])
 def test_resmlp_s_draw(name, scale):
     """facebookresearch/deit, resmlp_models.py."""
-    model = archs.build(name, 10, image_size=128)
+    model = archs.build(name, 10)
     block = model.stages[0][3]
     for layer in (block.mixing, block.mlp.fc1, block.mlp.fc2):
         assert layer.weight.std().item() == pytest.approx(0.02, rel=0.02)
