@@ -138,7 +138,7 @@ def test_waiting_is_not_processor_time():
 
     def waits(number: int) -> None:
         busy(number)
-        time.sleep(0.01)
+        time.sleep(0.04)
 
     sides = {name: Steps(step, 1, torch.device("cpu"), 0.02, warmup=1) for name, step in (("a", busy), ("b", waits))}
     wall = interleave(dict(sides), 4).ratio("b").median
