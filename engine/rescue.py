@@ -22,6 +22,7 @@ from engine.checkpoint import random_state, restore_random_state
 from engine.exchange import GradientExchange
 from engine.kept_copy import KeptCopy
 from engine.micro_batches import is_whole
+from engine.optim import allocate_state
 from engine.planner import Plan
 from engine.recompute import apply_policy, clear_policy
 from engine.wrap import bare_module, set_partition
@@ -59,6 +60,16 @@ class Rescue:
         self._alone = trainer.accelerator.num_processes == 1
         self._past_return = False
         self._statistics = KeptCopy(bare_module(trainer.model).buffers())
+
+    def allocate_state(self) -> None:
+        """Before the first step; raises MemoryExhausted where no plan could help."""
+        try:
+            allocate_state(self.trainer.optimizer.optimizer)
+        except torch.OutOfMemoryError as error:
+            raise MemoryExhausted(
+                "out of memory before the first step: weights, gradients and the optimizer's state alone do not fit "
+                f"({_first_line(error)})"
+            ) from None
 
     def step(self, batch) -> None:
         """One optimizer step, repeated until a plan carries it through.
@@ -107,7 +118,7 @@ class Rescue:
         except _StepFailed:
             return "another rank ran out of memory"
         except torch.OutOfMemoryError as error:
-            failure = str(error).splitlines()[0] if str(error) else "out of memory"
+            failure = _first_line(error)
         else:
             return None
         if self._alone:
@@ -188,6 +199,10 @@ class Rescue:
         if after.predicted_peak_bytes:
             return f"--gpu-memory {-(-after.predicted_peak_bytes // UNITS['MIB'])}MiB"
         return f"--parallel.micro-batch-size {after.micro_batch_size}"
+
+
+def _first_line(error: torch.OutOfMemoryError) -> str:
+    return next(iter(str(error).splitlines()), "out of memory")
 
 
 def _allocated(device: torch.device) -> int:

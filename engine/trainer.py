@@ -26,7 +26,7 @@ from engine.interrupt import Interrupt
 from engine.loss import loss_and_hits
 from engine.micro_batches import is_whole, micro_batches
 from engine.network import network_options
-from engine.optim import allocate_state, learning_rate, set_learning_rate
+from engine.optim import learning_rate, set_learning_rate
 from engine.planner import Plan
 from engine.progress import EpochBar, memory_in_use
 from engine.rescue import Rescue
@@ -128,7 +128,7 @@ class Trainer:
     def fit(self) -> None:
         """Train the epochs that are left."""
         if not self.checkpointer.sharded:
-            allocate_state(self.optimizer.optimizer)
+            self.rescue.allocate_state()
         while self.progress.epoch < self.config.optim.epochs and not self._stopping:
             self._train_epoch()
             if self.progress.step_in_epoch == self.steps_per_epoch:

@@ -121,6 +121,17 @@ def test_again_and_again_until_nothing_is_left(make_trainer):
         rescued(make_trainer, "forward", set(range(1, 100)))
 
 
+def test_state_that_does_not_fit_is_told_before_the_first_step(make_trainer, monkeypatch):
+    trainer = make_trainer(model=Net(), optim=OPTIM)
+
+    def fail() -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore")
+
+    monkeypatch.setattr(trainer.optimizer.optimizer, "step", fail)
+    with pytest.raises(MemoryExhausted, match=r"before the first step.*2\.00 GiB\.\)$"):
+        trainer.fit()
+
+
 @pytest.mark.parametrize(
     ("predicted", "flags"), [(0, "--parallel.micro-batch-size 8"), (2**30 + 1, "--gpu-memory 1025MiB")]
 )
