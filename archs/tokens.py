@@ -53,7 +53,7 @@ class TokenLinear(nn.Linear):
 
     def forward(self, tokens: Tensor) -> Tensor:
         weight, device = self.weight, self.weight.device.type
-        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        if device != "meta" and torch.is_autocast_enabled(device):
             # Cast before it is expanded: autocast would cast, and keep, a copy for every image.
             weight = weight.to(torch.get_autocast_dtype(device))
         return torch.baddbmm(self.bias.unsqueeze(-1), weight.expand(len(tokens), -1, -1), tokens)

@@ -115,7 +115,7 @@ class Search:
             sharded = self._sharding()
             for category in (Category.PARAMETERS, Category.GRADIENTS, Category.OPTIMIZER):
                 live[category] = sharded.static[category]
-            live[Category.COMMUNICATION] += sharded.static[Category.COMMUNICATION]
+            live[Category.COMMUNICATION] += sharded.static[Category.COMMUNICATION] + load.nccl
         live[Category.WORKSPACE] += (load.correction - 1) * allocator
         if load.cuda:
             live[Category.WORKSPACE] += load.device.cublas
@@ -128,7 +128,7 @@ class Search:
 
     def _sharding(self) -> Sharding:
         load = self.workload
-        return shard(self.parameters, load.ranks, load.zero_stage, load.offload_optimizer, load.device)
+        return shard(self.parameters, load.ranks, load.zero_stage, load.offload_optimizer)
 
     def candidate(self, precision: str, policy: Policy, accumulation: int, cap: int) -> Candidate:
         """What a step in `accumulation` micro-batches needs and costs."""
@@ -140,8 +140,7 @@ class Search:
         allocated = sum(size for category, size in predicted.items() if category not in outside)
         if load.cuda:
             allocated -= int(load.device.fragmentation * allocated / (1 + load.device.fragmentation))
-        if load.ranks > 1:
-            allocated -= load.device.nccl
+        allocated -= load.nccl
         changed = function_changes(
             self.normalised, load.global_batch, micro, accumulation, load.ranks, load.sync_bn and load.ranks > 1
         )

@@ -42,6 +42,11 @@ class Workload:
         """Images of one rank's share of the global batch."""
         return self.global_batch // self.ranks
 
+    @property
+    def nccl(self) -> int:
+        """Bytes of NCCL's channels; synchronised norms exchange over some of their own (engine.exchange)."""
+        return (1 + self.sync_bn) * self.device.nccl if self.ranks > 1 else 0
+
 
 @dataclass(frozen=True)
 class Candidate:

@@ -78,7 +78,7 @@ class Device:
     cublas: int = 32 * MIB
     """cuBLAS's workspace: 32 MiB from Hopper on, 8 MiB before (aten/src/ATen/cuda/CublasHandlePool.cpp)."""
     nccl: int = 256 * MIB
-    """NCCL's channels, with several GPUs."""
+    """NCCL's channels of one group of GPUs."""
     fragmentation: float = 0.02
     """Share of the allocator's peak that is reserved and cannot be used."""
 

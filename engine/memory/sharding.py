@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from engine.memory.cuda import Device
 from engine.memory.trace import Category
 
 ELEMENT = 4  # parameters, gradients and states are fp32
@@ -39,8 +38,8 @@ class Sharding:
     """Bytes each GPU sends a step."""
 
 
-def shard(parameters: Parameters, ranks: int, stage: int, offload_optimizer: bool, device: Device) -> Sharding:
-    """Parameters, gradients, optimizer states and communication buffers of one of `ranks` GPUs under ZeRO `stage`.
+def shard(parameters: Parameters, ranks: int, stage: int, offload_optimizer: bool) -> Sharding:
+    """Parameters, gradients, optimizer states and ZeRO's buffers of one of `ranks` GPUs under ZeRO `stage`.
 
     stage              0 is DDP (or one GPU), whose buckets are the gradients themselves (gradient_as_bucket_view)
     offload_optimizer  states and the fp32 shard that they update are in host memory
@@ -51,7 +50,7 @@ def shard(parameters: Parameters, ranks: int, stage: int, offload_optimizer: boo
         Category.PARAMETERS: whole,
         Category.GRADIENTS: whole,
         Category.OPTIMIZER: parameters.states * (part if stage else whole),
-        Category.COMMUNICATION: device.nccl if ranks > 1 else 0,
+        Category.COMMUNICATION: 0,
     }
     if stage:
         # DeepSpeed updates a separate fp32 copy of its shard and copies that back.

@@ -10,7 +10,7 @@ import archs
 from engine.byte_sizes import GIB, parse_bytes
 from engine.config import ConfigError, MemoryConfig, OptimConfig, ParallelConfig, PrecisionConfig, RunConfig
 from engine.memory.cost import NOMINAL
-from engine.memory.cuda import MIB, Device, loader_bytes, workspace_cap
+from engine.memory.cuda import MIB, loader_bytes, workspace_cap
 from engine.memory.sharding import PREFETCH_BUCKET, REDUCE_BUCKET, Parameters, shard
 from engine.memory.simulate import Untraceable
 from engine.memory.trace import Category
@@ -131,6 +131,15 @@ def test_more_gpus_take_smaller_shares_and_synchronised_norms_keep_the_function(
     ]
     assert activations[1] == pytest.approx(activations[0] / 2, rel=0.05)
     assert budget > 0
+
+
+def test_synchronised_norms_have_channels_of_their_own():
+    """NCCL's, for a group beside the gradients'; none of it is in torch's allocator."""
+    norms = {sync_bn: Search(workload(batch=48, ranks=2, sync_bn=sync_bn), ["fp32"]) for sync_bn in (False, True)}
+    plain, synchronised = (norms[sync_bn].candidate("fp32", Policy(), 1, GIB) for sync_bn in (False, True))
+    nccl = norms[False].workload.device.nccl
+    assert plain.predicted[Category.COMMUNICATION] == nccl
+    assert synchronised.peak == plain.peak + nccl and synchronised.allocated == plain.allocated
 
 
 def test_the_least_is_said_where_nothing_fits(search):
@@ -294,9 +303,8 @@ def test_two_passes_take_twice_the_time_and_a_copy(accumulation, more):
 
 def test_zero_shards_what_its_stage_says():
     """Against the paper's table: Adam's states, gradients, parameters go one after the other (arXiv:1910.02054)."""
-    device = Device(nccl=0)
     whole = 4 * PARAMETERS.total
-    stages = [shard(PARAMETERS, 4, stage, False, device).static for stage in range(4)]
+    stages = [shard(PARAMETERS, 4, stage, False).static for stage in range(4)]
     assert stages[0][Category.OPTIMIZER] == 2 * whole and stages[0][Category.COMMUNICATION] == 0
     assert [stage[Category.OPTIMIZER] for stage in stages[1:]] == [3 * whole // 4] * 3  # with the fp32 copy
     assert [stage[Category.GRADIENTS] for stage in stages] == [whole, whole, whole // 4, whole // 4]
@@ -305,9 +313,9 @@ def test_zero_shards_what_its_stage_says():
     assert stages[2][Category.COMMUNICATION] == 2 * 4 * REDUCE_BUCKET
     gathered = stages[3][Category.COMMUNICATION] - stages[2][Category.COMMUNICATION]
     assert gathered == min(whole, 4 * (PREFETCH_BUCKET + PARAMETERS.largest))
-    assert shard(PARAMETERS, 4, 2, True, device).static[Category.OPTIMIZER] == 0
-    assert shard(PARAMETERS, 1, 0, False, device).traffic == 0
-    assert shard(PARAMETERS, 4, 3, False, device).traffic > shard(PARAMETERS, 4, 2, False, device).traffic
+    assert shard(PARAMETERS, 4, 2, True).static[Category.OPTIMIZER] == 0
+    assert shard(PARAMETERS, 1, 0, False).traffic == 0
+    assert shard(PARAMETERS, 4, 3, False).traffic > shard(PARAMETERS, 4, 2, False).traffic
 
 
 # --- the issue's targets ---------------------------------------------------------------------------------------
