@@ -52,8 +52,9 @@ def window_sum(values: Tensor, size: int) -> Tensor:
     """Sum over the `size` (odd) channels around each, fewer at the ends: [N, C, H, W] -> the same shape."""
     total = values.clone()
     for shift in range(1, size // 2 + 1):
-        total[:, shift:] += values[:, :-shift]
-        total[:, :-shift] += values[:, shift:]
+        # `+=` on a slice would write it back once more.
+        total[:, shift:].add_(values[:, :-shift])
+        total[:, :-shift].add_(values[:, shift:])
     return total
 
 

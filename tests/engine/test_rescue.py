@@ -162,7 +162,6 @@ def test_the_next_plan_may_recompute_instead(make_trainer):
 @pytest.mark.slow
 def test_the_next_plan_may_keep_less_in_compiled_graphs(make_trainer, monkeypatch):
     """torch.compile's partitioner gets the next plan's budget, and its graphs are made anew."""
-    monkeypatch.setattr("torch._functorch.config.activation_memory_budget", 1.0)
     budgets: list[float] = []
 
     def counting(graph, inputs):
@@ -188,11 +187,12 @@ def test_the_next_plan_may_keep_less_in_compiled_graphs(make_trainer, monkeypatc
         trainer.fit()
         return trainer
 
-    trainer = trained("rescued", {2})
-    # the step; the step anew, and the evaluation
-    assert trainer.plan.policy.partition == 0.25 and budgets == [1.0, 0.25, 0.25]
-    for name, tensor in state(trained("plain", set())).items():
-        torch.testing.assert_close(state(trainer)[name], tensor, rtol=0, atol=0, msg=name)
+    with torch._functorch.config.patch(activation_memory_budget=1.0):
+        trainer = trained("rescued", {2})
+        # the step; the step anew, and the evaluation
+        assert trainer.plan.policy.partition == 0.25 and budgets == [1.0, 0.25, 0.25]
+        for name, tensor in state(trained("plain", set())).items():
+            torch.testing.assert_close(state(trainer)[name], tensor, rtol=0, atol=0, msg=name)
 
 
 def test_other_errors_are_not_taken_for_memory(make_trainer):

@@ -121,7 +121,6 @@ def test_more_gpus_take_smaller_shares_and_synchronised_norms_keep_the_function(
     alone = Search(workload(batch=48), ["fp32"])
     two = Search(workload(batch=48, ranks=2), ["fp32"])
     four = Search(workload(batch=48, ranks=4, sync_bn=True), ["fp32"])
-    budget = int(0.95 * plain_peak(alone))
     assert two.run(2 * GIB).chosen.micro == 24 and two.run(2 * GIB).chosen.changes
     chosen = four.run(2 * GIB).chosen
     assert chosen.micro == 12 and chosen.changes == ()
@@ -130,7 +129,6 @@ def test_more_gpus_take_smaller_shares_and_synchronised_norms_keep_the_function(
         for one in (alone.candidate("fp32", Policy(), 1, GIB), two.candidate("fp32", Policy(), 1, GIB))
     ]
     assert activations[1] == pytest.approx(activations[0] / 2, rel=0.05)
-    assert budget > 0
 
 
 def test_synchronised_norms_have_channels_of_their_own():
