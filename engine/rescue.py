@@ -6,8 +6,7 @@ leaves nothing behind: its gradients are dropped, BatchNorm's running statistics
 Several ranks agree by one all-reduce of a flag, after every step's backward pass (engine.exchange). Where they exchange
 BatchNorm's statistics within the passes, a plan's first step is rehearsed without that, agreed on, undone and then
 done: from then on each rank knows what the others wait for. So is the first tail of an epoch, which is not compiled and
-may have another order. Under DeepSpeed a rank that fails ends the run with its
-last checkpoint.
+may have another order. Under DeepSpeed a rank that fails ends the run with its last checkpoint.
 """
 
 from __future__ import annotations

@@ -36,13 +36,7 @@ def group_name(group: dist.ProcessGroup | None = None) -> str:
 @torch.library.custom_op("hcr::gather_over_ranks", mutates_args=())
 def gather_over_ranks(own: Tensor, group: str) -> Tensor:
     """Every rank's vector [n], in the order of ranks: [R, n]. `group` as `group_name` gives it."""
-    followed = _followed.get(group)
-    if followed is not None and followed.apart(own, gathered=True):
-        return own.repeat(dist.get_world_size(followed.group), 1)
-    everyone = _gather(own, _resolve_process_group(group))[0]
-    if followed is not None:
-        followed.done += 1
-    return everyone
+    return _exchange(own, group, gathered=True)
 
 
 @gather_over_ranks.register_fake
@@ -53,13 +47,7 @@ def _(own: Tensor, group: str) -> Tensor:
 @torch.library.custom_op("hcr::sum_over_ranks", mutates_args=())
 def sum_over_ranks(own: Tensor, group: str) -> Tensor:
     """The sum [n] of every rank's vector [n]. `group` as `group_name` gives it."""
-    followed = _followed.get(group)
-    if followed is not None and followed.apart(own, gathered=False):
-        return own.clone()
-    total = _sum(own, _resolve_process_group(group))[0]
-    if followed is not None:
-        followed.done += 1
-    return total
+    return _exchange(own, group, gathered=False)
 
 
 @sum_over_ranks.register_fake
@@ -67,14 +55,24 @@ def _(own: Tensor, group: str) -> Tensor:
     return torch.empty_like(own)
 
 
-def _gather(own: Tensor, group: dist.ProcessGroup, wait: bool = True) -> tuple[Tensor, dist.Work | None]:
+def _exchange(own: Tensor, name: str, gathered: bool) -> Tensor:
+    """Exchange a vector, or in a rehearsal take it for every rank's; notes or counts it where the group is followed."""
+    followed = _followed.get(name)
+    if followed is not None and followed.apart(own, gathered):
+        return own.repeat(dist.get_world_size(followed.group), 1) if gathered else own.clone()
+    result, _ = _begin(own, _resolve_process_group(name), gathered, wait=True)
+    if followed is not None:
+        followed.done += 1
+    return result
+
+
+def _begin(own: Tensor, group: dist.ProcessGroup, gathered: bool, wait: bool) -> tuple[Tensor, dist.Work | None]:
+    """(result, what to wait for before it is one); there is nothing to wait for where `wait` did."""
+    if not gathered:
+        total = own.clone()
+        return total, dist.all_reduce(total, group=group, async_op=not wait)
     everyone = own.new_empty((dist.get_world_size(group), len(own)))
     return everyone, dist.all_gather(list(everyone.unbind(0)), own, group=group, async_op=not wait)
-
-
-def _sum(own: Tensor, group: dist.ProcessGroup, wait: bool = True) -> tuple[Tensor, dist.Work | None]:
-    total = own.clone()
-    return total, dist.all_reduce(total, group=group, async_op=not wait)
 
 
 class Followed:
@@ -121,8 +119,7 @@ class Followed:
         """
         known, begun = self._known[self._kind], []
         for gathered, vector, device in known[self.done :]:
-            exchange = _gather if gathered else _sum
-            work = exchange(torch.zeros_like(vector, device=device), self.group, wait=False)[1]
+            _, work = _begin(torch.zeros_like(vector, device=device), self.group, gathered, wait=False)
             assert work is not None
             begun.append(work)
         self.done = len(known)
