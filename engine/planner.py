@@ -1,7 +1,7 @@
 """From what was asked and what is there to how the run will be done: precision, micro-batches, compile, ZeRO stage.
 
-A Plan is made before anything is allocated. Global batch = micro-batch × accumulation × ranks, always equal to what
-was asked; a split that does not come out even is refused with the batch sizes that would.
+A Plan is made before anything is allocated. The global batch is always what was asked, in micro-batches of one size; a
+batch that does not divide over the ranks is refused with the sizes that would.
 """
 
 from __future__ import annotations
@@ -146,21 +146,23 @@ def choose_compile(asked: str, hardware: Hardware) -> bool:
 def split_batch(batch_size: int, ranks: int, micro_batch_size: int) -> tuple[int, int]:
     """(micro-batch, accumulation) of one rank's share of the global batch.
 
-    Raises ConfigError naming the nearest sizes that come out even.
+    The micro-batch is at most what was asked for: as many as it takes, as even as can be. Where they do not come out
+    even, the last ones are filled up with images that do not count (engine.micro_batches).
+
+    Raises ConfigError for a batch that does not divide over the ranks, naming those that would, and for more than a
+    share.
     """
     if batch_size % ranks:
         below, above = batch_size // ranks * ranks, -(-batch_size // ranks) * ranks
         would = f"{below} or {above}" if below else f"{above}"
         raise ConfigError(f"--batch-size {batch_size} does not divide over {ranks} ranks; {would} would")
     share = batch_size // ranks
-    micro = micro_batch_size or share
-    if micro > share or share % micro:
-        divisors = [size for size in range(1, share + 1) if share % size == 0]
-        would = ", ".join(map(str, sorted(sorted(divisors, key=lambda size: abs(size - micro))[:3])))
-        raise ConfigError(
-            f"--parallel.micro-batch-size {micro} does not divide a rank's share of {share}; {would} would"
-        )
-    return micro, share // micro
+    require(
+        micro_batch_size <= share,
+        f"--parallel.micro-batch-size {micro_batch_size} is more than a rank's share of {share} images",
+    )
+    accumulation = -(-share // (micro_batch_size or share))
+    return -(-share // accumulation), accumulation
 
 
 def function_changes(

@@ -6,7 +6,10 @@ leaves nothing behind: its gradients are dropped, BatchNorm's running statistics
 Several ranks agree by one all-reduce of a flag, after every step's backward pass (engine.exchange). Where they exchange
 BatchNorm's statistics within the passes, a plan's first step is rehearsed without that, agreed on, undone and then
 done: from then on each rank knows what the others wait for. So is the first tail of an epoch, which is not compiled and
-may have another order. Under DeepSpeed a rank that fails ends the run with its last checkpoint.
+may have another order.
+
+Where a rank fails outside of that, or under DeepSpeed, which exchanges by rules of its own, all ranks start again from
+the last checkpoint under the next plan (engine.relaunch).
 """
 
 from __future__ import annotations
@@ -31,7 +34,15 @@ if TYPE_CHECKING:
 
 
 class MemoryExhausted(RuntimeError):
-    """Memory ran out and no plan is left, or the ranks could not have agreed; the message says what to do."""
+    """Memory ran out and this process cannot mend it; the message says what to do.
+
+    flags  what another process would go on with; none where no plan needs less
+    row    what is known of the failure, for metrics.jsonl
+    """
+
+    def __init__(self, message: str, flags: tuple[str, ...] = (), row: dict[str, Any] | None = None) -> None:
+        super().__init__(message)
+        self.flags, self.row = flags, row or {}
 
 
 class _StepFailed(Exception):
@@ -67,7 +78,7 @@ class Rescue:
         except torch.OutOfMemoryError as error:
             raise MemoryExhausted(
                 "out of memory before the first step: weights, gradients and the optimizer's state alone do not fit "
-                f"({_first_line(error)})"
+                f"({first_line(error)})"
             ) from None
 
     def step(self, batch) -> None:
@@ -117,15 +128,15 @@ class Rescue:
         except _StepFailed:
             return "another rank ran out of memory"
         except torch.OutOfMemoryError as error:
-            failure = _first_line(error)
+            failure = first_line(error)
         else:
             return None
         if self._alone:
             return failure
         if self._past_return:
-            raise MemoryExhausted(self._hopeless(f"{failure}, after the ranks had exchanged gradients"))
+            raise self.exhausted(f"{failure}, after the ranks had exchanged gradients")
         if self._exchange is None:
-            raise MemoryExhausted(self._hopeless(failure))
+            raise self.exhausted(failure)
         if not self._rehearsing:
             self._exchange.hand_in_zeros()
         self._exchange.any_failed(True)
@@ -160,15 +171,10 @@ class Rescue:
         trainer = self.trainer
         before = trainer.plan
         if before.zero_stage or not self.ladder:
-            raise MemoryExhausted(self._hopeless(failure))
+            raise self.exhausted(failure)
         after = self.ladder.pop(0)
         switch(trainer, after)
-        row = {
-            "event": "out_of_memory",
-            "step": trainer.progress.step + 1,
-            "reason": failure,
-            "predicted_bytes": before.predicted_allocated_bytes,
-            "allocated_bytes": _allocated(trainer.accelerator.device),
+        row = self._row(failure, before) | {
             "micro_batch_size": after.micro_batch_size,
             "accumulation": after.accumulation,
             "recompute": after.recompute,
@@ -181,26 +187,42 @@ class Rescue:
             for change in after.changes:
                 print(f"note: {change}", flush=True)
 
-    def _hopeless(self, failure: str) -> str:
-        trainer = self.trainer
+    def _row(self, failure: str, plan: Plan) -> dict[str, Any]:
+        """What is known of a failure under `plan`."""
+        return {
+            "event": "out_of_memory",
+            "step": self.trainer.progress.step + 1,
+            "reason": failure,
+            "predicted_bytes": plan.predicted_allocated_bytes,
+            "allocated_bytes": _allocated(self.trainer.accelerator.device),
+        }
+
+    def exhausted(self, failure: str) -> MemoryExhausted:
+        """What to raise where memory ran out and no step can be repeated here."""
+        trainer, flags = self.trainer, self._smaller()
+        row = self._row(failure, trainer.plan)
         good = trainer.last_checkpoint or "none yet"
-        more = f" ({gib(peak)} were in use)" if (peak := _allocated(trainer.accelerator.device)) else ""
-        return (
-            f"out of memory at step {trainer.progress.step + 1}{more}: {failure}. Last checkpoint: {good}. Go on with "
-            f"--resume {trainer.folder.path} {self._smaller()}"
+        more = f" ({gib(peak)} were in use)" if (peak := row["allocated_bytes"]) else ""
+        would = " ".join(flags) or "and a smaller --gpu-memory, --recompute nested or --parallel.micro-batch-size"
+        return MemoryExhausted(
+            f"out of memory at step {row['step']}{more}: {failure}. Last checkpoint: {good}. Go on with "
+            f"--resume {trainer.folder.path} {would}",
+            flags,
+            row,
         )
 
-    def _smaller(self) -> str:
-        """The flags that a run under the next plan is started with."""
+    def _smaller(self) -> tuple[str, ...]:
+        """The flags that a run under the next plan is started with; none where there is no such plan."""
         if not self.ladder:
-            return "and a smaller --gpu-memory, --recompute nested or --parallel.micro-batch-size"
+            return ()
         after = self.ladder[0]
         if after.predicted_peak_bytes:
-            return f"--gpu-memory {-(-after.predicted_peak_bytes // UNITS['MIB'])}MiB"
-        return f"--parallel.micro-batch-size {after.micro_batch_size}"
+            return "--gpu-memory", f"{-(-after.predicted_peak_bytes // UNITS['MIB'])}MiB"
+        return "--parallel.micro-batch-size", str(after.micro_batch_size)
 
 
-def _first_line(error: torch.OutOfMemoryError) -> str:
+def first_line(error: torch.OutOfMemoryError) -> str:
+    """What torch says of it, without its advice."""
     return next(iter(str(error).splitlines()), "out of memory")
 
 

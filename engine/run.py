@@ -12,6 +12,7 @@ from typing import Literal
 from engine.config import ConfigError, RankError, RunConfig
 from engine.data.sources import DataError, Source, open_source
 from engine.interrupt import Interrupt, follow_launcher
+from engine.relaunch import Relaunch
 
 EXIT_USAGE = 2
 
@@ -39,12 +40,16 @@ def show_notices() -> None:
         logger.setLevel(logging.INFO)
 
 
-def train(config: RunConfig) -> int:
+def train(config: RunConfig, command: list[str] | None = None) -> int:
     """Run the training that `config` describes; returns the exit code.
+
+    command  how this process was started (sys.orig_argv), to start it again where memory runs out for good; None: the
+             run ends then
 
     0 finished, 1 the loss diverged, 2 the description or the data cannot be meant, 128 + signal when stopped.
     """
     show_notices()
+    relaunch = Relaunch(command) if command else None
     try:
         config, source = choose_data(config)
     except (ConfigError, DataError) as error:
@@ -54,7 +59,7 @@ def train(config: RunConfig) -> int:
     with Interrupt(announce=int(os.environ.get("RANK", 0)) == 0) as interrupt:
         follow_launcher()
         try:
-            session = Session(config, source, interrupt)
+            session = Session(config, source, interrupt, relaunch)
         except RankError as error:
             return fail(error, one_rank=True)
         except (ConfigError, DataError) as error:
@@ -63,6 +68,10 @@ def train(config: RunConfig) -> int:
             return session.run()
         except DataError as error:  # an image that one rank read
             return fail(error, one_rank=True)
+        except Exception:
+            if relaunch is not None:
+                relaunch.wait_if_asked()
+            raise
         finally:
             session.close()
 

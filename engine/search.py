@@ -268,7 +268,7 @@ class Search:
         """Numbers of micro-batches that give different sizes, fewest first."""
         share = self.workload.share
         if self.micro:
-            return [share // self.micro]
+            return [-(-share // self.micro)]
         sizes = dict.fromkeys(-(-share // count) for count in range(2, share + 1))
         return [-(-share // size) for size in sizes]
 
@@ -334,7 +334,7 @@ class Search:
     def least(self, cap: int) -> Candidate:
         """The candidate that needs the least of all: one image at a time."""
         share = self.workload.share
-        count = share // self.micro if self.micro else share
+        count = -(-share // self.micro) if self.micro else share
         found = [
             self.candidate(precision, replace(policy, offload=offload), count, cap)
             for precision in self.precisions

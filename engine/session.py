@@ -29,7 +29,8 @@ from engine.optim import build_optimizer
 from engine.plan_run import Planned, budget_bytes, least_free_memory, plan_lines, plan_run, refuse_more_than_the_card
 from engine.planner import Hardware
 from engine.progress import clock
-from engine.rescue import MemoryExhausted
+from engine.relaunch import Relaunch
+from engine.rescue import MemoryExhausted, first_line
 from engine.runfolder import RunFolder
 from engine.step_profile import StepProfile
 from engine.trainer import Diverged, Trainer
@@ -50,13 +51,20 @@ them, as a run that is short of memory changes them by itself."""
 class Session:
     """Everything alive during one process's part of a run.
 
+    relaunch  how to start again where memory runs out for good; None ends the run then
+
     Raises ConfigError or DataError before any training where something cannot be meant.
     """
 
-    def __init__(self, config: RunConfig, source: Source, interrupt: Interrupt) -> None:
+    def __init__(
+        self, config: RunConfig, source: Source, interrupt: Interrupt, relaunch: Relaunch | None = None
+    ) -> None:
         self.loaders: list = []
+        self.relaunch = relaunch
         logging.getLogger("accelerate").setLevel(logging.ERROR)
         launch = Launch.detect()
+        if relaunch is not None:
+            relaunch.watch()
         if launch.deepspeed is not None:
             config.optim.refuse_deepspeed(launch.zero_stage)
         device = prepare_device(launch, config.parallel.threads)
@@ -194,6 +202,7 @@ class Session:
             with monitor:
                 self._fit()
         except MemoryExhausted as error:
+            self._start_again(error)
             print(f"error: {error}", file=sys.stderr, flush=True)  # each rank: one alone may know of it
             if self.main:
                 self.folder.append("event", event="memory_exhausted", step=self.trainer.progress.step + 1)
@@ -210,12 +219,26 @@ class Session:
             self._conclude(stopped, time.perf_counter() - began, bad)
         return code
 
+    def _start_again(self, error: MemoryExhausted) -> None:
+        """Become a run under the next plan, from the last checkpoint; returns where there is none or it cannot be."""
+        if self.relaunch is None or not self.relaunch.possible or not error.flags:
+            return
+        where = self.trainer.last_checkpoint or "the start"
+        print(
+            f"out of memory at step {error.row['step']} ({error.row['reason']}): all ranks start again from {where} "
+            f"with {' '.join(error.flags)}",
+            flush=True,
+        )
+        self.relaunch.all_ranks(["--resume", str(self.folder.path.resolve()), *error.flags], error.row)
+
     def _fit(self) -> None:
         """Train; with --profile some steps of the first rank are recorded."""
         if self.config.log.profile and self.main:
             self.trainer.profile = StepProfile(self.folder.path / "profile", self.accelerator.device)
         try:
             self.trainer.fit()
+        except torch.OutOfMemoryError as error:  # in an evaluation, or while saving
+            raise self.trainer.rescue.exhausted(first_line(error)) from None
         finally:
             self.trainer.profile.close()
 
@@ -236,6 +259,8 @@ class Session:
         if self.config.resume is not None:
             where = f"from {self.resumed}" if self.resumed else "from the start: no checkpoint was written yet"
             print(f"resuming {where}, epoch {progress.epoch + 1}, step {progress.step}", flush=True)
+        if self.relaunch is not None and self.relaunch.reason is not None:
+            self.folder.append("event", **self.relaunch.reason)
         event = "start" if self.config.resume is None else "resume"
         self.folder.append(
             "event",

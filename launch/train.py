@@ -24,7 +24,7 @@ def main() -> int:
         config = parse()
     except ConfigError as error:
         return fail(error)
-    return train(config)
+    return train(config, command=sys.orig_argv)
 
 
 if __name__ == "__main__":

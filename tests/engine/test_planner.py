@@ -38,11 +38,15 @@ def test_compile_is_on_where_triton_runs():
 
 
 @given(ranks=st.integers(1, 64), share=st.integers(1, 256), data=st.data())
-def test_split_gives_back_the_batch(ranks, share, data):
-    micro = data.draw(st.sampled_from([0] + [size for size in range(1, share + 1) if share % size == 0]))
+def test_a_split_holds_the_share_in_as_few_even_parts_as_asked_for(ranks, share, data):
+    micro = data.draw(st.integers(0, share))
     size, accumulation = split_batch(ranks * share, ranks, micro)
-    assert size * accumulation * ranks == ranks * share
-    assert micro in (0, size)
+    assert size * (accumulation - 1) < share <= size * accumulation
+    assert size <= (micro or share)
+    assert accumulation == 1 or (micro or share) * (accumulation - 1) < share
+    assert size == -(-share // accumulation)
+    if micro and share % micro == 0:
+        assert size == micro
 
 
 def test_uneven_batch_says_what_would_be_even():
@@ -50,8 +54,8 @@ def test_uneven_batch_says_what_would_be_even():
         split_batch(128, 3, 0)
     with pytest.raises(ConfigError, match="2 does not divide over 4 ranks; 4 would"):
         split_batch(2, 4, 0)
-    with pytest.raises(ConfigError, match=r"micro-batch-size 48 .* 64; 16, 32, 64 would"):
-        split_batch(128, 2, 48)
+    with pytest.raises(ConfigError, match=r"micro-batch-size 96 is more than a rank's share of 64"):
+        split_batch(128, 2, 96)
 
 
 def test_plan_counts_states_and_says_what_changes():

@@ -67,3 +67,11 @@ def launch(root):
         return done
 
     return start
+
+
+@pytest.fixture(scope="session")
+def alone(launch, tiny, tmp_path_factory):
+    """The run that the others are compared with."""
+    folder = tmp_path_factory.mktemp("alone") / "run"
+    launch(*tiny, "--output", folder)
+    return folder

@@ -26,14 +26,6 @@ def zero(root, stage: int) -> dict[str, str]:
 
 
 @pytest.fixture(scope="session")
-def alone(launch, tiny, tmp_path_factory):
-    """The run that the others are compared with."""
-    folder = tmp_path_factory.mktemp("alone") / "run"
-    launch(*tiny, "--output", folder)
-    return folder
-
-
-@pytest.fixture(scope="session")
 def assert_same_run(rows):
     """Compares two run folders, losses to 1e-4."""
 

@@ -149,7 +149,7 @@ def mistakes(photos: Path):
     yield ["--data.root", photos / "nowhere"], ["nowhere"]
     yield ["--data.root", photos / "train"], ["train/", "val/"]
     yield ["--data.name", "mnist", "--data.no-download", "--data.root", photos], ["MNIST", "raw"]
-    yield ["--data.root", photos, "--batch-size", "8", "--parallel.micro-batch-size", "3"], ["micro-batch-size 3"]
+    yield ["--data.root", photos, "--batch-size", "8", "--parallel.micro-batch-size", "9"], ["a rank's share of 8"]
     yield ["--config", "configs/quikstart.yaml"], ["quickstart.yaml"]
     yield ["--resume", photos], ["no config.yaml"]
     yield ["--output", photos / "train" / "red" / "00.jpg"], ["cannot be made a folder"]
