@@ -35,7 +35,7 @@ Stage = Callable[[str, int, int, bool], Iterator["Candidate"]]
 PARTITIONS = (1.0, 0.5)
 """activation_memory_budget under torch.compile: its default, and half of the way to recomputing everything."""
 TRIES = 4
-"""Simulations spent on finding how many first blocks to recompute."""
+"""Simulations spent on finding how many first blocks to recompute, or which micro-batch a partition really fits."""
 
 
 class Search:
@@ -64,8 +64,8 @@ class Search:
         self._simulator = Simulator(
             workload.build, workload.optim, workload.channels_last, CudaModel() if workload.cuda else None
         )
-        self._traces: dict[tuple[bool, Policy], Trace] = {}
-        self._variants: dict[tuple[str, Policy, bool], Trace] = {}
+        self._traces: dict[tuple[bool, Policy, int], Trace] = {}
+        self._variants: dict[tuple[str, Policy, bool, int], Trace] = {}
         model = on_meta(workload.build)
         self.normalised = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
         self.units = len(list(model.blocks())) if hasattr(model, "blocks") else 0
@@ -81,24 +81,30 @@ class Search:
 
     # --- simulation --------------------------------------------------------------------------------------------
 
-    def trace(self, precision: str, policy: Policy, kept: bool = False) -> Trace:
+    def trace(self, precision: str, policy: Policy, kept: bool = False, only: int = 0) -> Trace:
         """The recording of a step; fp16 and bf16 share one, and so do gradients that are kept or not.
+
+        only  the micro-batch that it is of, as in `Simulator.record`
 
         Raises Untraceable.
         """
-        key = precision != "fp32", policy
+        key = precision != "fp32", policy, only
         if key not in self._traces:
             load = self.workload
             step = Step(
                 load.image_size, load.num_classes, precision, load.optim, policy, load.channels_last, cuda=load.cuda
             )
-            self._traces[key] = self._simulator.record(step)
-        variant = precision, policy, kept
+            self._traces[key] = self._simulator.record(step, only)
+        variant = precision, policy, kept, only
         if variant not in self._variants:
             trace = self._traces[key]
             trace = trace.in_bf16() if precision == "bf16" else trace
             self._variants[variant] = trace.with_gradients_kept() if kept else trace
         return self._variants[variant]
+
+    def _only(self, precision: str, policy: Policy, micro: int) -> int:
+        """The micro-batch, where there is a recording of it and of no other; else 0."""
+        return micro if (precision != "fp32", policy, micro) in self._traces else 0
 
     def watched(self, precision: str) -> list[Unit]:
         """The network's units with their bytes."""
@@ -107,7 +113,8 @@ class Search:
     def timeline(self, precision: str, policy: Policy, micro: int, accumulation: int, cap: int) -> Timeline:
         """The step on one GPU, everything included that the device has to hold."""
         load = self.workload
-        trace = self.trace(precision, policy, kept=accumulation > 1 or load.ranks > 1)
+        only = self._only(precision, policy, micro)
+        trace = self.trace(precision, policy, accumulation > 1 or load.ranks > 1, only)
         timeline = trace.timeline(micro, load.share, cap)
         live = timeline.live
         allocator = timeline.peak
@@ -162,7 +169,8 @@ class Search:
         load, rates = self.workload, NOMINAL
         gradients = 2 if load.optim.sam else 1
         passes = gradients * accumulation
-        total = seconds(self.trace(precision, policy).operators, micro, accumulation, precision != "fp32")
+        only = self._only(precision, policy, micro)
+        total = seconds(self.trace(precision, policy, only=only).operators, micro, accumulation, precision != "fp32")
         if policy.offload:  # out and back again, in no kernel's shadow
             kept = self.trace(precision, replace(policy, offload=False)).saved(micro)
             total += 2 * kept * passes / rates.host
@@ -264,6 +272,22 @@ class Search:
         where = bisect.bisect_left(counts, True, key=fits)
         return self.candidate(precision, policy, counts[where], cap) if where < len(counts) else None
 
+    def confirmed(self, found: Candidate, budget: int, cap: int) -> Candidate:
+        """A candidate as its very micro-batch is cut, or the first with smaller ones that fits after all."""
+        counts = self.accumulations()
+        smaller = counts[bisect.bisect_right(counts, found.accumulation) :]
+        for count in [found.accumulation, *smaller][:TRIES]:
+            self.trace(found.precision, found.policy, only=-(-self.workload.share // count))
+            found = self.candidate(found.precision, found.policy, count, cap)
+            if found.peak <= budget:
+                break
+        return found
+
+    def _certain(self, found: Candidate) -> bool:
+        """Whether its recording holds for its micro-batch: what a budget under 1 keeps depends on that."""
+        cut = found.policy.partition and found.policy.partition < 1
+        return not cut or bool(self._only(found.precision, found.policy, found.micro))
+
     def accumulations(self) -> list[int]:
         """Numbers of micro-batches that give different sizes, fewest first."""
         share = self.workload.share
@@ -303,7 +327,11 @@ class Search:
         seen: list[Candidate] = []
 
         def best() -> Candidate | None:
-            return min((one for one in seen if one.peak <= budget), key=lambda one: one.order, default=None)
+            while found := min((one for one in seen if one.peak <= budget), key=lambda one: one.order, default=None):
+                if self._certain(found):
+                    break
+                seen[seen.index(found)] = self.confirmed(found, budget, cap)
+            return found
 
         def enough(stage: Stage) -> bool:
             """Whether later stages cannot be better: every kind that keeps the function has been looked at."""

@@ -73,14 +73,18 @@ class Simulator:
         with self._mode:
             return Stepper(fake_copy(model, self.channels_last), self.optim)
 
-    def record(self, step: Step) -> Trace:
+    def record(self, step: Step, only: int = 0) -> Trace:
         """One training step without memory or arithmetic; the first call runs one more before it.
+
+        only  the record is of micro-batches of this size; 0 is of any size. What a partition keeps depends on it
 
         Raises Untraceable where an operator has no FakeTensor rule.
         """
+        unit = 0 if only else PRIME
         try:
             with self._mode:
-                return self._stepper.record(step, PRIME, Tracker(PRIME, self.device, self._replay))
+                trace = self._stepper.record(step, only or PRIME, Tracker(unit, self.device, self._replay))
+            return trace.of_micro_batches(only) if only else trace
         except Untraceable:  # it left the network half done
             self._stepper = self._network()
             raise

@@ -191,6 +191,12 @@ class Trace:
         sizes = Affine(self.sizes.constant * there, self.sizes.slope * there)
         return replace(self, sizes=sizes, fp16_only=np.zeros_like(there))
 
+    def of_micro_batches(self, size: int) -> Trace:
+        """A record of constants, taken with a share of `size` images, whose share can be larger."""
+        constant, slope = self.sizes.constant, self.sizes.slope
+        share = Affine(np.where(self.whole_share, 0, constant), np.where(self.whole_share, constant / size, slope))
+        return replace(self, sizes=share)
+
     def with_gradients_kept(self) -> Trace:
         """The same step where all gradients are there from the start: a later micro-batch of a step, or DDP's buckets.
 

@@ -110,6 +110,40 @@ def test_a_compiled_run_is_planned_by_its_own_graphs():
     assert not any(one.policy.segments for one in result.candidates)  # nothing else had to be looked at
 
 
+class Wide(nn.Sequential):
+    """Weights that are no small part of what half a partition keeps, which therefore depends on the batch."""
+
+    def __init__(self) -> None:
+        layers = [nn.Conv2d(3, 64, 3, padding=1)]
+        for _ in range(4):
+            layers += [nn.BatchNorm2d(64), nn.ReLU(), nn.Conv2d(64, 64, 3, padding=1)]
+        super().__init__(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10))
+
+
+def test_a_partition_that_is_chosen_is_recorded_at_its_very_micro_batch():
+    """The recording for all sizes says a fifth too little here: what fits by it is looked at again."""
+    load = replace(workload(batch=128), build=Wide, image_size=16)
+    half = Policy(partition=0.5)
+    guess, whole, parts = (
+        Search(load, ["bf16"], ("none",), compiled=True).candidate("bf16", half, 1, GIB),
+        *(exact(load, half, count) for count in (1, 2)),
+    )
+    assert guess.peak < 0.9 * whole.peak
+    search = Search(load, ["bf16"], ("none",), offload=False, compiled=True)
+    for budget, expected in (((guess.peak + whole.peak) // 2, parts), (whole.peak, whole)):
+        result = search.run(budget)
+        assert result.chosen is not None
+        chosen = [one for one in result.candidates if one.policy == half and one.peak <= budget]
+        assert [(one.accumulation, one.peak) for one in chosen] == [(expected.accumulation, expected.peak)]
+
+
+def exact(load: Workload, policy: Policy, count: int):
+    """A candidate by a recording of its micro-batch alone."""
+    search = Search(load, ["bf16"])
+    search.trace("bf16", policy, only=load.share // count)
+    return search.candidate("bf16", policy, count, GIB)
+
+
 def test_without_batchnorm_micro_batches_change_nothing():
     search = Search(replace(workload(norm=False), image_size=256), ["fp32"])  # large enough not to be all launches
     result = search.run(plain_peak(search) // 2)
