@@ -23,7 +23,18 @@ from engine.config import (
 )
 from engine.text_table import text_table
 
-HEADS = ("precision", "images × parts × GPUs", "recompute", "peak", "largest terms", "cost", "BatchNorm sees", "")
+SHARDS = "shards"
+HEADS = (
+    "precision",
+    "images × parts × GPUs",
+    SHARDS,
+    "recompute",
+    "peak",
+    "largest terms",
+    "cost",
+    "BatchNorm sees",
+    "",
+)
 
 
 @dataclass(frozen=True)
@@ -106,7 +117,7 @@ def run_plan(options: PlanConfig) -> int:
         return run_matrix(options)
     from engine.calibration import correction_for
     from engine.memory.simulate import Untraceable
-    from engine.plan_run import nothing_fits, plan_lines, search_of, workload_of
+    from engine.plan_run import launch_command, nothing_fits, plan_lines, search_of, sharded, workload_of
 
     hardware = planned_hardware()
     budget = budget_of(options.gpu_memory)
@@ -126,32 +137,41 @@ def run_plan(options: PlanConfig) -> int:
     try:
         search = search_of(config, workload, precision, options.compile)
         result = search.run(budget, every=True)
+        others = sharded(config, search, budget)
     except Untraceable as error:
         raise ConfigError(
             f"{error}. No plan can be made ahead; launch/train.py measures instead: it starts with the whole batch and "
             "splits a step that runs out of memory"
         ) from None
     print(f"{options.arch}, batch {options.batch_size}, {options.image_size} px, {options.gpus} × {gib(budget)}")
-    print(candidate_table(result))
+    if result.chosen is None:  # then under the first stage that has a plan
+        asked, result = result, next((one for one in others if one.chosen), result)
+        others = [one for one in (asked, *others) if one is not result]
+    print(candidate_table(result, others))
     if result.chosen is None:
-        raise ConfigError(nothing_fits(result))
+        raise ConfigError(nothing_fits(result, others))
     from engine.memory.fake import on_meta
     from engine.memory.picture import memory_picture
     from engine.plan_run import Planned, ladder, to_plan
     from engine.planner import Plan, make_plan
     from engine.runfolder import atomic_file
 
+    stage = result.chosen.zero_stage
     plain: Plan = make_plan(
         replace(config, memory=replace(config.memory, recompute="none")),
         on_meta(workload.build),
         hardware,
         options.gpus,
-        options.zero_stage,
+        stage,
     )
     planned = Planned(to_plan(plain, result, result.chosen), ladder(plain, result), result)
     print("\nchosen")
     for line in plan_lines(planned):
         print(f"  {line}")
+    if stage:
+        run = f"--arch {options.arch} --batch-size {options.batch_size} --image-size {options.image_size}"
+        start = f"{launch_command(stage, options.gpus)} launch/train.py {run} --gpu-memory {options.gpu_memory}"
+        print(f"  start it by: {start}")
     if options.explain:
         print("\n" + explanation(result, correction))
     folder = options.output or Path("runs") / f"plan-{options.arch}"
@@ -219,11 +239,15 @@ def split_of(candidate, gpus: int) -> str:
     return f"{candidate.micro} × {candidate.accumulation} × {gpus}"
 
 
-def candidate_table(result) -> str:
-    """Every candidate that was simulated, the chosen one marked."""
+def candidate_table(result, others=()) -> str:
+    """Every candidate that was simulated, the chosen one marked.
+
+    others  results under other ZeRO stages: what each has chosen, or its smallest need
+    """
     cheapest = result.cheapest.seconds
+    candidates = [*result.candidates, *(one.chosen or one.least for one in others)]
     rows = []
-    for candidate in sorted(result.candidates, key=lambda one: (one.tier, one.seconds)):
+    for candidate in sorted(candidates, key=lambda one: (one.tier, one.seconds)):
         terms = sorted(candidate.predicted.items(), key=lambda item: -item[1])[:2]
         load = result.workload
         sees = candidate.micro * (load.ranks if load.sync_bn else 1) if candidate.changes else load.global_batch
@@ -232,6 +256,7 @@ def candidate_table(result) -> str:
             (
                 candidate.precision,
                 split_of(candidate, load.ranks),
+                f"ZeRO-{candidate.zero_stage}" if candidate.zero_stage else "DDP" if load.ranks > 1 else "",
                 candidate.policy.describe(),
                 gib(candidate.peak),
                 ", ".join(f"{category.label} {size / GIB:.1f}" for category, size in terms),
@@ -240,7 +265,9 @@ def candidate_table(result) -> str:
                 mark,
             )
         )
-    return text_table(HEADS, rows, left=3)
+    if load.ranks == 1:
+        return text_table(tuple(head for head in HEADS if head != SHARDS), [row[:2] + row[3:] for row in rows], left=3)
+    return text_table(HEADS, rows, left=4)
 
 
 def explanation(result, correction) -> str:

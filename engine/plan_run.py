@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -106,14 +106,30 @@ def plan_run(
     )
     try:
         precision = choose_precision(config.precision.precision, hardware)
-        result = search_of(config, workload, precision, plain.compile).run(budget)
+        search = search_of(config, workload, precision, plain.compile)
+        result = search.run(budget)
     except Untraceable as error:
         logger.info("%s. The first steps measure it instead: a step that runs out of memory is split", error)
         return Planned(plain, halvings(plain))
     if result.chosen is None:
-        raise ConfigError(nothing_fits(result))
+        raise ConfigError(nothing_fits(result, sharded(config, search, budget)))
     plan = to_plan(plain, result, result.chosen)
     return Planned(plan, ladder(plain, result), result)
+
+
+def sharded(config: RunConfig, search: Search, budget: int) -> list[Result]:
+    """The same plan under ZeRO 1, 2 and 3, as far as DeepSpeed can do what `config` asks for; none on one GPU."""
+    if search.workload.ranks == 1 or search.workload.zero_stage:
+        return []
+    return [search.under(stage).run(budget) for stage in (1, 2, 3) if _deepspeed_can(config, stage)]
+
+
+def _deepspeed_can(config: RunConfig, zero_stage: int) -> bool:
+    try:
+        config.optim.refuse_deepspeed(zero_stage)
+    except ConfigError:
+        return False
+    return True
 
 
 def to_plan(plain: Plan, result: Result, candidate: Candidate) -> Plan:
@@ -212,16 +228,33 @@ def refuse_more_than_the_card(budget: int, hardware: Hardware | None) -> None:
         )
 
 
-def nothing_fits(result: Result) -> str:
-    """What to say where no candidate fits: the smallest budget that would do, and its largest term."""
+def launch_command(stage: int, ranks: int) -> str:
+    """How a run under DeepSpeed is started."""
+    return f"accelerate launch --config_file configs/accelerate/deepspeed_zero{stage}.yaml --num_processes {ranks}"
+
+
+def nothing_fits(result: Result, others: Sequence[Result] = ()) -> str:
+    """What to say where no candidate fits: the smallest budget that would do, and its largest term.
+
+    others  the same under ZeRO stages: the first that has a plan is named, or the one that needs the least
+    """
     least = result.least
     assert least is not None
-    would = -(-least.peak // 2**26) / 16  # up to a sixteenth of a GiB
-    return (
+    text = (
         f"{result.workload.name} at batch {result.workload.global_batch} has no plan in {gib(result.budget)}: it needs "
         f"{gib(least.peak)} ({least.precision}, {least.micro} image{'s' if least.micro > 1 else ''} at a time, "
-        f"recompute {least.policy.describe()}), most of it {result.dominating()}; --gpu-memory {would:g}GiB would do"
+        f"recompute {least.policy.describe()}), most of it {result.dominating()}; "
+        f"--gpu-memory {_enough(least)} would do"
     )
+    for one in (other.chosen for other in others if other.chosen):
+        return f"{text}, or ZeRO-{one.zero_stage}: {launch_command(one.zero_stage, result.workload.ranks)}"
+    smallest = min((one.least for one in others if one.least), key=lambda one: one.peak, default=least)
+    return text if smallest.peak >= least.peak else f"{text}, or {_enough(smallest)} under ZeRO-{smallest.zero_stage}"
+
+
+def _enough(candidate: Candidate) -> str:
+    """Its peak up to a sixteenth of a GiB."""
+    return f"{-(-candidate.peak // 2**26) / 16:g}GiB"
 
 
 def plan_lines(planned: Planned) -> list[str]:

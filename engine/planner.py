@@ -133,14 +133,16 @@ def choose_precision(asked: Precision | Literal["auto"], hardware: Hardware) -> 
     return "fp16" if hardware.type == "cuda" and hardware.capability >= (7, 0) else "fp32"
 
 
-def choose_compile(asked: str, hardware: Hardware) -> bool:
+def choose_compile(asked: str, hardware: Hardware, zero_stage: int = 0) -> bool:
     """On with a GPU whose code Triton can generate (compute capability 7.0 and up); off on a CPU.
 
-    On a CPU it gains little and takes long: profiles/cpu2-avx512-amx/compile.json.
+    On a CPU it gains little and takes long: profiles/cpu2-avx512-amx/compile.json. ZeRO-3 gathers parameters in hooks
+    that a compiled graph does not call: off, and ConfigError where it is asked for.
     """
+    require(not (asked == "on" and zero_stage == 3), "--compile with ZeRO-3 is not supported; use ZeRO-2")
     if asked != "auto":
         return asked == "on"
-    return hardware.type == "cuda" and hardware.capability >= (7, 0)
+    return zero_stage < 3 and hardware.type == "cuda" and hardware.capability >= (7, 0)
 
 
 def split_batch(batch_size: int, ranks: int, micro_batch_size: int) -> tuple[int, int]:
@@ -188,8 +190,7 @@ def make_plan(config: RunConfig, model: nn.Module, hardware: Hardware, ranks: in
     """
     micro, accumulation = split_batch(config.optim.batch_size, ranks, config.parallel.micro_batch_size)
     precision = choose_precision(config.precision.precision, hardware)
-    compiled = choose_compile(config.model.compile, hardware)
-    require(not (compiled and zero_stage == 3), "--compile with ZeRO-3 is not supported; use --no-compile or ZeRO-2")
+    compiled = choose_compile(config.model.compile, hardware, zero_stage)
     normalised = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
     synchronised = config.parallel.sync_bn and ranks > 1
     changes = function_changes(normalised, config.optim.batch_size, micro, accumulation, ranks, synchronised)

@@ -8,6 +8,7 @@ nothing and compete on cost alone. The global batch is always what was asked for
 from __future__ import annotations
 
 import bisect
+import copy
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
@@ -78,6 +79,13 @@ class Search:
             states=OPTIMIZER_STATES[workload.optim.optimizer],
         )
         self.norms = sum(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
+
+    def under(self, zero_stage: int) -> Search:
+        """The same search under another ZeRO stage; recordings are shared."""
+        other = copy.copy(self)
+        other.workload = replace(self.workload, zero_stage=zero_stage)
+        other.compiled = self.compiled and zero_stage < 3
+        return other
 
     # --- simulation --------------------------------------------------------------------------------------------
 
@@ -163,6 +171,7 @@ class Search:
             changed,
             tier=split + 2 * policy.offload,
             small_norm=split and micro * (load.ranks if load.sync_bn else 1) < FEWEST_FOR_NORM,
+            zero_stage=load.zero_stage,
         )
 
     def _seconds(self, precision: str, policy: Policy, micro: int, accumulation: int) -> float:

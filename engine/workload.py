@@ -67,6 +67,7 @@ class Candidate:
     """0 keeps function and place, 1 micro-batches a network with BatchNorm, 2 offloads, 3 does both."""
     small_norm: bool
     """BatchNorm sees fewer than FEWEST_FOR_NORM images."""
+    zero_stage: int = 0
 
     @property
     def peak(self) -> int:

@@ -37,6 +37,48 @@ def test_a_plan_is_printed_with_its_candidates(planned):
     assert all(words in text for words in ("saved activations", "context", "CUDNN_CONV_WSCAP_DBG", "measured on"))
 
 
+SHARDED = ["--arch", "alexnet_owt", "--image-size", "64", "--batch-size", "32", "--gpus", "4"]
+"""Mostly parameters: sharding them saves more than anything else."""
+
+
+def test_several_gpus_may_shard_what_does_not_fit_each(tmp_path):
+    """DDP where it fits, with a row a ZeRO stage beside it; else the first stage that fits, and how to start it."""
+    peaks = {}
+    for budget in (4 * GIB, 0):
+        budget = budget or (peaks["DDP"] + peaks["ZeRO-1"]) // 2
+        text = io.StringIO()
+        with contextlib.redirect_stdout(text):
+            run_plan(parse([*SHARDED, "--gpu-memory", f"{budget}B", "--output", str(tmp_path)]))
+        rows = [line.split() for line in text.getvalue().partition("\nchosen")[0].splitlines()[2:]]
+        chosen = [row for row in rows if row[-1] == "chosen"]
+        assert len(chosen) == 1
+        kinds = [row[6] for row in rows]
+        plan = json.loads((tmp_path / "plan.json").read_text())
+        peaks[chosen[0][6]] = plan["predicted_peak_bytes"]
+        if "ZeRO-1" not in peaks:
+            assert chosen[0][6] == "DDP" and plan["zero_stage"] == 0
+            assert [kinds.count(f"ZeRO-{stage}") for stage in (1, 2, 3)] == [1, 1, 1]
+            assert "start it by" not in text.getvalue()
+            first = next(row for row in rows if row[6] == "ZeRO-1")
+            peaks["ZeRO-1"] = int(float(first[first.index("GiB") - 1]) * GIB)
+    assert chosen[0][6] == "ZeRO-1" and plan["zero_stage"] == 1
+    assert kinds.count("DDP") == kinds.count("ZeRO-2") == 1
+    assert "deepspeed_zero1.yaml --num_processes 4 launch/train.py --arch alexnet_owt" in text.getvalue()
+
+
+def test_where_no_stage_fits_the_least_of_them_is_named(capsys):
+    with pytest.raises(ConfigError, match=r"--gpu-memory 1\.875GiB would do, or 1\.[78]\d*GiB under ZeRO-1$"):
+        run_plan(parse([*SHARDED, "--gpu-memory", "1GiB"]))
+    with pytest.raises(ConfigError, match=r"GiB would do$"):  # DeepSpeed cannot do this
+        run_plan(parse([*SHARDED, "--gpu-memory", "1GiB", "--sam", "0.1"]))
+
+
+def test_zero_3_is_planned_uncompiled(tmp_path, capsys):
+    assert run_plan(parse([*SHARDED, "--zero-stage", "3", "--output", str(tmp_path)])) == 0
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    assert plan["zero_stage"] == 3 and not plan["compile"]
+
+
 def test_an_average_of_the_weights_is_planned_for():
     assert parse([*FLAGS, "--ema", "0.999"]).run_config().optim.ema == 0.999
 

@@ -35,6 +35,9 @@ def test_fp16_needs_a_gpu():
 def test_compile_is_on_where_triton_runs():
     assert [choose_compile("auto", hardware) for hardware in (CPU, PASCAL, VOLTA, AMPERE)] == [False, False, True, True]
     assert choose_compile("on", CPU) and not choose_compile("off", AMPERE)
+    assert choose_compile("auto", AMPERE, zero_stage=2) and not choose_compile("auto", AMPERE, zero_stage=3)
+    with pytest.raises(ConfigError, match="--compile with ZeRO-3"):
+        choose_compile("on", AMPERE, zero_stage=3)
 
 
 @given(ranks=st.integers(1, 64), share=st.integers(1, 256), data=st.data())

@@ -8,7 +8,16 @@ from torch import nn
 
 import archs
 from engine.byte_sizes import GIB, parse_bytes
-from engine.config import ConfigError, MemoryConfig, OptimConfig, ParallelConfig, PrecisionConfig, RunConfig
+from engine.config import (
+    ConfigError,
+    DataConfig,
+    MemoryConfig,
+    ModelConfig,
+    OptimConfig,
+    ParallelConfig,
+    PrecisionConfig,
+    RunConfig,
+)
 from engine.memory.cost import NOMINAL
 from engine.memory.cuda import MIB, loader_bytes, workspace_cap
 from engine.memory.sharding import PREFETCH_BUCKET, REDUCE_BUCKET, Parameters, shard
@@ -118,6 +127,16 @@ class Wide(nn.Sequential):
         for _ in range(4):
             layers += [nn.BatchNorm2d(64), nn.ReLU(), nn.Conv2d(64, 64, 3, padding=1)]
         super().__init__(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10))
+
+
+def test_a_run_that_fits_no_gpu_names_the_stage_that_does():
+    """Nine tenths of this network are parameters: a GPU of four holds them sharded."""
+    config = RunConfig(
+        optim=OptimConfig(batch_size=32), data=DataConfig(image_size=64), model=ModelConfig(compile="off")
+    )
+    build = partial(archs.build, "alexnet_owt", 1000, image_size=64)
+    with pytest.raises(ConfigError, match=r"would do, or ZeRO-1: accelerate launch .*_zero1.yaml --num_processes 4"):
+        plan_run(config, build(), build, 1000, AMPERE, int(1.8 * GIB), ranks=4)
 
 
 def test_a_partition_that_is_chosen_is_recorded_at_its_very_micro_batch():
