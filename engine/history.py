@@ -20,10 +20,13 @@ from engine.records import read_records
 
 Row = dict[str, Any]
 
+ASIDE = ("bad_image", "memory")
+"""Events that say nothing of how a run ended."""
 STATES = {
     "finished": "finished",
     "interrupted": "interrupted",
     "nan": "stopped: loss not finite",
+    "memory_exhausted": "stopped: out of memory",
 }
 
 
@@ -71,8 +74,8 @@ class History:
 
     @property
     def state(self) -> str:
-        """`finished`, `interrupted`, `stopped: loss not finite`, or `unfinished`: running, or killed without a word."""
-        last = next((row["event"] for row in reversed(self.events) if row.get("event") != "bad_image"), None)
+        """`finished`, `interrupted`, `stopped: ` and why, or `unfinished`: running, or killed without a word."""
+        last = next((row["event"] for row in reversed(self.events) if row.get("event") not in ASIDE), None)
         return STATES.get(str(last), "unfinished")
 
     @property

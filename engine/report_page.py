@@ -19,6 +19,9 @@ EVENT_WORDS = {
     "bad_image": "image does not decode",
     "interrupted": "interrupted",
     "nan": "loss not finite",
+    "out_of_memory": "out of memory",
+    "memory_exhausted": "ended without memory",
+    "memory": "memory compared",
     "finished": "finished",
 }
 MONITOR_WORDS = {

@@ -104,12 +104,13 @@ def test_the_first_of_equally_good_epochs_is_the_best():
         ("finished", "finished"),
         ("interrupted", "interrupted"),
         ("nan", "stopped: loss not finite"),
+        ("memory_exhausted", "stopped: out of memory"),
         ("resume", "unfinished"),
         ("start", "unfinished"),
     ],
 )
 def test_the_state_is_the_last_word(last, state):
-    events = [event("start"), event("interrupted"), event(last), event("bad_image", path="a")]
+    events = [event("start"), event("interrupted"), event(last), event("memory"), event("bad_image", path="a")]
     assert History(None, events=events).state == state
 
 
