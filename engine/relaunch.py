@@ -55,21 +55,25 @@ class Request:
 class Relaunch:
     """How this process can be started again. Made before anything changes the environment.
 
-    command  what it was started with: `sys.orig_argv`
+    command  what it was started with: `sys.orig_argv`; none: it never is
+
+    A context manager: left, it follows nobody any more.
     """
 
-    def __init__(self, command: Sequence[str]) -> None:
+    def __init__(self, command: Sequence[str] = ()) -> None:
         given = os.environ.pop(REASON, None)
         self.reason: dict[str, Any] | None = json.loads(given) if given else None
         self._command, self._environment = list(command), dict(os.environ)
         self.rank, self.ranks = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
         self._store: Store | None = None
+        self._left = threading.Event()
+        self._follower = threading.Thread(target=self._follow, name="relaunch", daemon=True)
 
     def watch(self) -> None:
         """From now on follow other ranks' requests; without a launcher that keeps a store there are none."""
         served = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}:0"
         where = os.environ.get(STORE, served if os.environ.get(AGENT) == "True" else "")
-        if self.ranks == 1 or not where:
+        if self.ranks == 1 or not where or not self._command:
             return
         from torch.distributed import PrefixStore, TCPStore
 
@@ -77,12 +81,23 @@ class Relaunch:
         launches = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         self._store = PrefixStore(f"relaunch/{launches}/{count}", TCPStore(address, int(port), is_master=False))
         self._environment |= {STORE: f"{address}:{port}:{int(count) + 1}", AGENT: "False"}
-        threading.Thread(target=self._follow, name="relaunch", daemon=True).start()
+        self._follower.start()
+
+    def __enter__(self) -> Relaunch:
+        return self
+
+    def __exit__(self, kind: type | None, *_: object) -> None:
+        if self._store is None:
+            return
+        if kind is not None and self._store.check([REQUEST]):
+            time.sleep(PATIENCE)  # this rank fails because another one has left; its own thread is about to
+        self._left.set()
+        self._follower.join()  # torch ends a process whose interpreter goes while a thread is in the store
 
     @property
     def possible(self) -> bool:
         """Whether this process, and all others with it, can be replaced."""
-        return os.name == "posix" and (self.ranks == 1 or self._store is not None)
+        return bool(self._command) and os.name == "posix" and (self.ranks == 1 or self._store is not None)
 
     def all_ranks(self, arguments: Sequence[str], reason: dict[str, Any]) -> None:
         """Start again with more arguments, on all ranks; returns only where that cannot be done."""
@@ -92,11 +107,6 @@ class Relaunch:
         if self._store is not None and not self._agreed(self._store, request):
             return
         self._replace(request)
-
-    def wait_if_asked(self) -> None:
-        """For a rank that fails because another one has left: let the thread that follows it replace this process."""
-        if self._store is not None and self._store.check([REQUEST]):
-            time.sleep(PATIENCE)
 
     def _agreed(self, store: Store, request: Request) -> bool:
         """Ask all ranks; False where another one was first, or not all have heard in time."""
@@ -116,7 +126,8 @@ class Relaunch:
         assert store is not None
         try:
             while not store.check([REQUEST]):
-                time.sleep(PERIOD)
+                if self._left.wait(PERIOD):
+                    return
             if self.rank == 0:
                 store.set(MEETING, str(unused_port()))
             store.add(HEARD, 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -40,23 +41,23 @@ def show_notices() -> None:
         logger.setLevel(logging.INFO)
 
 
-def train(config: RunConfig, command: list[str] | None = None) -> int:
+def train(config: RunConfig, command: Sequence[str] = ()) -> int:
     """Run the training that `config` describes; returns the exit code.
 
-    command  how this process was started (sys.orig_argv), to start it again where memory runs out for good; None: the
+    command  how this process was started (sys.orig_argv), to start it again where memory runs out for good; none: the
              run ends then
 
     0 finished, 1 the loss diverged, 2 the description or the data cannot be meant, 128 + signal when stopped.
     """
     show_notices()
-    relaunch = Relaunch(command) if command else None
+    relaunch = Relaunch(command)
     try:
         config, source = choose_data(config)
     except (ConfigError, DataError) as error:
         return fail(error)
     from engine.session import Session  # torch loads here: a mistake above is told at once
 
-    with Interrupt(announce=int(os.environ.get("RANK", 0)) == 0) as interrupt:
+    with Interrupt(announce=int(os.environ.get("RANK", 0)) == 0) as interrupt, relaunch:
         follow_launcher()
         try:
             session = Session(config, source, interrupt, relaunch)
@@ -68,10 +69,6 @@ def train(config: RunConfig, command: list[str] | None = None) -> int:
             return session.run()
         except DataError as error:  # an image that one rank read
             return fail(error, one_rank=True)
-        except Exception:
-            if relaunch is not None:
-                relaunch.wait_if_asked()
-            raise
         finally:
             session.close()
 

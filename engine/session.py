@@ -51,20 +51,17 @@ them, as a run that is short of memory changes them by itself."""
 class Session:
     """Everything alive during one process's part of a run.
 
-    relaunch  how to start again where memory runs out for good; None ends the run then
+    relaunch  how to start again where memory runs out for good
 
     Raises ConfigError or DataError before any training where something cannot be meant.
     """
 
-    def __init__(
-        self, config: RunConfig, source: Source, interrupt: Interrupt, relaunch: Relaunch | None = None
-    ) -> None:
+    def __init__(self, config: RunConfig, source: Source, interrupt: Interrupt, relaunch: Relaunch) -> None:
         self.loaders: list = []
         self.relaunch = relaunch
         logging.getLogger("accelerate").setLevel(logging.ERROR)
         launch = Launch.detect()
-        if relaunch is not None:
-            relaunch.watch()
+        relaunch.watch()
         if launch.deepspeed is not None:
             config.optim.refuse_deepspeed(launch.zero_stage)
         device = prepare_device(launch, config.parallel.threads)
@@ -221,7 +218,7 @@ class Session:
 
     def _start_again(self, error: MemoryExhausted) -> None:
         """Become a run under the next plan, from the last checkpoint; returns where there is none or it cannot be."""
-        if self.relaunch is None or not self.relaunch.possible or not error.flags:
+        if not self.relaunch.possible or not error.flags:
             return
         where = self.trainer.last_checkpoint or "the start"
         print(
@@ -259,7 +256,7 @@ class Session:
         if self.config.resume is not None:
             where = f"from {self.resumed}" if self.resumed else "from the start: no checkpoint was written yet"
             print(f"resuming {where}, epoch {progress.epoch + 1}, step {progress.step}", flush=True)
-        if self.relaunch is not None and self.relaunch.reason is not None:
+        if self.relaunch.reason is not None:
             self.folder.append("event", **self.relaunch.reason)
         event = "start" if self.config.resume is None else "resume"
         self.folder.append(

@@ -13,6 +13,7 @@ from engine.checkpoint import checkpoint_to_resume
 from engine.config import ConfigError, LogConfig, OptimConfig, RunConfig
 from engine.plan_command import parse, run_plan
 from engine.plan_run import halvings
+from engine.relaunch import Relaunch
 from engine.rescue import MemoryExhausted, Rescue
 from engine.sam import SharpnessAware
 from engine.session import Session
@@ -316,7 +317,7 @@ def test_a_deepspeed_launch_is_refused_before_anything_is_built(monkeypatch, tmp
     monkeypatch.setitem(os.environ, "ACCELERATE_DEEPSPEED_CONFIG_FILE", str(settings))
     nothing = None  # neither source nor interrupt is looked at
     with pytest.raises(ConfigError, match=r"--optim.sam does not run under DeepSpeed, whose engine updates"):
-        Session(RunConfig(optim=OptimConfig(sam=0.05)), nothing, nothing)
+        Session(RunConfig(optim=OptimConfig(sam=0.05)), nothing, nothing, Relaunch())
 
 
 @pytest.mark.parametrize("more", [["--zero-stage", "2"], ["--offload-optimizer"], ["--zero-stage", "1", "--matrix"]])
