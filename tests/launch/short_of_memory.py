@@ -1,7 +1,7 @@
 """launch/train.py on devices of which one holds few images: torch's own out-of-memory exception, at chosen points.
 
 Environment: OOM_RANK fails, from its OOM_CALL-th call on, where it has to hold more than OOM_IMAGES images at once;
-OOM_IN is `forward` or `update`.
+OOM_IN is `forward`, `update` or `evaluation`.
 """
 
 import os
@@ -37,13 +37,12 @@ device = Device()
 
 @register("short_of_memory", paper="none: for tests", year=2026, image_size=32, parameters=0, multiply_adds=0.0)
 class ShortOfMemory(NormFree):
-    """Takes memory for its images while it is trained."""
+    """Takes memory for its images."""
 
     def forward(self, images):
-        if self.training:
-            device.held = len(images)
-            if os.environ["OOM_IN"] == "forward":
-                device.use()
+        device.held = len(images)
+        if os.environ["OOM_IN"] == ("forward" if self.training else "evaluation"):
+            device.use()
         return super().forward(images)
 
 

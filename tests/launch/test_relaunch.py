@@ -55,6 +55,14 @@ def test_in_an_update_after_the_ranks_had_exchanged(launch, tiny, rows, alone, t
     assert_started_again(rows, run, alone, "20 images, after the ranks had exchanged gradients", micro=10)
 
 
+def test_in_an_evaluation(launch, tiny, rows, alone, tmp_path):
+    """On one process, which tells nobody."""
+    run = tmp_path / "run"
+    done = launch(*short(tiny), "--output", run, script=SCRIPT, **memory("evaluation", 25, call=12, rank=0))
+    assert "all ranks start again from" in done.stdout and "step-00000007 with" in done.stdout
+    assert_started_again(rows, run, alone, "40 images", micro=20)
+
+
 @pytest.mark.distributed
 @pytest.mark.slow
 def test_again_and_again(launch, tiny, rows, alone, tmp_path, root):
