@@ -15,7 +15,7 @@ from engine.config import ConfigError, RunConfig, require
 from engine.memory.cuda import Device
 from engine.memory.simulate import Untraceable
 from engine.memory.trace import Category
-from engine.planner import Hardware, Plan, choose_precision, function_changes, make_plan, split_batch
+from engine.planner import Hardware, Plan, choose_precision, function_changes, make_plan, split_batch, use_cuda
 from engine.search import Search
 from engine.workload import Candidate, Result, Workload
 
@@ -203,21 +203,17 @@ def free_memory() -> int:
     return free + Device().context
 
 
-def least_free_memory(launch: Launch) -> int:
-    """The least of all ranks' free memory, so that all make the same plan; 0 under DeepSpeed, which plans nothing.
-
-    DeepSpeed sets up the ranks' exchange itself, later: there `--gpu-memory` has to name a size.
-    """
+def least_over_ranks(size: int, launch: Launch) -> int:
+    """The least of what the ranks have, so that all make the same plan. Sets up their exchange, DeepSpeed's too."""
     if launch.ranks == 1:
-        return free_memory()
-    if launch.deepspeed is not None:
-        return 0
+        return size
     from accelerate import PartialState
 
-    state = PartialState()
-    free = torch.tensor([free_memory()], device=state.device, dtype=torch.int64)
-    torch.distributed.all_reduce(free, torch.distributed.ReduceOp.MIN)
-    return int(free.item())
+    here = {} if use_cuda() else {"cpu": launch.deepspeed is None, "backend": "gloo"}
+    state = PartialState(**here)
+    least = torch.tensor([size], device=state.device, dtype=torch.int64)
+    torch.distributed.all_reduce(least, torch.distributed.ReduceOp.MIN)
+    return int(least.item())
 
 
 def refuse_more_than_the_card(budget: int, hardware: Hardware | None) -> None:

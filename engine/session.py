@@ -26,7 +26,15 @@ from engine.interrupt import Interrupt
 from engine.monitor import Monitor
 from engine.network import build_network, network_builder
 from engine.optim import build_optimizer
-from engine.plan_run import Planned, budget_bytes, least_free_memory, plan_lines, plan_run, refuse_more_than_the_card
+from engine.plan_run import (
+    Planned,
+    budget_bytes,
+    free_memory,
+    least_over_ranks,
+    plan_lines,
+    plan_run,
+    refuse_more_than_the_card,
+)
 from engine.planner import Hardware
 from engine.progress import clock
 from engine.relaunch import Relaunch
@@ -123,7 +131,7 @@ class Session:
         budget = budget_bytes(config)
         refuse_more_than_the_card(budget, hardware)
         if config.memory.gpu_memory == "auto" and hardware.type == "cuda":
-            budget = least_free_memory(launch)
+            budget = least_over_ranks(free_memory(), launch)
         return plan_run(
             config,
             model,

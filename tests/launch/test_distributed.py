@@ -91,6 +91,17 @@ def test_zero2_equals_one_process(launch, tiny, assert_same_run, alone, tmp_path
     assert (lost / "zero").is_dir()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [0, 2])
+def test_ranks_plan_for_the_least_of_them(launch, tiny, assert_same_run, alone, tmp_path, root, stage):
+    """They say what they have before anything else is set up, under DDP and DeepSpeed; then the run is the same."""
+    run = tmp_path / "run"
+    environment = zero(root, stage) if stage else {}
+    done = launch(*tiny, "--output", run, ranks=2, script="tests/launch/uneven_memory.py", **environment)
+    assert all(f"rank {rank} of 2: least 100" in done.stdout for rank in (0, 1))
+    assert_same_run(run, alone)
+
+
 @pytest.fixture(scope="session")
 def averaged(launch, tiny, tmp_path_factory):
     """A run on one process that keeps an average of the weights."""

@@ -1,0 +1,18 @@
+"""launch/train.py on ranks that have said before how much memory they have: DeepSpeed finds its exchange set up."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import tests.launch.norm_free  # noqa: F401  registers the network
+
+if __name__ == "__main__":
+    from engine.config import parse
+    from engine.plan_run import least_over_ranks
+    from engine.run import train
+    from engine.wrap import Launch
+
+    launch = Launch.detect()
+    print(f"rank {launch.rank} of {launch.ranks}: least {least_over_ranks(100 + launch.rank, launch)}", flush=True)
+    sys.exit(train(parse()))
