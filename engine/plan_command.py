@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -151,10 +150,9 @@ def run_plan(options: PlanConfig) -> int:
     if result.chosen is None:
         raise ConfigError(nothing_fits(result, others))
     from engine.memory.fake import on_meta
-    from engine.memory.picture import memory_picture
-    from engine.plan_run import Planned, ladder, to_plan
+    from engine.plan_run import planned_as
     from engine.planner import Plan, make_plan
-    from engine.runfolder import atomic_file
+    from engine.runfolder import RunFolder
 
     stage = result.chosen.zero_stage
     plain: Plan = make_plan(
@@ -164,7 +162,7 @@ def run_plan(options: PlanConfig) -> int:
         options.gpus,
         stage,
     )
-    planned = Planned(to_plan(plain, result, result.chosen), ladder(plain, result), result)
+    planned = planned_as(plain, search, result)
     print("\nchosen")
     for line in plan_lines(planned):
         print(f"  {line}")
@@ -176,21 +174,10 @@ def run_plan(options: PlanConfig) -> int:
         print("\n" + explanation(result, correction))
     folder = options.output or Path("runs") / f"plan-{options.arch}"
     folder.mkdir(parents=True, exist_ok=True)
-    chosen = result.chosen
-    timeline = search.timeline(chosen.precision, chosen.policy, chosen.micro, chosen.accumulation, result.cap)
-    picture = memory_picture(
-        timeline,
-        f"{options.arch}, batch {options.batch_size}, {options.image_size} px",
-        f"{chosen.precision}, {split_of(chosen, options.gpus)}, recompute {chosen.policy.describe()}: "
-        f"peak {gib(chosen.peak)}",
-        budget,
-    )
-    for name, content in (
-        ("plan.json", (json.dumps(planned.plan.as_dict(), indent=2) + "\n").encode()),
-        ("memory.png", picture),
-    ):
-        with atomic_file(folder / name) as temporary:
-            temporary.write_bytes(content)
+    files = RunFolder(folder)
+    files.write_json("plan.json", planned.plan.as_dict())
+    if picture := planned.picture():
+        files.write_bytes("memory.png", picture)
     print(f"written to {folder / 'plan.json'} and {folder / 'memory.png'}")
     return 0
 
@@ -234,11 +221,6 @@ def budget_of(text: str) -> int:
     return budget
 
 
-def split_of(candidate, gpus: int) -> str:
-    """`32 × 4 × 2`: images at a time, micro-batches, GPUs."""
-    return f"{candidate.micro} × {candidate.accumulation} × {gpus}"
-
-
 def candidate_table(result, others=()) -> str:
     """Every candidate that was simulated, the chosen one marked.
 
@@ -255,7 +237,7 @@ def candidate_table(result, others=()) -> str:
         rows.append(
             (
                 candidate.precision,
-                split_of(candidate, load.ranks),
+                f"{candidate.micro} × {candidate.accumulation} × {load.ranks}",
                 f"ZeRO-{candidate.zero_stage}" if candidate.zero_stage else "DDP" if load.ranks > 1 else "",
                 candidate.policy.describe(),
                 gib(candidate.peak),

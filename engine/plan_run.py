@@ -14,7 +14,7 @@ from engine.byte_sizes import gib, parse_bytes
 from engine.config import ConfigError, RunConfig, require
 from engine.memory.cuda import Device
 from engine.memory.simulate import Untraceable
-from engine.memory.trace import Category
+from engine.memory.trace import Category, Timeline
 from engine.planner import Hardware, Plan, choose_precision, function_changes, make_plan, split_batch, use_cuda
 from engine.search import Search
 from engine.workload import Candidate, Result, Workload
@@ -34,6 +34,23 @@ class Planned:
     """Plans that need less, to be tried in order when memory runs out all the same."""
     result: Result | None = None
     """What was searched; None where nothing was."""
+    timeline: Timeline | None = None
+    """The plan's step, where it was searched."""
+
+    def picture(self) -> bytes | None:
+        """PNG of memory over the step; None where nothing was searched."""
+        if self.result is None or self.timeline is None:
+            return None
+        from engine.memory.picture import memory_picture
+
+        plan, load = self.plan, self.result.workload
+        return memory_picture(
+            self.timeline,
+            f"{load.name}, batch {load.global_batch}, {load.image_size} px",
+            f"{plan.precision}, {plan.micro_batch_size} × {plan.accumulation} × {plan.ranks}, recompute "
+            f"{plan.recompute}: peak {gib(plan.predicted_peak_bytes)}",
+            self.result.budget,
+        )
 
 
 def workload_of(config: RunConfig, build: Callable[[], nn.Module], num_classes: int, **more) -> Workload:
@@ -113,8 +130,14 @@ def plan_run(
         return Planned(plain, halvings(plain))
     if result.chosen is None:
         raise ConfigError(nothing_fits(result, sharded(config, search, budget)))
-    plan = to_plan(plain, result, result.chosen)
-    return Planned(plan, ladder(plain, result), result)
+    return planned_as(plain, search, result)
+
+
+def planned_as(plain: Plan, search: Search, result: Result) -> Planned:
+    """What `result`, which has a plan, comes to; `plain` has what no candidate changes."""
+    assert result.chosen is not None
+    timeline = search.step_of(result.chosen, result.cap)
+    return Planned(to_plan(plain, result, result.chosen), ladder(plain, result), result, timeline)
 
 
 def sharded(config: RunConfig, search: Search, budget: int) -> list[Result]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import time
+from pathlib import Path
 from typing import Any
 
 from engine.history import History, Row, read_json
@@ -42,7 +43,6 @@ MONITOR_WORDS = {
 def page_facts(history: History) -> dict[str, Any]:
     """The template's variables, all text and lists of text; the template escapes them."""
     evaluation = read_json(history.folder / "evaluation" / "evaluation.json")
-    picture = history.folder / "evaluation" / "confusion.png"
     notable = [row for row in history.events if row.get("event") != "bad_image"]
     return {
         "name": history.name,
@@ -62,7 +62,8 @@ def page_facts(history: History) -> dict[str, Any]:
         "bad_images": [(str(row.get("path", "?")), str(row.get("reason", ""))) for row in history.bad_images][:LISTED],
         "bad_count": len(history.bad_images),
         "evaluation": evaluation_facts(evaluation),
-        "confusion": data_uri(picture.read_bytes()) if evaluation and picture.is_file() else None,
+        "confusion": picture(history.folder / "evaluation" / "confusion.png") if evaluation else None,
+        "memory": picture(history.folder / "memory.png"),
     }
 
 
@@ -191,6 +192,11 @@ def epochs_done(history: History) -> str:
     asked = history.epochs_asked
     done = int(history.epochs[-1]["epoch"]) if history.epochs else 0
     return f"{done} / {asked}" if asked else str(done)
+
+
+def picture(path: Path) -> str | None:
+    """A PNG file's data URI; None where there is no such file."""
+    return data_uri(path.read_bytes()) if path.is_file() else None
 
 
 def data_uri(png: bytes) -> str:

@@ -82,6 +82,11 @@ class RunFolder:
         with atomic_file(self.path / name) as temporary:
             temporary.write_text(text, encoding="utf-8")
 
+    def write_bytes(self, name: str, content: bytes) -> None:
+        """Write a file in one step."""
+        with atomic_file(self.path / name) as temporary:
+            temporary.write_bytes(content)
+
     def write_json(self, name: str, value: Any) -> None:
         """Write `value` as indented JSON in one step."""
         self.write_text(name, json.dumps(value, indent=2) + "\n")

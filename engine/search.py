@@ -141,6 +141,11 @@ class Search:
                 live[Category.LOADER] += loader_bytes(load.share, load.image_size, load.prefetch, half)
         return timeline
 
+    def step_of(self, found: Candidate, cap: int) -> Timeline:
+        """The step of a candidate of this search, or of one under another ZeRO stage."""
+        search = self.under(found.zero_stage)
+        return search.timeline(found.precision, found.policy, found.micro, found.accumulation, cap)
+
     def _sharding(self) -> Sharding:
         load = self.workload
         return shard(self.parameters, load.ranks, load.zero_stage, load.offload_optimizer)

@@ -163,6 +163,8 @@ class Session:
         folder = RunFolder(Path(told[0]))
         if self.main:
             folder.write_json("plan.json", self.plan.as_dict())
+            if self.config.log.plots and (picture := self.planned.picture()):
+                folder.write_bytes("memory.png", picture)
         return folder
 
     def _resume(self) -> Path | None:

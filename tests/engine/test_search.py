@@ -129,6 +129,17 @@ class Wide(nn.Sequential):
         super().__init__(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10))
 
 
+def test_a_plan_has_the_picture_of_its_own_step():
+    """Of the chosen candidate, under its ZeRO stage: the highest moment is the predicted peak."""
+    config = RunConfig(optim=OptimConfig(batch_size=48), model=ModelConfig(compile="off"))
+    planned = plan_run(config, Chain(True), partial(Chain, True), 10, AMPERE, 4 * GIB, ranks=2, zero_stage=1)
+    assert planned.timeline is not None
+    assert abs(planned.timeline.peak - planned.plan.predicted_peak_bytes) <= len(Category)
+    assert (planned.picture() or b"").startswith(b"\x89PNG")
+    unplanned = plan_run(config, Chain(True), partial(Chain, True), 10, AMPERE, 0)
+    assert unplanned.picture() is None
+
+
 def test_a_run_that_fits_no_gpu_names_the_stage_that_does():
     """Nine tenths of this network are parameters: a GPU of four holds them sharded."""
     config = RunConfig(

@@ -19,6 +19,7 @@ def test_a_run_in_less_memory_is_the_same_run(launch, tiny, rows, tmp_path):
     assert "predicted peak" in said and "function: the same" in said and "not measured on a CPU" in said
     ours, theirs = rows(tmp_path / "planned", "step"), rows(tmp_path / "whole", "step")
     assert len(ours) == len(theirs)
+    assert not (tmp_path / "planned" / "memory.png").exists()  # --log.no-plots
     for left, right in zip(ours, theirs, strict=True):
         assert left["loss"] == pytest.approx(right["loss"], abs=1e-4)
 

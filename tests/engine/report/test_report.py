@@ -69,6 +69,14 @@ def page(drawn_run):
     return Page((drawn_run / "report.html").read_text(encoding="utf-8"))
 
 
+def test_planned_memory_is_shown_where_there_is_a_picture_of_it(make_run, page_of):
+    folder = make_run()
+    told = "planned memory over one training step"
+    assert not any(told in image["alt"] for image in page_of(folder).all("img"))
+    (folder / "memory.png").write_bytes(PIXEL)
+    assert any(told in image["alt"] for image in page_of(folder).all("img"))
+
+
 def test_a_finished_run(page, drawn_run):
     plots = {path.stem for path in (drawn_run / "plots").glob("*.png")}
     assert plots == set(ALT_TEXTS)
