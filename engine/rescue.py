@@ -76,10 +76,7 @@ class Rescue:
         try:
             allocate_state(self.trainer.optimizer.optimizer)
         except torch.OutOfMemoryError as error:
-            raise MemoryExhausted(
-                "out of memory before the first step: weights, gradients and the optimizer's state alone do not fit "
-                f"({first_line(error)})"
-            ) from None
+            raise before_first_step(error) from None
 
     def step(self, batch) -> None:
         """One optimizer step, repeated until a plan carries it through.
@@ -219,6 +216,14 @@ class Rescue:
         if after.predicted_peak_bytes:
             return "--gpu-memory", f"{-(-after.predicted_peak_bytes // UNITS['MIB'])}MiB"
         return "--parallel.micro-batch-size", str(after.micro_batch_size)
+
+
+def before_first_step(error: torch.OutOfMemoryError) -> MemoryExhausted:
+    """What to raise or say where not even an empty step fits."""
+    return MemoryExhausted(
+        "out of memory before the first step: weights, gradients and the optimizer's state alone do not fit "
+        f"({first_line(error)})"
+    )
 
 
 def first_line(error: torch.OutOfMemoryError) -> str:

@@ -47,7 +47,8 @@ def train(config: RunConfig, command: Sequence[str] = ()) -> int:
     command  how this process was started (sys.orig_argv), to start it again where memory runs out for good; none: the
              run ends then
 
-    0 finished, 1 the loss diverged, 2 the description or the data cannot be meant, 128 + signal when stopped.
+    0 finished, 1 the loss diverged or memory ran out for good, 2 the description or the data cannot be meant, 128 +
+    signal when stopped.
     """
     show_notices()
     relaunch = Relaunch(command)
@@ -55,7 +56,10 @@ def train(config: RunConfig, command: Sequence[str] = ()) -> int:
         config, source = choose_data(config)
     except (ConfigError, DataError) as error:
         return fail(error)
-    from engine.session import Session  # torch loads here: a mistake above is told at once
+    from torch import OutOfMemoryError  # torch loads here: a mistake above is told at once
+
+    from engine.rescue import before_first_step
+    from engine.session import EXIT_MEMORY, Session
 
     with Interrupt(announce=int(os.environ.get("RANK", 0)) == 0) as interrupt, relaunch:
         follow_launcher()
@@ -65,6 +69,8 @@ def train(config: RunConfig, command: Sequence[str] = ()) -> int:
             return fail(error, one_rank=True)
         except (ConfigError, DataError) as error:
             return fail(error)
+        except OutOfMemoryError as error:
+            return fail(before_first_step(error), EXIT_MEMORY, one_rank=True)
         try:
             return session.run()
         except DataError as error:  # an image that one rank read

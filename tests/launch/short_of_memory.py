@@ -1,7 +1,7 @@
 """launch/train.py on devices of which one holds few images: torch's own out-of-memory exception, at chosen points.
 
 Environment: OOM_RANK fails, from its OOM_CALL-th call on, where it has to hold more than OOM_IMAGES images at once;
-OOM_IN is `forward`, `update` or `evaluation`.
+OOM_IN is `forward`, `update`, `evaluation` or `setup`.
 """
 
 import os
@@ -38,6 +38,12 @@ device = Device()
 @register("short_of_memory", paper="none: for tests", year=2026, image_size=32, parameters=0, multiply_adds=0.0)
 class ShortOfMemory(NormFree):
     """Takes memory for its images."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(num_classes)
+        device.held = 1
+        if os.environ["OOM_IN"] == "setup":
+            device.use()
 
     def forward(self, images):
         device.held = len(images)

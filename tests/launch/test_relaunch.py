@@ -80,3 +80,11 @@ def test_nothing_less_to_try_ends_the_run(launch, tiny, tmp_path, rows):
     done = launch(*short(tiny), "--output", run, script=SCRIPT, code=1, **memory("update", 0, call=3, rank=0))
     assert "out of memory at step 2" in done.stderr
     assert rows(run, "event")[-1]["event"] == "memory_exhausted"
+
+
+def test_before_anything_has_run(launch, tiny, tmp_path):
+    """No plan helps, and nothing is left behind."""
+    run = tmp_path / "run"
+    done = launch(*short(tiny), "--output", run, script=SCRIPT, code=1, **memory("setup", 0, call=1, rank=0))
+    assert done.stderr.startswith("error: out of memory before the first step") and "Traceback" not in done.stderr
+    assert not run.exists()
