@@ -166,6 +166,8 @@ def run_plan(options: PlanConfig) -> int:
     print("\nchosen")
     for line in plan_lines(planned):
         print(f"  {line}")
+    if planned.plan.compile and not options.compile and not result.chosen.plain:
+        print("  launch/train.py looks at what torch.compile's graphs keep as well; with --compile so does this")
     if stage:
         run = f"--arch {options.arch} --batch-size {options.batch_size} --image-size {options.image_size}"
         start = f"{launch_command(stage, options.gpus)} launch/train.py {run} --gpu-memory {options.gpu_memory}"

@@ -24,7 +24,7 @@ def planned(tmp_path_factory):
     folder = tmp_path_factory.mktemp("plan")
     text = io.StringIO()
     with contextlib.redirect_stdout(text):
-        code = run_plan(parse([*FLAGS, "--gpu-memory", "1.1GiB", "--explain", "--output", str(folder)]))
+        code = run_plan(parse([*FLAGS, "--gpu-memory", "0.9GiB", "--explain", "--output", str(folder)]))
     return code, text.getvalue(), folder
 
 
@@ -35,6 +35,7 @@ def test_a_plan_is_printed_with_its_candidates(planned):
     assert sum(line.endswith("chosen") for line in table) == 1
     assert any("nested" in line for line in table) and any("64 × 2 × 1" in line for line in table)
     assert all(words in text for words in ("saved activations", "context", "CUDNN_CONV_WSCAP_DBG", "measured on"))
+    assert "with --compile so does this" in text
 
 
 SHARDED = ["--arch", "alexnet_owt", "--image-size", "64", "--batch-size", "32", "--gpus", "4"]
@@ -88,7 +89,7 @@ def test_a_plan_is_written_with_its_picture(planned):
     plan = json.loads((folder / "plan.json").read_text())
     assert plan["global_batch_size"] == plan["micro_batch_size"] * plan["accumulation"] == 128
     predicted = plan["predicted_peak_bytes"]
-    assert predicted == sum(plan["predicted_bytes"].values()) <= int(1.1 * GIB) == plan["budget_bytes"]
+    assert predicted == sum(plan["predicted_bytes"].values()) <= int(0.9 * GIB) == plan["budget_bytes"]
     assert f"{predicted / GIB:.2f} GiB" in text
     picture = (folder / "memory.png").read_bytes()
     assert picture.startswith(b"\x89PNG") and len(picture) > 20_000
