@@ -27,3 +27,8 @@ def parse_bytes(text: str) -> int:
 def gib(size: float) -> str:
     """`7.42 GiB`; small sizes in MiB."""
     return f"{size / GIB:.2f} GiB" if size >= GIB / 10 else f"{size / 2**20:.0f} MiB"
+
+
+def enough(size: int) -> int:
+    """A budget to name for `size` bytes: up to the next sixteenth of a GiB."""
+    return -(-size * 16 // GIB) * GIB // 16

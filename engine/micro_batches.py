@@ -19,18 +19,27 @@ def micro_batches(batch, plan: Plan) -> Iterator[tuple[Tensor, ...]]:
     """(images, labels, weights) of each micro-batch of a rank's share, in order.
 
     Where the share does not divide evenly, a shorter micro-batch is filled up with its first image at weight 0: all
-    have one shape, and the gradient is that of the share. The tail of an epoch is divided as it is.
+    have one shape, and the gradient is that of the share. The tail of an epoch is divided as it is, filled up to one
+    image for each micro-batch, or two where BatchNorm needs them.
     """
     whole = is_whole(batch, plan)
-    parts = (tensor.tensor_split(plan.accumulation) for tensor in (batch.images, batch.labels, batch.weights))
-    for images, labels, weights in zip(*parts, strict=True):
-        missing = plan.micro_batch_size - len(images) if whole else 0
-        if missing > 0:
-            filler = torch.arange(plan.micro_batch_size, device=images.device) % (plan.micro_batch_size - missing)
-            filler[-missing:] = 0
-            weights = torch.cat([weights, weights.new_zeros(missing)])
-            images, labels = images[filler].contiguous(memory_format=_layout(images)), labels[filler]
-        yield images, labels, weights
+    share = batch.images, batch.labels, batch.weights
+    if not whole:
+        share = _filled(share, plan.accumulation * (2 if plan.normalised else 1))
+    for part in zip(*(tensor.tensor_split(plan.accumulation) for tensor in share), strict=True):
+        yield _filled(part, plan.micro_batch_size) if whole else part
+
+
+def _filled(part: tuple[Tensor, ...], size: int) -> tuple[Tensor, ...]:
+    """(images, labels, weights) with at least `size` images: the first one again, at weight 0."""
+    images, labels, weights = part
+    missing = size - len(images)
+    if missing <= 0:
+        return part
+    filler = torch.arange(size, device=images.device)
+    filler[-missing:] = 0
+    weights = torch.cat([weights, weights.new_zeros(missing)])
+    return images[filler].contiguous(memory_format=_layout(images)), labels[filler], weights
 
 
 def _layout(images: Tensor) -> torch.memory_format:

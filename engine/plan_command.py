@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,7 +22,19 @@ from engine.config import (
     require,
 )
 from engine.text_table import text_table
+from engine.wording import DASH
 
+TRAINING_FLAGS = {
+    "precision": "--precision",
+    "recompute": "--recompute",
+    "offload": "--memory.offload",
+    "micro_batch_size": "--parallel.micro-batch-size",
+    "sync_bn": "--sync-bn",
+    "optimizer": "--optimizer",
+    "ema": "--optim.ema",
+    "sam": "--optim.sam",
+}
+"""What a plan is made for, by the flags of launch/train.py."""
 SHARDS = "shards"
 HEADS = (
     "precision",
@@ -40,8 +53,8 @@ HEADS = (
 class PlanConfig:
     """What is to be trained, and on what."""
 
-    arch: str = "resnext50"
-    """Network name, or with --matrix a list of names between commas."""
+    arch: str = ""
+    """Network name, or with --matrix a list of names between commas; none is resnext50, or with --matrix all."""
     batch_size: int = 128
     """Images a step over all GPUs together."""
     image_size: int = 224
@@ -86,8 +99,11 @@ class PlanConfig:
     def run_config(self) -> RunConfig:
         """The same as a run's description. Raises ConfigError."""
         require(self.gpus >= 1, f"--gpus must be at least 1, not {self.gpus}")
+        require(self.processes >= 0, f"--processes must be 0 (one a core) or more, not {self.processes}")
+        sharded = self.zero_stage > 0
+        require(sharded or not self.offload_optimizer, "--offload-optimizer is DeepSpeed's: give a --zero-stage")
         return RunConfig(
-            model=ModelConfig(arch=self.arch),
+            model=ModelConfig(arch=self.arch or ModelConfig.arch),
             data=DataConfig(image_size=self.image_size),
             optim=OptimConfig(batch_size=self.batch_size, optimizer=self.optimizer, ema=self.ema, sam=self.sam),
             precision=PrecisionConfig(self.precision),
@@ -108,12 +124,14 @@ def run_plan(options: PlanConfig) -> int:
     Raises ConfigError where nothing fits, or something asked for cannot be meant.
     """
     config = options.run_config()
+    arch = config.model.arch
     if options.zero_stage or options.offload_optimizer:
         config.optim.refuse_deepspeed(options.zero_stage)
     if options.matrix:
         from engine.plan_matrix import run_matrix
 
         return run_matrix(options)
+    folder = output_folder(options, f"plan-{arch}")
     from engine.calibration import correction_for
     from engine.memory.simulate import Untraceable
     from engine.plan_run import launch_command, nothing_fits, plan_lines, search_of, sharded, workload_of
@@ -142,7 +160,7 @@ def run_plan(options: PlanConfig) -> int:
             f"{error}. No plan can be made ahead; launch/train.py measures instead: it starts with the whole batch and "
             "splits a step that runs out of memory"
         ) from None
-    print(f"{options.arch}, batch {options.batch_size}, {options.image_size} px, {options.gpus} × {gib(budget)}")
+    print(f"{arch}, batch {options.batch_size}, {options.image_size} px, {options.gpus} × {gib(budget)}")
     if result.chosen is None:  # then under the first stage that has a plan
         asked, result = result, next((one for one in others if one.chosen), result)
         others = [one for one in (asked, *others) if one is not result]
@@ -169,19 +187,39 @@ def run_plan(options: PlanConfig) -> int:
     if planned.plan.compile and not options.compile and not result.chosen.plain:
         print("  launch/train.py looks at what torch.compile's graphs keep as well; with --compile so does this")
     if stage:
-        run = f"--arch {options.arch} --batch-size {options.batch_size} --image-size {options.image_size}"
-        start = f"{launch_command(stage, options.gpus)} launch/train.py {run} --gpu-memory {options.gpu_memory}"
-        print(f"  start it by: {start}")
+        print(f"  start it by: {launch_command(stage, options.gpus)} launch/train.py {training_flags(options)}")
     if options.explain:
         print("\n" + explanation(result, correction))
-    folder = options.output or Path("runs") / f"plan-{options.arch}"
-    folder.mkdir(parents=True, exist_ok=True)
     files = RunFolder(folder)
+    folder.mkdir(parents=True, exist_ok=True)
     files.write_json("plan.json", planned.plan.as_dict())
     if picture := planned.picture():
         files.write_bytes("memory.png", picture)
     print(f"written to {folder / 'plan.json'} and {folder / 'memory.png'}")
     return 0
+
+
+def output_folder(options: PlanConfig, name: str) -> Path:
+    """Where to write; made once there is something. Raises ConfigError where that is a file, or another run's."""
+    folder = options.output or Path("runs") / name
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    writable = existing.is_dir() and os.access(existing, os.W_OK)
+    require(writable, f"--output {folder}: cannot be made a folder, {existing} is no folder to write in")
+    require(
+        not (folder / "config.yaml").exists(),
+        f"--output {folder} holds a run, with a plan of its own; give another one",
+    )
+    return folder
+
+
+def training_flags(options: PlanConfig) -> str:
+    """launch/train.py's flags for what is planned."""
+    said = ["--arch", options.arch or ModelConfig.arch, "--batch-size", options.batch_size]
+    said += ["--image-size", options.image_size, "--gpu-memory", options.gpu_memory]
+    for field, flag in TRAINING_FLAGS.items():
+        if (value := getattr(options, field)) != getattr(PlanConfig, field):
+            said += [flag] if value is True else [flag, value]
+    return " ".join(map(str, said))
 
 
 def builder(config: RunConfig, num_classes: int) -> Callable:
@@ -229,12 +267,13 @@ def candidate_table(result, others=()) -> str:
     others  results under other ZeRO stages: what each has chosen, or its smallest need
     """
     cheapest = result.cheapest.seconds
-    candidates = [*result.candidates, *(one.chosen or one.least for one in others)]
+    candidates = [*(result.candidates or [result.least]), *(one.chosen or one.least for one in others)]
     rows = []
     for candidate in sorted(candidates, key=lambda one: (one.tier, one.seconds)):
         terms = sorted(candidate.predicted.items(), key=lambda item: -item[1])[:2]
         load = result.workload
         sees = candidate.micro * (load.ranks if load.sync_bn else 1) if candidate.changes else load.global_batch
+        images = f"{sees} image{'s' if sees > 1 else ''}" if result.normalised else DASH
         mark = "chosen" if candidate is result.chosen else "" if candidate.peak <= result.budget else "too large"
         rows.append(
             (
@@ -245,7 +284,7 @@ def candidate_table(result, others=()) -> str:
                 gib(candidate.peak),
                 ", ".join(f"{category.label} {size / GIB:.1f}" for category, size in terms),
                 f"{candidate.seconds / cheapest:.2f}",
-                f"{sees} images",
+                images,
                 mark,
             )
         )
@@ -256,6 +295,8 @@ def candidate_table(result, others=()) -> str:
 
 def explanation(result, correction) -> str:
     """The chosen plan's peak term by term, what is assumed, and what earlier runs on this GPU measured."""
+    from engine.memory.cuda import DECODED_SIDE
+
     load, chosen = result.workload, result.chosen
     rows = [(category.label, gib(size)) for category, size in sorted(chosen.predicted.items(), key=lambda it: -it[1])]
     device = load.device
@@ -264,6 +305,8 @@ def explanation(result, correction) -> str:
             text_table(("at the peak", ""), [*rows, ("all", gib(chosen.peak))]),
             f"assumed: context {gib(device.context)}, cuBLAS workspace {gib(device.cublas)}, a convolution's at "
             f"most {gib(result.cap)} (CUDNN_CONV_WSCAP_DBG), {device.fragmentation:.0%} of the allocator's peak lost",
+            *([f"assumed: NCCL {gib(load.nccl)}, ZeRO's buckets as in configs/deepspeed"] if load.ranks > 1 else []),
+            f"assumed: the loader decodes photographs of {DECODED_SIDE} px a side",
             correction.describe(),
         ]
     )

@@ -16,8 +16,9 @@ import archs
 from engine.byte_sizes import GIB
 from engine.config import require
 from engine.memory.simulate import Untraceable
-from engine.plan_command import PlanConfig, builder
+from engine.plan_command import PlanConfig, builder, output_folder
 from engine.plan_run import workload_of
+from engine.planner import split_batch
 from engine.runfolder import atomic_file
 from engine.search import Search
 from engine.workload import Result
@@ -25,6 +26,9 @@ from engine.workload import Result
 BUDGETS = (8, 12, 16, 24, 80)
 """GiB of the cards people have."""
 PRECISIONS = ("fp32", "fp16", "bf16")
+WITHOUT_EFFECT = ("gpu_memory", "precision", "recompute", "offload", "micro_batch_size", "zero_stage")
+WITHOUT_EFFECT += ("offload_optimizer", "compile", "explain")
+"""Fields of a plan that a matrix does not read."""
 MATRIX = Path("profiles") / "plan" / "plan-matrix.json"
 """The whole zoo's, as it was last planned."""
 
@@ -132,8 +136,11 @@ def run_matrix(options: PlanConfig) -> int:
     """Plan the zoo (or the networks of --arch A,B,C), print the tables, write plan-matrix.json and .md."""
     from engine.bench.record import commit, versions
 
-    given = options.arch.split(",")
-    names = archs.names() if given == [PlanConfig.arch] else given
+    idle = [name for name in WITHOUT_EFFECT if getattr(options, name) != getattr(PlanConfig, name)]
+    require(not idle, f"--matrix plans all of its own: {', '.join(idle).replace('_', '-')} would have no effect on it")
+    split_batch(options.batch_size, options.gpus, 0)
+    folder = output_folder(options, "plan-matrix")
+    names = options.arch.split(",") if options.arch else archs.names()
     for name in names:
         try:
             archs.lookup(name)
@@ -155,7 +162,6 @@ def run_matrix(options: PlanConfig) -> int:
     for precision in PRECISIONS:
         print(f"{precision}\n{markdown(rows, precision)}\n")
     print(LEGEND)
-    folder = options.output or Path("runs") / "plan-matrix"
     folder.mkdir(parents=True, exist_ok=True)
     written = {
         "command": command,

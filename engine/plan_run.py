@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from engine.byte_sizes import gib, parse_bytes
+from engine.byte_sizes import GIB, enough, gib, parse_bytes
 from engine.config import ConfigError, RunConfig, require
 from engine.memory.cuda import Device
 from engine.memory.simulate import Untraceable
@@ -72,12 +72,7 @@ def workload_of(config: RunConfig, build: Callable[[], nn.Module], num_classes: 
 def search_of(config: RunConfig, workload: Workload, precision: str, compiled: bool = False) -> Search:
     """A search that keeps to what `config` asks for; `compiled` looks at torch.compile's graphs too."""
     asked, offload = config.memory.recompute, config.memory.offload
-    require(
-        workload.share >= 1 and workload.global_batch % workload.ranks == 0,
-        f"--batch-size {workload.global_batch} does not divide over {workload.ranks} GPUs",
-    )
-    if config.parallel.micro_batch_size:
-        split_batch(workload.global_batch, workload.ranks, config.parallel.micro_batch_size)
+    split_batch(workload.global_batch, workload.ranks, config.parallel.micro_batch_size)
     return Search(
         workload,
         [precision],
@@ -85,7 +80,7 @@ def search_of(config: RunConfig, workload: Workload, precision: str, compiled: b
         config.parallel.micro_batch_size,
         offload=offload != "off",
         only_offload=offload == "on",
-        compiled=compiled and asked == "auto" and offload != "on",
+        compiled=compiled and asked == "auto" and offload != "on" and workload.zero_stage < 3,
     )
 
 
@@ -108,6 +103,7 @@ def plan_run(
     planned as it was asked for: the first real step then measures it.
     """
     if not budget:
+        require(config.memory.offload != "on", "--memory.offload on: give a --gpu-memory to plan for")
         plan = make_plan(config, model, hardware, ranks, zero_stage)
         return Planned(plan, halvings(plan))
     asked = replace(config, memory=replace(config.memory, recompute="none"))
@@ -137,7 +133,7 @@ def planned_as(plain: Plan, search: Search, result: Result) -> Planned:
     """What `result`, which has a plan, comes to; `plain` has what no candidate changes."""
     assert result.chosen is not None
     timeline = search.step_of(result.chosen, result.cap)
-    return Planned(to_plan(plain, result, result.chosen), ladder(plain, result), result, timeline)
+    return Planned(to_plan(plain, result, result.chosen), ladder(plain, search, result), result, timeline)
 
 
 def sharded(config: RunConfig, search: Search, budget: int) -> list[Result]:
@@ -180,11 +176,16 @@ def to_plan(plain: Plan, result: Result, candidate: Candidate) -> Plan:
     )
 
 
-def ladder(plain: Plan, result: Result) -> tuple[Plan, ...]:
-    """Plans after the chosen one, each needing at least 5 % less than the one before, then its halvings."""
+def ladder(plain: Plan, search: Search, result: Result) -> tuple[Plan, ...]:
+    """Plans after the chosen one, each needing at least 5 % less than the one before, then its halvings.
+
+    A search that stops at the first plan has not looked at recompute, which comes before micro-batches.
+    """
     assert result.chosen is not None
-    steps, last = [], result.chosen
-    for candidate in sorted(result.candidates, key=lambda one: one.order):
+    steps, last, known = [], result.chosen, list(result.candidates)
+    if not any(candidate.policy.segments for candidate in known):
+        known += search.under(result.chosen.zero_stage).recomputing(result.chosen, result.cap)
+    for candidate in sorted(known, key=lambda one: one.order):
         if candidate.peak < 0.95 * last.peak and candidate.policy.offload == last.policy.offload:
             steps.append(to_plan(plain, result, candidate))
             last = candidate
@@ -195,7 +196,7 @@ def ladder(plain: Plan, result: Result) -> tuple[Plan, ...]:
 def halvings(plan: Plan) -> tuple[Plan, ...]:
     """The same plan in twice as many micro-batches, again and again, down to one image."""
     share, steps = plan.global_batch_size // plan.ranks, []
-    while plan.micro_batch_size > 1:
+    while plan.micro_batch_size > (2 if plan.normalised else 1):
         count = min(share, 2 * plan.accumulation)
         micro = -(-share // count)
         normalised = plan.normalised
@@ -272,8 +273,8 @@ def nothing_fits(result: Result, others: Sequence[Result] = ()) -> str:
 
 
 def _enough(candidate: Candidate) -> str:
-    """Its peak up to a sixteenth of a GiB."""
-    return f"{-(-candidate.peak // 2**26) / 16:g}GiB"
+    """The budget that it needs, as a flag's value."""
+    return f"{enough(candidate.peak) / GIB:.10g}GiB"
 
 
 def plan_lines(planned: Planned) -> list[str]:
@@ -287,6 +288,7 @@ def plan_lines(planned: Planned) -> list[str]:
     cheapest = result.cheapest
     lines.append(
         f"cost: {plan.relative_cost:.2f} × the cheapest of {len(result.candidates)} simulated"
+        + (", but for raw outputs, which were not timed" if result.cheapest_is_not_timed else "")
         + ("" if cheapest is result.chosen else f" ({cheapest.policy.describe()}, which needs {gib(cheapest.peak)})")
     )
     if planned.ladder:

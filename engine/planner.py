@@ -161,7 +161,7 @@ def split_batch(batch_size: int, ranks: int, micro_batch_size: int) -> tuple[int
     share = batch_size // ranks
     require(
         micro_batch_size <= share,
-        f"--parallel.micro-batch-size {micro_batch_size} is more than a rank's share of {share} images",
+        f"micro-batches of {micro_batch_size} are more than a rank's share of {share} images",
     )
     accumulation = -(-share // (micro_batch_size or share))
     return -(-share // accumulation), accumulation

@@ -16,6 +16,7 @@ from dataclasses import replace
 from torch import nn
 
 from archs.fused import Fusable
+from engine.byte_sizes import enough
 from engine.memory.cost import NOMINAL, seconds
 from engine.memory.cuda import CudaModel, loader_bytes, workspace_cap
 from engine.memory.fake import on_meta
@@ -68,7 +69,10 @@ class Search:
         self._traces: dict[tuple[bool, Policy, int], Trace] = {}
         self._variants: dict[tuple[str, Policy, bool, int], Trace] = {}
         model = on_meta(workload.build)
-        self.normalised = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
+        self.norms = sum(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
+        self.normalised = self.norms > 0
+        self.fewest = 2 if self.normalised else 1
+        """Images of the smallest micro-batch: BatchNorm cannot take one where its map is a single pixel."""
         self.units = len(list(model.blocks())) if hasattr(model, "blocks") else 0
         self.fusable = any(isinstance(module, Fusable) and module.fused == "off" for module in model.modules())
         sizes = [parameter.numel() for parameter in model.parameters()]
@@ -78,7 +82,6 @@ class Search:
             small=sum(size for size in sizes if size <= PERSISTENT),
             states=OPTIMIZER_STATES[workload.optim.optimizer],
         )
-        self.norms = sum(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
 
     def under(self, zero_stage: int) -> Search:
         """The same search under another ZeRO stage; recordings are shared."""
@@ -96,12 +99,10 @@ class Search:
 
         Raises Untraceable.
         """
-        key = precision != "fp32", policy, only
+        key, load = (precision != "fp32", policy, only), self.workload
         if key not in self._traces:
-            load = self.workload
-            step = Step(
-                load.image_size, load.num_classes, precision, load.optim, policy, load.channels_last, cuda=load.cuda
-            )
+            size, classes = load.image_size, load.num_classes
+            step = Step(size, classes, precision, load.optim, policy, load.channels_last, cuda=load.cuda)
             self._traces[key] = self._simulator.record(step, only)
         variant = precision, policy, kept, only
         if variant not in self._variants:
@@ -109,6 +110,11 @@ class Search:
             trace = trace.in_bf16() if precision == "bf16" else trace
             self._variants[variant] = trace.with_gradients_kept() if kept else trace
         return self._variants[variant]
+
+    def _recorded(self, precision: str, policy: Policy, micro: int, accumulation: int) -> Trace:
+        """The recording of such a micro-batch."""
+        kept = accumulation > 1 or self.workload.ranks > 1
+        return self.trace(precision, policy, kept, self._only(precision, policy, micro))
 
     def _only(self, precision: str, policy: Policy, micro: int) -> int:
         """The micro-batch, where there is a recording of it and of no other; else 0."""
@@ -121,11 +127,8 @@ class Search:
     def timeline(self, precision: str, policy: Policy, micro: int, accumulation: int, cap: int) -> Timeline:
         """The step on one GPU, everything included that the device has to hold."""
         load = self.workload
-        only = self._only(precision, policy, micro)
-        trace = self.trace(precision, policy, accumulation > 1 or load.ranks > 1, only)
-        timeline = trace.timeline(micro, load.share, cap)
-        live = timeline.live
-        allocator = timeline.peak
+        timeline = self._recorded(precision, policy, micro, accumulation).timeline(micro, load.share, cap)
+        live, allocator = timeline.live, timeline.peak
         if load.ranks > 1 or load.zero_stage or load.offload_optimizer:
             sharded = self._sharding()
             for category in (Category.PARAMETERS, Category.GRADIENTS, Category.OPTIMIZER):
@@ -141,14 +144,18 @@ class Search:
                 live[Category.LOADER] += loader_bytes(load.share, load.image_size, load.prefetch, half)
         return timeline
 
+    def recomputing(self, found: Candidate, cap: int) -> list[Candidate]:
+        """What a candidate that keeps all on the device becomes with more recompute, as it is split."""
+        policies = [] if found.policy.offload else self._recomputing(found.precision)
+        return [self.candidate(found.precision, policy, found.accumulation, cap) for policy in policies]
+
     def step_of(self, found: Candidate, cap: int) -> Timeline:
         """The step of a candidate of this search, or of one under another ZeRO stage."""
         search = self.under(found.zero_stage)
         return search.timeline(found.precision, found.policy, found.micro, found.accumulation, cap)
 
     def _sharding(self) -> Sharding:
-        load = self.workload
-        return shard(self.parameters, load.ranks, load.zero_stage, load.offload_optimizer)
+        return shard(self.parameters, self.workload.ranks, self.workload.zero_stage, self.workload.offload_optimizer)
 
     def candidate(self, precision: str, policy: Policy, accumulation: int, cap: int) -> Candidate:
         """What a step in `accumulation` micro-batches needs and costs."""
@@ -159,8 +166,8 @@ class Search:
         outside = (Category.CONTEXT, Category.LOADER)
         allocated = sum(size for category, size in predicted.items() if category not in outside)
         if load.cuda:
-            allocated -= int(load.device.fragmentation * allocated / (1 + load.device.fragmentation))
-        allocated -= load.nccl
+            recorded = self._recorded(precision, policy, micro, accumulation).peak(micro, load.share, cap)
+            allocated -= int(load.device.fragmentation * recorded) + load.nccl
         changed = function_changes(
             self.normalised, load.global_batch, micro, accumulation, load.ranks, load.sync_bn and load.ranks > 1
         )
@@ -299,8 +306,7 @@ class Search:
 
     def _certain(self, found: Candidate) -> bool:
         """Whether its recording holds for its micro-batch: what a budget under 1 keeps depends on that."""
-        cut = found.policy.partition and found.policy.partition < 1
-        return not cut or bool(self._only(found.precision, found.policy, found.micro))
+        return not 0 < found.policy.partition < 1 or bool(self._only(found.precision, found.policy, found.micro))
 
     def accumulations(self) -> list[int]:
         """Numbers of micro-batches that give different sizes, fewest first."""
@@ -308,7 +314,7 @@ class Search:
         if self.micro:
             return [-(-share // self.micro)]
         sizes = dict.fromkeys(-(-share // count) for count in range(2, share + 1))
-        return [-(-share // size) for size in sizes]
+        return [-(-share // size) for size in sizes if size >= self.fewest]
 
     def whole(self, precision: str, budget: int, cap: int, offload: bool) -> Iterator[Candidate]:
         """Candidates that take the whole share at once."""
@@ -366,7 +372,7 @@ class Search:
         return self._result(seen, best(), budget, cap)
 
     def _result(self, seen: list[Candidate], found: Candidate | None, budget: int, cap: int) -> Result:
-        return Result(self.workload, budget, cap, seen, found, None if found else self.least(cap))
+        return Result(self.workload, budget, cap, seen, found, None if found else self.least(cap), self.normalised)
 
     def _stages(self) -> list[tuple[Stage, bool]]:
         """Where to look, in order, and whether what is kept goes to the host there."""
@@ -374,13 +380,21 @@ class Search:
         return [(stage, offload) for offload in places for stage in (self.whole, self.parts)]
 
     def least(self, cap: int) -> Candidate:
-        """The candidate that needs the least of all: one image at a time."""
-        share = self.workload.share
-        count = -(-share // self.micro) if self.micro else share
-        found = [
-            self.candidate(precision, replace(policy, offload=offload), count, cap)
-            for precision in self.precisions
-            for offload in dict.fromkeys(offload for _, offload in self._stages())
-            for policy in self.policies(precision, offload)
-        ]
-        return min(found, key=lambda candidate: candidate.peak)
+        """The candidate that needs the least of all, in a budget that is as large: with that one's workspace cap."""
+        # gradients are kept from one micro-batch to the next, so that few images may need less all at once
+        counts = [*([] if self.micro else [1]), *self.accumulations()[-1:]]
+        while True:
+            found = min(
+                (
+                    self.candidate(precision, replace(policy, offload=offload), count, cap)
+                    for precision in self.precisions
+                    for offload in dict.fromkeys(offload for _, offload in self._stages())
+                    for policy in self.policies(precision, offload)
+                    for count in counts
+                ),
+                key=lambda candidate: candidate.peak,
+            )
+            larger = workspace_cap(enough(found.peak))
+            if larger <= cap:
+                return found
+            cap = larger

@@ -18,7 +18,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 from engine.byte_sizes import gib
 from engine.calibration import add_measurement, correction_for
 from engine.checkpoint import checkpoint_to_resume
-from engine.config import ConfigError, DataConfig, RunConfig, find_run
+from engine.config import ConfigError, DataConfig, RunConfig, find_run, to_yaml
 from engine.data.loader import Loader, make_loader
 from engine.data.progressive import ProgressiveLoader
 from engine.data.sources import Source
@@ -96,7 +96,7 @@ class Session:
         )
 
         def training_loader(data: DataConfig) -> Loader:
-            return loader("train", minimum_share=2 * plan.accumulation, config=data)
+            return loader("train", minimum_share=1, config=data)  # micro-batches fill up what they need
 
         growing = bool(config.data.progressive_from)
         self.train_loader: Loader | ProgressiveLoader = (
@@ -152,6 +152,7 @@ class Session:
                 if self.config.resume is not None:
                     told[0] = str(find_run(self.config.resume, str(self.config.log.output or "") or None))
                     refuse_other_run(self.config, Path(told[0]))
+                    RunFolder(Path(told[0])).write_text("config.yaml", to_yaml(self.config))
                 else:
                     told[0] = str(RunFolder.create(self.config, arch, self.source.name).path)
             except ConfigError as error:

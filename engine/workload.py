@@ -45,7 +45,7 @@ class Workload:
     @property
     def nccl(self) -> int:
         """Bytes of NCCL's channels; synchronised norms exchange over some of their own (engine.exchange)."""
-        return (1 + self.sync_bn) * self.device.nccl if self.ranks > 1 else 0
+        return (1 + self.sync_bn) * self.device.nccl if self.cuda and self.ranks > 1 else 0
 
 
 @dataclass(frozen=True)
@@ -96,11 +96,19 @@ class Result:
     chosen: Candidate | None
     least: Candidate | None
     """Where nothing fits: the candidate with the smallest need."""
+    normalised: bool = False
+    """The network has BatchNorm."""
 
     @property
     def cheapest(self) -> Candidate:
         """What costs are relative to: the least of all, whether it fits or not, of operators that were timed."""
-        return min(self.candidates, key=lambda one: (bool(one.policy.rewrite), one.seconds))
+        known = self.candidates or [self.least]
+        return min((one for one in known if one), key=lambda one: (bool(one.policy.rewrite), one.seconds))
+
+    @property
+    def cheapest_is_not_timed(self) -> bool:
+        """Whether a candidate of operators that were not timed is predicted to cost less."""
+        return min(one.seconds for one in self.candidates) < self.cheapest.seconds
 
     def dominating(self) -> str:
         """The largest term of the smallest need, in words."""

@@ -15,7 +15,8 @@ POINTS = 1200
 """Events drawn: a longer step is cut into as many parts, each shown by its highest moment."""
 
 SHOWN = (
-    ("context, loader", (Category.CONTEXT, Category.LOADER, Category.COMMUNICATION)),
+    ("context, loader", (Category.CONTEXT, Category.LOADER)),
+    ("communication", (Category.COMMUNICATION,)),
     ("parameters, optimizer", (Category.PARAMETERS, Category.OPTIMIZER, Category.AVERAGE, Category.KEPT)),
     ("gradients", (Category.GRADIENTS,)),
     ("input", (Category.INPUT,)),
@@ -25,8 +26,8 @@ SHOWN = (
 )
 """Bands from the bottom up."""
 COLOURS = {
-    "light": ("#8d99a6", "#0072b2", "#56b4e9", "#c9b458", "#009e73", "#d55e00", "#cc79a7"),
-    "dark": ("#6c7887", "#3d8fc7", "#8cc9ee", "#d8c874", "#3fcf9f", "#f0a35b", "#e09ac6"),
+    "light": ("#8d99a6", "#5b4b8a", "#0072b2", "#56b4e9", "#c9b458", "#009e73", "#d55e00", "#cc79a7"),
+    "dark": ("#6c7887", "#a493d6", "#3d8fc7", "#8cc9ee", "#d8c874", "#3fcf9f", "#f0a35b", "#e09ac6"),
 }
 
 

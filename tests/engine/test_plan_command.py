@@ -105,7 +105,7 @@ def test_a_plan_is_written_with_its_picture(planned):
         (["--arch", "resnet19"], "resnet18"),
         (["--gpus", "3"], "128 does not divide over 3"),
         (["--gpus", "0"], "at least 1"),
-        (["--micro-batch-size", "129"], "129 is more than a rank's share of 128"),
+        (["--micro-batch-size", "129"], "129 are more than a rank's share of 128"),
         (["--arch", "inceptionv3"], "75"),
     ],
     ids=lambda value: "" if isinstance(value, str) else " ".join(value),

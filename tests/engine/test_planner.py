@@ -57,7 +57,7 @@ def test_uneven_batch_says_what_would_be_even():
         split_batch(128, 3, 0)
     with pytest.raises(ConfigError, match="2 does not divide over 4 ranks; 4 would"):
         split_batch(2, 4, 0)
-    with pytest.raises(ConfigError, match=r"micro-batch-size 96 is more than a rank's share of 64"):
+    with pytest.raises(ConfigError, match="micro-batches of 96 are more than a rank's share of 64"):
         split_batch(128, 2, 96)
 
 

@@ -197,7 +197,9 @@ def test_more_gpus_take_smaller_shares_and_synchronised_norms_keep_the_function(
 
 def test_synchronised_norms_have_channels_of_their_own():
     """NCCL's, for a group beside the gradients'; none of it is in torch's allocator."""
-    norms = {sync_bn: Search(workload(batch=48, ranks=2, sync_bn=sync_bn), ["fp32"]) for sync_bn in (False, True)}
+    norms = {
+        sync_bn: Search(replace(workload(ranks=2, sync_bn=sync_bn), cuda=True), ["fp32"]) for sync_bn in (False, True)
+    }
     plain, synchronised = (norms[sync_bn].candidate("fp32", Policy(), 1, GIB) for sync_bn in (False, True))
     nccl = norms[False].workload.device.nccl
     assert plain.predicted[Category.COMMUNICATION] == nccl
@@ -206,7 +208,7 @@ def test_synchronised_norms_have_channels_of_their_own():
 
 def test_the_least_is_said_where_nothing_fits(search):
     result = search.run(100_000)
-    assert result.chosen is None and result.least.micro == 1
+    assert result.chosen is None and result.least.micro == 2  # BatchNorm may not take one
     assert result.least.peak > 100_000
     would = search.run(result.least.peak)
     assert would.chosen is not None and would.chosen.peak <= result.least.peak
@@ -240,7 +242,7 @@ def planned(budget: int, ranks: int = 1, **memory):
 
 def test_no_budget_no_search():
     assert planned(0).plan.recompute == "none" and planned(0).result is None
-    assert [plan.micro_batch_size for plan in planned(0).ladder] == [24, 12, 6, 3, 2, 1]
+    assert [plan.micro_batch_size for plan in planned(0).ladder] == [24, 12, 6, 3, 2]
 
 
 def test_a_run_says_its_plan_in_five_lines(search):
@@ -251,7 +253,7 @@ def test_a_run_says_its_plan_in_five_lines(search):
     assert len(lines) == 5 and "predicted peak" in lines[1] and lines[2].startswith("function:")
     needs = [plan.predicted_peak_bytes for plan in found.ladder if plan.predicted_peak_bytes]
     assert needs == sorted(needs, reverse=True)
-    assert found.ladder[-1].micro_batch_size == 1
+    assert found.ladder[-1].micro_batch_size == 2
 
 
 def test_what_was_asked_for_is_kept(search):
