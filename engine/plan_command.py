@@ -76,7 +76,7 @@ class PlanConfig:
     zero_stage: Literal[0, 1, 2, 3] = 0
     """ZeRO stage under DeepSpeed; 0 is DDP."""
     offload_optimizer: bool = False
-    """Optimizer states in host memory (DeepSpeed)."""
+    """Optimizer states in host memory, under ZeRO-2."""
     optimizer: Literal["sgd", "adam", "adamw"] = "adam"
     """Its states are part of the memory."""
     ema: float = 0.0
@@ -100,8 +100,9 @@ class PlanConfig:
         """The same as a run's description. Raises ConfigError."""
         require(self.gpus >= 1, f"--gpus must be at least 1, not {self.gpus}")
         require(self.processes >= 0, f"--processes must be 0 (one a core) or more, not {self.processes}")
-        sharded = self.zero_stage > 0
-        require(sharded or not self.offload_optimizer, "--offload-optimizer is DeepSpeed's: give a --zero-stage")
+        require(
+            self.zero_stage == 2 or not self.offload_optimizer, "--offload-optimizer is ZeRO-2's: give --zero-stage 2"
+        )
         return RunConfig(
             model=ModelConfig(arch=self.arch or ModelConfig.arch),
             data=DataConfig(image_size=self.image_size),
@@ -187,7 +188,8 @@ def run_plan(options: PlanConfig) -> int:
     if planned.plan.compile and not options.compile and not result.chosen.plain:
         print("  launch/train.py looks at what torch.compile's graphs keep as well; with --compile so does this")
     if stage:
-        print(f"  start it by: {launch_command(stage, options.gpus)} launch/train.py {training_flags(options)}")
+        command = launch_command(stage, options.gpus, options.offload_optimizer)
+        print(f"  start it by: {command} launch/train.py {training_flags(options)}")
     if options.explain:
         print("\n" + explanation(result, correction))
     files = RunFolder(folder)

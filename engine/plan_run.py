@@ -94,6 +94,7 @@ def plan_run(
     ranks: int = 1,
     zero_stage: int = 0,
     correction: float = 1.0,
+    offload_optimizer: bool = False,
 ) -> Planned:
     """How `config` runs in `budget` bytes of device memory on each of `ranks` devices; 0 searches nothing.
 
@@ -116,6 +117,7 @@ def plan_run(
         zero_stage=zero_stage,
         cuda=hardware.type == "cuda",
         correction=correction,
+        offload_optimizer=offload_optimizer,
     )
     try:
         precision = choose_precision(config.precision.precision, hardware)
@@ -248,9 +250,10 @@ def refuse_more_than_the_card(budget: int, hardware: Hardware | None) -> None:
         )
 
 
-def launch_command(stage: int, ranks: int) -> str:
+def launch_command(stage: int, ranks: int, offload_optimizer: bool = False) -> str:
     """How a run under DeepSpeed is started."""
-    return f"accelerate launch --config_file configs/accelerate/deepspeed_zero{stage}.yaml --num_processes {ranks}"
+    file = f"configs/accelerate/deepspeed_zero{stage}{'_offload' * offload_optimizer}.yaml"
+    return f"accelerate launch --config_file {file} --num_processes {ranks}"
 
 
 def nothing_fits(result: Result, others: Sequence[Result] = ()) -> str:

@@ -142,6 +142,7 @@ class Session:
             launch.ranks,
             launch.zero_stage,
             correction_for(hardware.name).factor if budget else 1.0,
+            launch.offload_optimizer,
         )
 
     def _shared_folder(self, arch: str) -> RunFolder:

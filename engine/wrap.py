@@ -42,6 +42,11 @@ class Launch:
     def zero_stage(self) -> int:
         return (self.deepspeed or {}).get("zero_optimization", {}).get("stage", 0)
 
+    @property
+    def offload_optimizer(self) -> bool:
+        """Whether the optimizer's states are in host memory."""
+        return "offload_optimizer" in (self.deepspeed or {}).get("zero_optimization", {})
+
     @classmethod
     def detect(cls) -> Launch:
         """Read the launcher's environment variables. Raises ConfigError for a DeepSpeed launch without its JSON."""

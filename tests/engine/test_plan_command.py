@@ -10,9 +10,10 @@ import pytest
 from engine.byte_sizes import GIB
 from engine.calibration import add_measurement, calibration_file, correction_for
 from engine.config import ConfigError
+from engine.config import parse as parse_run
 from engine.memory.picture import POINTS, condensed
 from engine.memory.trace import Category, Timeline
-from engine.plan_command import PlanConfig, parse, run_plan
+from engine.plan_command import PlanConfig, parse, run_plan, training_flags
 from engine.plan_matrix import BUDGETS, PRECISIONS, document, network_rows, short
 
 FLAGS = ["--arch", "resnet18", "--image-size", "64"]
@@ -107,6 +108,11 @@ def test_a_plan_is_written_with_its_picture(planned):
         (["--gpus", "0"], "at least 1"),
         (["--micro-batch-size", "129"], "129 are more than a rank's share of 128"),
         (["--arch", "inceptionv3"], "75"),
+        (["--micro-batch-size", "7", "--gpu-memory", "0.6GiB"], r"has no plan in 0\.60 GiB.*, 7 images at a time"),
+        (["--offload-optimizer"], "give --zero-stage 2"),
+        (["--processes", "-1"], "0 .one a core. or more"),
+        (["--matrix", "--recompute", "none", "--explain"], "recompute, explain would have no effect"),
+        (["--matrix", "--gpus", "3"], "128 does not divide over 3"),
     ],
     ids=lambda value: "" if isinstance(value, str) else " ".join(value),
 )
@@ -114,6 +120,26 @@ def test_what_cannot_be_is_refused(flags, said, capsys, tmp_path):
     with pytest.raises(ConfigError, match=said):
         run_plan(parse([*FLAGS, *flags, "--output", str(tmp_path)]))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("where", ["file", "file/below", "run"])
+def test_a_place_that_cannot_be_written_is_told_before_anything_is_planned(where, capsys, tmp_path):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text("")
+    with pytest.raises(ConfigError, match=r"holds a run|cannot be made a folder"):
+        run_plan(parse([*FLAGS, "--output", str(tmp_path / where)]))
+    assert not capsys.readouterr().out
+
+
+def test_the_start_command_has_what_was_planned_for():
+    flags = ["--optimizer", "sgd", "--precision", "fp32", "--sync-bn", "--ema", "0.9", "--micro-batch-size", "8"]
+    said = training_flags(parse([*FLAGS, *flags])).split()
+    config = parse_run(said)
+    assert (config.model.arch, config.data.image_size, config.memory.gpu_memory) == ("resnet18", 64, "8GiB")
+    assert (config.optim.optimizer, config.precision.precision, config.optim.ema) == ("sgd", "fp32", 0.9)
+    assert config.parallel.sync_bn and config.parallel.micro_batch_size == 8
+    assert set(training_flags(parse(FLAGS)).split()[::2]) == {"--arch", "--batch-size", "--image-size", "--gpu-memory"}
 
 
 def test_what_deepspeed_cannot_do_is_refused_before_anything_is_planned(capsys):

@@ -7,7 +7,7 @@ import pytest
 from torch import nn
 
 import archs
-from engine.byte_sizes import GIB, parse_bytes
+from engine.byte_sizes import GIB, enough, parse_bytes
 from engine.config import (
     ConfigError,
     DataConfig,
@@ -138,6 +138,26 @@ def test_a_plan_has_the_picture_of_its_own_step():
     assert (planned.picture() or b"").startswith(b"\x89PNG")
     unplanned = plan_run(config, Chain(True), partial(Chain, True), 10, AMPERE, 0)
     assert unplanned.picture() is None
+
+
+def test_a_plan_that_is_found_at_once_falls_back_on_recompute_first():
+    """The search stops at it, and has looked at nothing that comes before micro-batches."""
+    config = RunConfig(optim=OptimConfig(batch_size=48), model=ModelConfig(compile="off"))
+    found = plan_run(config, Chain(True), partial(Chain, True), 10, AMPERE, 8 * GIB)
+    assert found.plan.recompute == "none" and len(found.result.candidates) == 1
+    first = found.ladder[0]
+    assert first.policy.segments and first.accumulation == 1
+    assert first.predicted_peak_bytes < 0.95 * found.plan.predicted_peak_bytes
+
+
+@pytest.mark.parametrize(("size", "batch"), [(64, 128), (64, 2), (512, 4)])
+def test_the_budget_that_is_named_is_the_smallest_that_does(size, batch):
+    """Also where it allows convolutions a larger workspace than the budget asked for, or the share is a few images."""
+    build = partial(archs.build, "vgg11", 10, image_size=size)
+    search = Search(Workload("vgg11", build, size, 10, batch, OptimConfig(batch_size=batch)), ["bf16"])
+    least = search.run(GIB).least
+    assert least is not None and search.run(enough(least.peak)).chosen is not None
+    assert search.run(enough(least.peak) - GIB // 16).chosen is None
 
 
 def test_a_run_that_fits_no_gpu_names_the_stage_that_does():

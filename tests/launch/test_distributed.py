@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 pytestmark = pytest.mark.distributed
 
 
-def zero(root, stage: int) -> dict[str, str]:
+def zero(root, stage: int | str) -> dict[str, str]:
     """Environment of a DeepSpeed launch on CPUs."""
     return {
         "ACCELERATE_USE_CPU": "false",
@@ -146,7 +146,7 @@ def test_an_average_of_sharded_parameters_is_refused(launch, tiny, tmp_path, roo
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", [1, 3])
+@pytest.mark.parametrize("stage", [1, "2_offload", 3])
 def test_zero_equals_one_process(launch, tiny, assert_same_run, alone, tmp_path, root, stage):
     launch(*tiny, "--output", tmp_path / "run", ranks=2, **zero(root, stage))
     assert_same_run(tmp_path / "run", alone)

@@ -13,6 +13,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from engine.config import from_yaml
+
 TRAIN = "launch/train.py"
 
 
@@ -195,6 +197,9 @@ def test_a_finished_run_can_be_made_longer(launch, tiny, tmp_path, rows):
     launch(*tiny, "--epochs", 1, "--output", run)
     # With less memory than before: what runs out of it says these flags.
     launch("--resume", run, "--epochs", 2, "--recompute", "block", "--parallel.micro-batch-size", 2)
+    described = from_yaml(run / "config.yaml")  # the next one goes on with the same
+    assert (described.optim.epochs, described.memory.recompute) == (2, "block")
+    assert described.parallel.micro_batch_size == 2
     assert [row["epoch"] for row in rows(run, "epoch")] == [1, 2]
 
 
