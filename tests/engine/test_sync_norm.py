@@ -1,6 +1,7 @@
 """BatchNorm over ranks equals BatchNorm over the whole batch: outputs, gradients, running statistics."""
 
 import os
+import weakref
 
 import pytest
 import torch
@@ -47,7 +48,9 @@ def one_rank(rank: int, sizes: list[int], port: int, precision: str, folder: str
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16"):
         result = train(model, images()[start : start + sizes[rank]])
     torch.save(result, f"{folder}/{rank}.pt")
+    group = weakref.ref(dist.group.WORLD)
     dist.destroy_process_group()
+    assert group() is None, "its threads outlive the interpreter, and may abort the process"
 
 
 @pytest.mark.distributed
