@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -135,7 +135,16 @@ def run_plan(options: PlanConfig) -> int:
     folder = output_folder(options, f"plan-{arch}")
     from engine.calibration import correction_for
     from engine.memory.simulate import Untraceable
-    from engine.plan_run import launch_command, nothing_fits, plan_lines, search_of, sharded, workload_of
+    from engine.plan_run import (
+        launch_command,
+        nothing_fits,
+        plain_plan,
+        plan_lines,
+        planned_as,
+        search_of,
+        sharded,
+        workload_of,
+    )
 
     hardware = planned_hardware()
     budget = budget_of(options.gpu_memory)
@@ -169,18 +178,10 @@ def run_plan(options: PlanConfig) -> int:
     if result.chosen is None:
         raise ConfigError(nothing_fits(result, others))
     from engine.memory.fake import on_meta
-    from engine.plan_run import planned_as
-    from engine.planner import Plan, make_plan
     from engine.runfolder import RunFolder
 
     stage = result.chosen.zero_stage
-    plain: Plan = make_plan(
-        replace(config, memory=replace(config.memory, recompute="none")),
-        on_meta(workload.build),
-        hardware,
-        options.gpus,
-        stage,
-    )
+    plain = plain_plan(config, on_meta(workload.build), hardware, options.gpus, stage)
     planned = planned_as(plain, search, result)
     print("\nchosen")
     for line in plan_lines(planned):

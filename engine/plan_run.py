@@ -80,7 +80,7 @@ def search_of(config: RunConfig, workload: Workload, precision: str, compiled: b
         config.parallel.micro_batch_size,
         offload=offload != "off",
         only_offload=offload == "on",
-        compiled=compiled and asked == "auto" and offload != "on" and workload.zero_stage < 3,
+        compiled=compiled and asked == "auto" and offload != "on",
     )
 
 
@@ -107,8 +107,7 @@ def plan_run(
         require(config.memory.offload != "on", "--memory.offload on: give a --gpu-memory to plan for")
         plan = make_plan(config, model, hardware, ranks, zero_stage)
         return Planned(plan, halvings(plan))
-    asked = replace(config, memory=replace(config.memory, recompute="none"))
-    plain = make_plan(asked, model, hardware, ranks, zero_stage)
+    plain = plain_plan(config, model, hardware, ranks, zero_stage)
     workload = workload_of(
         config,
         build,
@@ -129,6 +128,13 @@ def plan_run(
     if result.chosen is None:
         raise ConfigError(nothing_fits(result, sharded(config, search, budget)))
     return planned_as(plain, search, result)
+
+
+def plain_plan(config: RunConfig, model: nn.Module, hardware: Hardware, ranks: int, zero_stage: int) -> Plan:
+    """What `config` asks for but recompute, which the search decides on."""
+    return make_plan(
+        replace(config, memory=replace(config.memory, recompute="none")), model, hardware, ranks, zero_stage
+    )
 
 
 def planned_as(plain: Plan, search: Search, result: Result) -> Planned:

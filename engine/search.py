@@ -87,7 +87,6 @@ class Search:
         """The same search under another ZeRO stage; recordings are shared."""
         other = copy.copy(self)
         other.workload = replace(self.workload, zero_stage=zero_stage)
-        other.compiled = self.compiled and zero_stage < 3
         return other
 
     # --- simulation --------------------------------------------------------------------------------------------
@@ -207,11 +206,11 @@ class Search:
     def policies(self, precision: str, offload: bool = False) -> Iterator[Policy]:
         """What may be recomputed, cheapest kinds first, without `first` (which depends on the budget).
 
-        A compiled backward pass fetches nothing back: with `offload` there is no partition.
+        No partitions with `offload`, as a compiled backward pass fetches nothing back, nor under ZeRO-3: not compiled.
         """
         if "none" in self.kinds:
             yield Policy()
-        for budget in PARTITIONS if self.compiled and not offload else ():
+        for budget in PARTITIONS if self.compiled and not offload and self.workload.zero_stage < 3 else ():
             if self._simulates(precision, Policy(partition=budget)):
                 yield Policy(partition=budget)
         yield from self._recomputing(precision)

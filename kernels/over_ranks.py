@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
-import torch.distributed.nn.functional  # before any group: it keeps the one that is there for the process's life
+import torch.distributed.nn.functional  # before any group is made: it keeps the one it finds alive
 from torch import Tensor
 from torch.distributed.distributed_c10d import _resolve_process_group
 
