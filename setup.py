@@ -47,7 +47,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11,<3.14",
     packages=find_packages(include=["engine*", "archs*", "kernels*", "launch*"]),
-    package_data={"engine": ["*.jinja", "*.html", "*.css"], "engine.bench": ["*.jinja", "*.css"]},
+    package_data={"engine.report": ["*.jinja", "*.css"], "engine.bench.pages": ["*.jinja", "*.css"]},
     install_requires=REQUIREMENTS,
     extras_require={"test": TEST_REQUIREMENTS, "dali13": [DALI_CUDA13]},
     classifiers=[

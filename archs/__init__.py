@@ -1,14 +1,15 @@
-"""The networks. `build("resnext", num_classes=10)` makes one; each file here registers its networks on import."""
+"""The networks. `build("resnext", num_classes=10)` makes one; each file in archs/networks registers its own."""
 
 import pkgutil
 from importlib import import_module
 
+import archs.networks
 from archs.classifier import AuxiliaryOutput, Classifier
 from archs.registry import ArchInfo, Reference, UnknownArch, build, lookup, names
 from archs.weights import WeightsMismatch, load_reference, load_weights
 
-for _file in pkgutil.iter_modules(__path__):
-    import_module(f"archs.{_file.name}")
+for _file in pkgutil.walk_packages(archs.networks.__path__, "archs.networks."):
+    import_module(_file.name)
 
 __all__ = [
     "ArchInfo",

@@ -179,7 +179,7 @@ def _known(conv: nn.Conv2d, norm: nn.Module | None) -> bool:
 
 
 def _across_ranks(norm: nn.Module) -> bool:
-    """A BatchNorm that may have statistics of all ranks, and says over which group (engine.sync_norm)."""
+    """A BatchNorm that may have statistics of all ranks, and says over which group (engine.step.sync_norm)."""
     return hasattr(norm, "exchange_group")
 
 

@@ -47,10 +47,11 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> int:
     """Run the suites that were asked for; returns 1 where a row crashed, 2 for what cannot be meant."""
     given = parse(arguments)
-    from engine.bench.gpu_report import gpu_report
-    from engine.bench.options import Options, stay_on_cpu
-    from engine.bench.record import Unwritable
-    from engine.bench.suites import choose, run_suites
+    from engine.bench.instrument.options import Options, stay_on_cpu
+    from engine.bench.instrument.record import Unwritable
+    from engine.bench.pages.gpu_report import gpu_report
+    from engine.bench.pages.index import write_index
+    from engine.bench.suites.run import choose, run_suites
 
     if given.dry_run:
         stay_on_cpu()
@@ -75,6 +76,8 @@ def main(arguments: list[str] | None = None) -> int:
             runs=tuple(given.runs),
         )
         outcomes = gpu_report(options) if given.report else run_suites(suites, options)
+        if options.output is None:
+            write_index()
     except (ValueError, Unwritable) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

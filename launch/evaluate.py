@@ -10,9 +10,9 @@ from engine.imports import refuse_foreign_packages
 refuse_foreign_packages()
 
 from engine.config import ConfigError
-from engine.data.sources import DataError
-from engine.evaluation import parse, run_evaluation
-from engine.run import fail
+from engine.data.sources.source import DataError
+from engine.train.run import fail
+from engine.use.evaluation import parse, run_evaluation
 
 
 def main() -> int:
@@ -21,7 +21,7 @@ def main() -> int:
         result = run_evaluation(parse())
     except (ConfigError, DataError) as error:
         return fail(error)
-    from engine.evaluation_report import evaluation_text
+    from engine.report.evaluation_report import evaluation_text
 
     print(evaluation_text(result))
     print(f"written to {result['output']}")

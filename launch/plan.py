@@ -11,15 +11,19 @@ from engine.imports import refuse_foreign_packages
 refuse_foreign_packages()
 
 from engine.config import ConfigError
-from engine.plan_command import parse, run_plan
-from engine.run import fail, show_notices
+from engine.plan.request import parse
+from engine.train.run import fail, show_notices
 
 
 def main() -> int:
     """Parse the command line, plan, print; returns the exit code."""
     show_notices()
     try:
-        return run_plan(parse())
+        options = parse()
+        from engine.plan.command import run_plan
+        from engine.report.memory_picture import planned_picture
+
+        return run_plan(options, planned_picture)
     except ConfigError as error:
         return fail(error)
 

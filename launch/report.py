@@ -10,8 +10,8 @@ from engine.imports import refuse_foreign_packages
 
 refuse_foreign_packages()
 
-from engine.history import NotARun
-from engine.report import summary_table, write_report
+from engine.report.compare import summary_table, write_report
+from engine.runs.history import NotARun
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -10,13 +10,13 @@ from engine.imports import refuse_foreign_packages
 refuse_foreign_packages()
 
 from engine.config import ConfigError, parse
-from engine.run import fail, train
+from engine.train.run import fail, train
 
 
 def main() -> int:
     """Parse the command line, run, return the exit code."""
     if "--list-archs" in sys.argv[1:]:
-        from engine.arch_table import listing
+        from engine.report.arch_table import listing
 
         print(listing())
         return 0

@@ -16,8 +16,9 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 import archs
-from engine.bench.record import ROOT, Store
-from engine.bench.run_record import run_figures
+from engine.bench.instrument.record import Store
+from engine.bench.suites.run_record import run_figures
+from engine.runs.provenance import ROOT
 
 GOAL = 0.95
 """Test accuracy on the digits that every network reaches."""

@@ -22,9 +22,10 @@ from typing import Any, Literal
 
 import torch
 
-from engine.bench.measure import Estimate
-from engine.bench.record import ROOT, Store, commit
+from engine.bench.instrument.measure import Estimate
+from engine.bench.instrument.record import Store
 from engine.bench.watched import CLOCKS, COUNTED, REFERENCE, StepRace, subject
+from engine.runs.provenance import ROOT, commit
 
 LEAST_MARGIN = 0.05
 """A step this much slower than the baseline means something, where the machine is quiet enough to tell."""

@@ -16,16 +16,16 @@ import torch
 import torch.nn.functional as F
 import torchvision
 
-from engine.bench.bare_loop import CLASSES, ROTATED
-from engine.bench.counts import Copies, saved_for_backward
-from engine.bench.loader_rate import drawn_photos, photos
-from engine.bench.measure import Estimate, Race, Steps, processor_ratio
-from engine.bench.trainer_tax import ready_trainer
+from engine.bench.instrument.bare_loop import CLASSES, ROTATED
+from engine.bench.instrument.counts import Copies, saved_for_backward
+from engine.bench.instrument.measure import Estimate, Race, Steps, processor_ratio
+from engine.bench.suites.loader_rate import drawn_photos, photos
+from engine.bench.suites.trainer_tax import ready_trainer
 from engine.config import DataConfig
-from engine.planner import use_cuda
+from engine.step.plan import use_cuda
 
 if TYPE_CHECKING:
-    from engine.trainer import Trainer
+    from engine.train.trainer import Trainer
 
 COUNTED = ("saved_bytes", "copied_bytes", "layout_copies", "strided_convs", "waits", "loader_copied_bytes")
 """Quantities that come out the same in every run."""
@@ -58,11 +58,11 @@ def count_step(trainer: Trainer) -> dict[str, int]:
     The second step: the first one also makes what stays, such as the optimizer's state.
     """
     batch = trainer.train_loader.batch(0)  # type: ignore[union-attr]
-    trainer._step(batch)
+    trainer.step.take(batch)
     with saved_for_backward(trainer.model, batch.images, batch.labels) as kept:
-        trainer._step(trainer.train_loader.batch(1))  # type: ignore[union-attr]
+        trainer.step.take(trainer.train_loader.batch(1))  # type: ignore[union-attr]
     with Copies() as copies, _host_waits() as waited:
-        trainer._step(batch)
+        trainer.step.take(batch)
     counts = copies.as_dict()
     counts["waits"] = max(counts["waits"], waited())
     return {"saved_bytes": kept.bytes()} | counts
@@ -87,7 +87,7 @@ def _host_waits() -> Iterator[Any]:
 
 def count_loader() -> dict[str, int]:
     """Bytes that torch copies a batch between the decoder and the trainer, of the loader that a run here would use."""
-    from engine.data.loader import make_loader
+    from engine.data.backend import make_loader
 
     device = torch.device("cuda" if use_cuda() else "cpu")
     config = DataConfig(name="folder", root=drawn_photos(), image_size=32, workers=1)
@@ -139,7 +139,7 @@ class StepRace:
         seconds = 0.1 if device.type == "cuda" else 0.0
 
         def step(number: int) -> None:
-            trainer._step(batches.batch(number))
+            trainer.step.take(batches.batch(number))
 
         self.ours = Steps(step, subject()["batch_size"], device, seconds)
         self.reference = reference_steps(seconds)

@@ -1,16 +1,48 @@
-"""The command line's own part: flags that stand alone, and what is read before the full parse."""
+"""The command line: flags over a YAML file, or over the run to resume."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
-try:
-    import tyro
-except ModuleNotFoundError:  # only parsing needs it: measuring from a source tree goes without
-    tyro = None  # type: ignore[assignment]
+from engine.config.checks import require
+from engine.config.flag import tyro
+from engine.config.resume import find_run
+from engine.config.run_config import RunConfig, from_yaml
 
-TopLevel = tyro.conf.arg(prefix_name=False) if tyro else None
-"""Marks a field whose flag stands alone, without its group: `--lr`, not `--optim.lr`."""
+DESCRIPTION = """Train an image classifier.
+
+Without --data.name or --data.root it trains on scikit-learn's handwritten digits, which need no download.
+`--list-archs` shows the networks.
+Several GPUs: put `accelerate launch` in front. Your own pictures: --data.root FOLDER with train/ and val/."""
+
+
+def command_line(kind: type[Any], arguments: Sequence[str] | None, description: str, **more: Any) -> Any:
+    """The `kind` that `arguments` (default: the command line) describe; `more` is for tyro, which reads them.
+
+    Raises ConfigError where tyro is not installed.
+    """
+    require(tyro is not None, "the command line needs tyro: pip install tyro, or `make train`, which installs it")
+    return tyro.cli(kind, args=arguments, description=description, **more)
+
+
+def parse(arguments: Sequence[str] | None = None) -> RunConfig:
+    """The run described by `arguments` (default: the command line) over --config's file, or over the run to resume.
+
+    Prints help or a usage error and exits as argparse does (status 0 and 2); raises ConfigError for a value that
+    has the right type but makes no sense, and as `command_line`.
+    """
+    given = expand_short_flags(sys.argv[1:] if arguments is None else arguments)
+    base = None
+    path = value_of("--config", given)
+    run = value_of("--resume", given)
+    if path is not None:
+        base = from_yaml(Path(path))
+    elif run is not None:
+        base = from_yaml(find_run(run, value_of("--output", given)) / "config.yaml")
+    return command_line(RunConfig, given, DESCRIPTION, default=base or RunConfig())
 
 
 def expand_short_flags(arguments: Sequence[str]) -> list[str]:

@@ -1,7 +1,7 @@
 """Batches, and what every loader does whichever library decodes: sampling, positions, bad images.
 
-`make_loader` picks DALI, or its torchvision twin where DALI has no wheel. Both give the same images in the same
-order with the same crops; only the decoder and the resize differ, by less than a grey level in the mean.
+Whichever decodes (engine.data.backend), the images are the same in the same order with the same crops; only the
+decoder and the resize differ, by less than a grey level in the mean.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 
 from engine.data import sampling
 from engine.data.bad_images import BadImage
-from engine.data.sources import DataError, Source, Split
+from engine.data.sources.source import DataError, Source, Split
 
 if TYPE_CHECKING:
     from engine.config import DataConfig
@@ -209,28 +209,3 @@ def worker_count(configured: int) -> int:
         return configured
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(MOST_WORKERS, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
-
-
-def make_loader(source: Source, split: Literal["train", "val"], **settings) -> Loader:
-    """A loader of the backend that `config.backend` names; `auto` is DALI, or torchvision where DALI is not installed.
-
-    Takes the arguments of `Loader`; raises DataError where backend `dali` is asked for and cannot be imported.
-    """
-    wanted = settings["config"].backend
-    if wanted in ("auto", "dali"):
-        try:
-            import nvidia.dali  # noqa: F401
-        except ImportError as error:
-            if wanted == "dali":
-                raise DataError(
-                    f"--data.backend dali: nvidia.dali cannot be imported ({error}); install nvidia-dali-cuda120, or "
-                    "use --data.backend torchvision"
-                ) from None
-            logger.info("DALI cannot be imported (%s); torchvision reads the images instead", error)
-        else:
-            from engine.data.dali import DaliLoader
-
-            return DaliLoader(source, split, **settings)
-    from engine.data.reference import TorchvisionLoader
-
-    return TorchvisionLoader(source, split, **settings)

@@ -1,7 +1,7 @@
 """What a run costs the machine, sampled in a thread: GPU (NVML), torch's allocator, host.
 
 monitor.jsonl holds a row {"kind": "start", ...} a session with what does not change, then {"kind": "sample", ...} rows;
-their fields are listed at `Monitor.sample` and in engine/nvml.py. A field that cannot be read is null. Only this
+their fields are listed at `Monitor.sample` and in nvml.py. A field that cannot be read is null. Only this
 process and its GPU are watched: start it on the first rank.
 """
 
@@ -16,9 +16,9 @@ from typing import Any
 
 import psutil
 
-from engine.monitor_summary import Totals
-from engine.nvml import GpuReader, GpuUnavailable, open_gpu
-from engine.records import RecordWriter
+from engine.monitor.nvml import GpuReader, GpuUnavailable, open_gpu
+from engine.runs.monitor_summary import Totals
+from engine.runs.records import RecordWriter
 
 logger = logging.getLogger("hcr")
 

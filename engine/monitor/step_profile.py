@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from engine.text_table import text_table
+from engine.runs.text_table import text_table
 
 logger = logging.getLogger("hcr")
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from engine.data.sources import cache_folder
+from engine.runs.cache import cache_folder
 
 logger = logging.getLogger("hcr")
 
@@ -83,7 +83,7 @@ def add_measurement(gpu: str, predicted: int, measured: int, correction: float =
 
     A folder that cannot be written to costs the measurement, not the run.
     """
-    from engine.runfolder import atomic_file
+    from engine.runs.runfolder import atomic_file
 
     ratio = measured / predicted * correction
     if not PLAUSIBLE[0] <= ratio <= PLAUSIBLE[1]:

@@ -13,15 +13,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import archs
-from engine.byte_sizes import GIB
 from engine.config import require
-from engine.memory.simulate import Untraceable
-from engine.plan_command import PlanConfig, builder, output_folder
-from engine.plan_run import workload_of
-from engine.planner import split_batch
-from engine.runfolder import atomic_file
-from engine.search import Search
-from engine.workload import Result
+from engine.config.byte_sizes import GIB
+from engine.plan.memory.simulate import Untraceable
+from engine.plan.request import PlanConfig, builder, output_folder
+from engine.plan.run_plan import workload_of
+from engine.plan.search import Search
+from engine.plan.workload import Result
+from engine.runs.runfolder import atomic_file
+from engine.step.plan import split_batch
 
 BUDGETS = (8, 12, 16, 24, 80)
 """GiB of the cards people have."""
@@ -115,7 +115,7 @@ def document(rows: list[dict], options: PlanConfig, command: str) -> str:
     """The whole matrix as Markdown."""
     parts = [
         f"# What trains in which memory: batch {options.batch_size}, {options.image_size} px, {options.optimizer}",
-        "Predicted, not measured: see `engine/memory/cuda.py` for what is assumed of a GPU. Made by\n\n"
+        "Predicted, not measured: see `engine/plan/memory/cuda.py` for what is assumed of a GPU. Made by\n\n"
         f"```bash\n{command}\n```",
         LEGEND,
     ]
@@ -134,7 +134,7 @@ def _work(job: tuple[PlanConfig, str]) -> list[dict]:
 
 def run_matrix(options: PlanConfig) -> int:
     """Plan the zoo (or the networks of --arch A,B,C), print the tables, write plan-matrix.json and .md."""
-    from engine.bench.record import commit, versions
+    from engine.runs.provenance import commit, versions
 
     idle = [name for name in WITHOUT_EFFECT if getattr(options, name) != getattr(PlanConfig, name)]
     require(not idle, f"--matrix plans all of its own: {', '.join(idle).replace('_', '-')} would have no effect on it")

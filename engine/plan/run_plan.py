@@ -3,54 +3,24 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-import torch
 from torch import nn
 
-from engine.byte_sizes import GIB, enough, gib, parse_bytes
 from engine.config import ConfigError, RunConfig, require
-from engine.memory.cuda import Device
-from engine.memory.simulate import Untraceable
-from engine.memory.trace import Category, Timeline
-from engine.planner import Hardware, Plan, choose_precision, function_changes, make_plan, split_batch, use_cuda
-from engine.search import Search
-from engine.workload import Candidate, Result, Workload
+from engine.plan.memory.simulate import Untraceable
+from engine.plan.memory.trace import Category
+from engine.plan.search import Search
+from engine.plan.told import nothing_fits
+from engine.plan.workload import Candidate, Planned, Result, Workload
+from engine.step.plan import Hardware, Plan, choose_precision, function_changes, make_plan, split_batch
 
 if TYPE_CHECKING:
-    from engine.wrap import Launch  # accelerate takes seconds to import
+    pass  # accelerate takes seconds to import
 
 logger = logging.getLogger("hcr")
-
-
-@dataclass(frozen=True)
-class Planned:
-    """A plan, and what to do if the run needs more than it says."""
-
-    plan: Plan
-    ladder: tuple[Plan, ...]
-    """Plans that need less, to be tried in order when memory runs out all the same."""
-    result: Result | None = None
-    """What was searched; None where nothing was."""
-    timeline: Timeline | None = None
-    """The plan's step, where it was searched."""
-
-    def picture(self) -> bytes | None:
-        """PNG of memory over the step; None where nothing was searched."""
-        if self.result is None or self.timeline is None:
-            return None
-        from engine.memory.picture import memory_picture
-
-        plan, load = self.plan, self.result.workload
-        return memory_picture(
-            self.timeline,
-            f"{load.name}, batch {load.global_batch}, {load.image_size} px",
-            f"{plan.precision}, {plan.micro_batch_size} × {plan.accumulation} × {plan.ranks}, recompute "
-            f"{plan.recompute}: peak {gib(plan.predicted_peak_bytes)}",
-            self.result.budget,
-        )
 
 
 def workload_of(config: RunConfig, build: Callable[[], nn.Module], num_classes: int, **more) -> Workload:
@@ -221,88 +191,3 @@ def halvings(plan: Plan) -> tuple[Plan, ...]:
         )
         steps.append(plan)
     return tuple(steps)
-
-
-def budget_bytes(config: RunConfig) -> int:
-    """Bytes that --gpu-memory names; 0 for auto and off."""
-    given = config.memory.gpu_memory
-    return 0 if given in ("auto", "off") else parse_bytes(given)
-
-
-def free_memory() -> int:
-    """Bytes of the current GPU that this process can have: what is free, and the context that it holds already."""
-    free, _ = torch.cuda.mem_get_info()
-    return free + Device().context
-
-
-def least_over_ranks(size: int, launch: Launch) -> int:
-    """The least of what the ranks have, so that all make the same plan. Sets up their exchange, DeepSpeed's too."""
-    if launch.ranks == 1:
-        return size
-    from accelerate import PartialState
-
-    here = {} if use_cuda() else {"cpu": launch.deepspeed is None, "backend": "gloo"}
-    state = PartialState(**here)
-    least = torch.tensor([size], device=state.device, dtype=torch.int64)
-    torch.distributed.all_reduce(least, torch.distributed.ReduceOp.MIN)
-    return int(least.item())
-
-
-def refuse_more_than_the_card(budget: int, hardware: Hardware | None) -> None:
-    """Raise ConfigError for a budget above the memory of a GPU that is there."""
-    if hardware is not None and hardware.type == "cuda" and budget > hardware.memory_bytes > 0:
-        raise ConfigError(
-            f"--gpu-memory {gib(budget)}: {hardware.name} has {gib(hardware.memory_bytes)}; give that or less, or auto"
-        )
-
-
-def launch_command(stage: int, ranks: int, offload_optimizer: bool = False) -> str:
-    """How a run under DeepSpeed is started."""
-    file = f"configs/accelerate/deepspeed_zero{stage}{'_offload' * offload_optimizer}.yaml"
-    return f"accelerate launch --config_file {file} --num_processes {ranks}"
-
-
-def nothing_fits(result: Result, others: Sequence[Result] = ()) -> str:
-    """What to say where no candidate fits: the smallest budget that would do, and its largest term.
-
-    others  the same under ZeRO stages: the first that has a plan is named, or the one that needs the least
-    """
-    least = result.least
-    assert least is not None
-    text = (
-        f"{result.workload.name} at batch {result.workload.global_batch} has no plan in {gib(result.budget)}: it needs "
-        f"{gib(least.peak)} ({least.precision}, {least.micro} image{'s' if least.micro > 1 else ''} at a time, "
-        f"recompute {least.policy.describe()}), most of it {result.dominating()}; "
-        f"--gpu-memory {_enough(least)} would do"
-    )
-    for one in (other.chosen for other in others if other.chosen):
-        return f"{text}, or ZeRO-{one.zero_stage}: {launch_command(one.zero_stage, result.workload.ranks)}"
-    smallest = min((one.least for one in others if one.least), key=lambda one: one.peak, default=least)
-    return text if smallest.peak >= least.peak else f"{text}, or {_enough(smallest)} under ZeRO-{smallest.zero_stage}"
-
-
-def _enough(candidate: Candidate) -> str:
-    """The budget that it needs, as a flag's value."""
-    return f"{enough(candidate.peak) / GIB:.10g}GiB"
-
-
-def plan_lines(planned: Planned) -> list[str]:
-    """What a run says of its plan before it starts: at most five lines."""
-    plan, result = planned.plan, planned.result
-    lines = [plan.describe()]
-    if result is None:
-        return lines + [f"note: {change}" for change in plan.changes]
-    lines.append(plan.memory_line())
-    lines.append("function: " + ("; ".join(plan.changes) or "the same as on one GPU that takes the whole batch"))
-    cheapest = result.cheapest
-    lines.append(
-        f"cost: {plan.relative_cost:.2f} × the cheapest of {len(result.candidates)} simulated"
-        + (", but for raw outputs, which were not timed" if result.cheapest_is_not_timed else "")
-        + ("" if cheapest is result.chosen else f" ({cheapest.policy.describe()}, which needs {gib(cheapest.peak)})")
-    )
-    if planned.ladder:
-        after = planned.ladder[0]
-        lines.append(
-            f"if memory runs out: {after.micro_batch_size} × {after.accumulation}, recompute {after.recompute}"
-        )
-    return lines

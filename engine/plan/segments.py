@@ -15,8 +15,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from engine.memory.trace import Unit
-from engine.recompute import Policy
+from engine.plan.memory.trace import Unit
+from engine.step.recompute import Policy
 
 BOUNDS = 48
 """Bounds on a segment's inside that are tried."""

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from engine.config import OptimConfig
-from engine.memory.cuda import Device
-from engine.memory.trace import Category
-from engine.recompute import Policy
+from engine.plan.memory.cuda import Device
+from engine.plan.memory.trace import Category, Timeline
+from engine.step.plan import Plan
+from engine.step.recompute import Policy
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Workload:
     """Planned for a GPU; off plans for CPU tensors alone."""
     device: Device = field(default_factory=Device)
     correction: float = 1.0
-    """Measured over predicted peak of earlier runs on this GPU (engine.calibration)."""
+    """Measured over predicted peak of earlier runs on this GPU (engine.plan.calibration)."""
 
     @property
     def share(self) -> int:
@@ -44,7 +45,7 @@ class Workload:
 
     @property
     def nccl(self) -> int:
-        """Bytes of NCCL's channels; synchronised norms exchange over some of their own (engine.exchange)."""
+        """Bytes of NCCL's channels; synchronised norms exchange over some of their own (engine.recovery.exchange)."""
         return (1 + self.sync_bn) * self.device.nccl if self.cuda and self.ranks > 1 else 0
 
 
@@ -61,7 +62,7 @@ class Candidate:
     allocated: int
     """Bytes of them in torch's allocator."""
     seconds: float
-    """On the nominal card of engine.memory.cost; only ratios mean something."""
+    """On the nominal card of engine.plan.memory.cost; only ratios mean something."""
     changes: tuple[str, ...]
     tier: int
     """0 keeps function and place, 1 micro-batches a network with BatchNorm, 2 offloads, 3 does both."""
@@ -115,3 +116,16 @@ class Result:
         assert self.least is not None
         category, _ = max(self.least.predicted.items(), key=lambda item: item[1])
         return category.label
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A plan, and what to do if the run needs more than it says."""
+
+    plan: Plan
+    ladder: tuple[Plan, ...]
+    """Plans that need less, to be tried in order when memory runs out all the same."""
+    result: Result | None = None
+    """What was searched; None where nothing was."""
+    timeline: Timeline | None = None
+    """The plan's step, where it was searched."""

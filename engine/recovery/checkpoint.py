@@ -20,9 +20,9 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType, gather_object
 
 from engine.config import ConfigError
-from engine.ema import WeightAverage
-from engine.runfolder import atomic_file, sync_folder
-from engine.wrap import bare_module
+from engine.runs.runfolder import atomic_file, sync_folder
+from engine.step.ema import WeightAverage
+from engine.step.wrap import bare_module
 
 FORMAT = 1
 NAME = re.compile(r"step-(\d+)")
@@ -93,6 +93,8 @@ class Checkpointer:
         self.checkpoints = checkpoints
         self.keep = keep
         self.average = average
+        self.last: Path | None = None
+        """The newest checkpoint that was written or restored."""
         self.sharded = accelerator.distributed_type == DistributedType.DEEPSPEED
 
     def save(self, step: int, progress: dict[str, Any]) -> Path:
@@ -123,6 +125,7 @@ class Checkpointer:
             sync_folder(self.checkpoints)
             self._prune()
         self.accelerator.wait_for_everyone()
+        self.last = target
         return target
 
     def _prune(self) -> None:
@@ -152,6 +155,7 @@ class Checkpointer:
         generators = state["random"]
         if len(generators) == self.accelerator.num_processes:
             restore_random_state(generators[self.accelerator.process_index])
+        self.last = folder
         return state["progress"]
 
 

@@ -20,7 +20,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from engine.sync_norm import SyncNorm
+from engine.step.sync_norm import SyncNorm
 from kernels.over_ranks import Followed
 
 

@@ -3,34 +3,32 @@
 A prediction does not know another process's allocations, nor how the allocator's memory is fragmented. A failed step
 leaves nothing behind: its gradients are dropped, BatchNorm's running statistics are put back, nothing was counted yet.
 
-Several ranks agree by one all-reduce of a flag, after every step's backward pass (engine.exchange). Where they exchange
+Several ranks agree by one all-reduce of a flag, after every step's backward pass (exchange.py). Where they exchange
 BatchNorm's statistics within the passes, a plan's first step is rehearsed without that, agreed on, undone and then
 done: from then on each rank knows what the others wait for. So is the first tail of an epoch, which is not compiled and
 may have another order.
 
 Where a rank fails outside of that, or under DeepSpeed, which exchanges by rules of its own, all ranks start again from
-the last checkpoint under the next plan (engine.relaunch).
+the last checkpoint under the next plan (engine.recovery.relaunch).
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
-from engine.byte_sizes import UNITS, gib
-from engine.checkpoint import random_state, restore_random_state
-from engine.exchange import GradientExchange
-from engine.kept_copy import KeptCopy
-from engine.micro_batches import is_whole
-from engine.optim import allocate_state
-from engine.planner import Plan
-from engine.recompute import apply_policy, clear_policy
-from engine.wrap import bare_module, set_partition
-
-if TYPE_CHECKING:
-    from engine.trainer import Trainer
+from engine.config.byte_sizes import UNITS, gib
+from engine.recovery.checkpoint import Checkpointer, random_state, restore_random_state
+from engine.recovery.exchange import GradientExchange
+from engine.runs.runfolder import RunFolder
+from engine.step.kept_copy import KeptCopy
+from engine.step.micro_batches import is_whole
+from engine.step.optim import allocate_state
+from engine.step.optimizer_step import OptimizerStep
+from engine.step.plan import Plan
+from engine.step.wrap import bare_module
 
 
 class MemoryExhausted(RuntimeError):
@@ -54,31 +52,38 @@ class _Rehearsed(Exception):
 
 
 class Rescue:
-    """Runs a trainer's steps, and those that run out of memory again under the next plan of `ladder`.
+    """Takes steps, and those that run out of memory again under the next plan of `ladder`.
+
+    step          takes one; what it changes is restored where it fails
+    checkpointer  has the run's last checkpoint, and is told of a network that is wrapped anew
+    folder        of the run: failures are told there
 
     All ranks make theirs together.
     """
 
-    def __init__(self, trainer: Trainer, ladder: tuple[Plan, ...] = ()) -> None:
-        self.trainer, self.ladder = trainer, list(ladder)
+    def __init__(
+        self, step: OptimizerStep, checkpointer: Checkpointer, folder: RunFolder, ladder: tuple[Plan, ...] = ()
+    ) -> None:
+        self.step, self.checkpointer, self.folder, self.ladder = step, checkpointer, folder, list(ladder)
         self.events: list[dict[str, Any]] = []
         self._exchange: GradientExchange | None = None
-        if isinstance(trainer.model, nn.parallel.DistributedDataParallel):
-            self._exchange = GradientExchange(trainer.model, trainer.accelerator)
+        if isinstance(step.model, nn.parallel.DistributedDataParallel):
+            self._exchange = GradientExchange(step.model, step.accelerator)
+        step.agree = self._agree
         self._rehearsed: set[str] = set()
         self._rehearsing = False
-        self._alone = trainer.accelerator.num_processes == 1
+        self._alone = step.accelerator.num_processes == 1
         self._past_return = False
-        self._statistics = KeptCopy(bare_module(trainer.model).buffers())
+        self._statistics = KeptCopy(bare_module(step.model).buffers())
 
     def allocate_state(self) -> None:
         """Before the first step; raises MemoryExhausted where no plan could help."""
         try:
-            allocate_state(self.trainer.optimizer.optimizer)
+            allocate_state(self.step.optimizer.optimizer)
         except torch.OutOfMemoryError as error:
             raise before_first_step(error) from None
 
-    def step(self, batch) -> None:
+    def take(self, batch) -> None:
         """One optimizer step, repeated until a plan carries it through.
 
         Raises MemoryExhausted where none does.
@@ -91,7 +96,7 @@ class Rescue:
             # Outside the except block: the traceback would keep the failed step's activations alive.
             self._undo()
             if self._exchange is not None:
-                self.trainer.model = self.trainer.checkpointer.model = self._exchange.rewrap()
+                self.step.model = self.checkpointer.model = self._exchange.rewrap()
             self._next_plan(failure)
             self._rehearsed.clear()
 
@@ -119,7 +124,7 @@ class Rescue:
         if self._exchange is not None:
             self._exchange.begin(self._kind(batch))
         try:
-            self.trainer._step(batch)
+            self.step.take(batch)
         except _Rehearsed:
             return None
         except _StepFailed:
@@ -140,9 +145,9 @@ class Rescue:
         return failure
 
     def _kind(self, batch) -> str:
-        return "whole" if is_whole(batch, self.trainer.plan) else "tail"
+        return "whole" if is_whole(batch, self.step.plan) else "tail"
 
-    def agree(self, batch, last: bool = True) -> None:
+    def _agree(self, batch, last: bool) -> None:
         """Called after `batch`'s backward pass, before its gradients are used: go on together, or fail together.
 
         last  no other backward pass follows in this step
@@ -157,29 +162,28 @@ class Rescue:
 
     def _undo(self) -> None:
         """Leave model and optimizer as they were before the step."""
-        trainer = self.trainer
-        trainer.optimizer.optimizer.zero_grad(set_to_none=True)
+        step = self.step
+        step.optimizer.optimizer.zero_grad(set_to_none=True)
         self._statistics.put_back()
-        trainer.accelerator.step = 0
-        if trainer.accelerator.device.type == "cuda":
+        step.accelerator.step = 0
+        if step.accelerator.device.type == "cuda":
             torch.cuda.empty_cache()
 
     def _next_plan(self, failure: str) -> None:
-        trainer = self.trainer
-        before = trainer.plan
+        before = self.step.plan
         if before.zero_stage or not self.ladder:
             raise self.exhausted(failure)
         after = self.ladder.pop(0)
-        switch(trainer, after)
+        self.step.switch(after)
         row = self._row(failure, before) | {
             "micro_batch_size": after.micro_batch_size,
             "accumulation": after.accumulation,
             "recompute": after.recompute,
         }
         self.events.append(row)
-        if trainer.main:
-            trainer.folder.append("event", **row)
-            trainer.folder.write_json("plan.json", after.as_dict())
+        if self.step.accelerator.is_main_process:
+            self.folder.append("event", **row)
+            self.folder.write_json("plan.json", after.as_dict())
             print(f"out of memory at step {row['step']} ({failure}): going on with {after.describe()}", flush=True)
             for change in after.changes:
                 print(f"note: {change}", flush=True)
@@ -188,22 +192,22 @@ class Rescue:
         """What is known of a failure under `plan`."""
         return {
             "event": "out_of_memory",
-            "step": self.trainer.progress.step + 1,
+            "step": self.step.progress.step + 1,
             "reason": failure,
             "predicted_bytes": plan.predicted_allocated_bytes,
-            "allocated_bytes": _allocated(self.trainer.accelerator.device),
+            "allocated_bytes": _allocated(self.step.accelerator.device),
         }
 
     def exhausted(self, failure: str) -> MemoryExhausted:
         """What to raise where memory ran out and no step can be repeated here."""
-        trainer, flags = self.trainer, self._smaller()
-        row = self._row(failure, trainer.plan)
-        good = trainer.last_checkpoint or "none yet"
+        flags = self._smaller()
+        row = self._row(failure, self.step.plan)
+        good = self.checkpointer.last or "none yet"
         more = f" ({gib(peak)} were in use)" if (peak := row["allocated_bytes"]) else ""
         would = " ".join(flags) or "and a smaller --gpu-memory, --recompute nested or --parallel.micro-batch-size"
         return MemoryExhausted(
             f"out of memory at step {row['step']}{more}: {failure}. Last checkpoint: {good}. Go on with "
-            f"--resume {trainer.folder.path} {would}",
+            f"--resume {self.folder.path} {would}",
             flags,
             row,
         )
@@ -234,16 +238,3 @@ def first_line(error: torch.OutOfMemoryError) -> str:
 def _allocated(device: torch.device) -> int:
     """The allocator's peak in bytes; 0 where there is none."""
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
-
-
-def switch(trainer: Trainer, plan: Plan) -> None:
-    """Let `trainer` go on under another plan of the same precision and ranks."""
-    if plan.policy != trainer.plan.policy:
-        model = bare_module(trainer.model)
-        clear_policy(model)
-        apply_policy(model, plan.policy)
-        if plan.compile:
-            set_partition(plan)
-            torch._dynamo.reset()  # the compiled graphs are of the old policy
-    trainer.plan = plan
-    trainer.accelerator.gradient_accumulation_steps = plan.accumulation

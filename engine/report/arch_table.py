@@ -1,6 +1,7 @@
 """The networks as tables: for `launch/train.py --list-archs`, and for the README.
 
-`python -m engine.arch_table` writes all tables into README.md, between their marks; a test holds the file to them.
+`python -m engine.report.arch_table` writes all tables into README.md, between their marks; a test
+holds the file to them.
 """
 
 from __future__ import annotations
@@ -8,11 +9,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from pathlib import Path
 
 import archs
 from archs.registry import ArchInfo
-from engine.text_table import text_table
+from engine.runs.provenance import ROOT
+from engine.runs.text_table import text_table
 
 HEADS = ("network", "paper", "weights load from", "year", "parameters", "multiply-adds", "image size")
 
@@ -144,9 +145,9 @@ def comparison_table() -> str:
 
 def memory_table() -> str:
     """What trains in which memory in bf16, from the planned matrix: the networks that do not fit as they are."""
-    from engine.plan_matrix import MATRIX, brief
+    from engine.plan.matrix import MATRIX, brief
 
-    rows = json.loads((Path(__file__).resolve().parent.parent / MATRIX).read_text(encoding="utf-8"))["rows"]
+    rows = json.loads((ROOT / MATRIX).read_text(encoding="utf-8"))["rows"]
     return brief(rows, "bf16")
 
 
@@ -168,7 +169,7 @@ def with_tables(text: str) -> str:
 
 def main() -> None:
     """Rewrite README.md's tables."""
-    readme = Path(__file__).resolve().parent.parent / "README.md"
+    readme = ROOT / "README.md"
     readme.write_text(with_tables(readme.read_text(encoding="utf-8")), encoding="utf-8")
 
 

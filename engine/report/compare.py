@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from engine.history import read_history
-from engine.plot_style import DARK, LIGHT
-from engine.plots import draw, write_plots
-from engine.report_page import data_uri, epochs_done, page_facts
-from engine.runfolder import atomic_file
-from engine.text_table import text_table
-from engine.wording import DASH, duration, gib, number, percent
+from engine.report.page import data_uri, epochs_done, page_facts
+from engine.report.plot_style import DARK, LIGHT
+from engine.report.plots import draw, write_plots
+from engine.runs.history import read_history
+from engine.runs.runfolder import atomic_file
+from engine.runs.text_table import text_table
+from engine.runs.wording import DASH, duration, gib, number, percent
 
-TEMPLATE = "report_page.html.jinja"
+TEMPLATE = "page.html.jinja"
 
 ALT_TEXTS = {
     "accuracy": "Line chart: accuracy on the training and the test images by epoch, in percent",
@@ -29,7 +29,7 @@ def write_report(run_folder: Path) -> Path:
     """Draw `run_folder`/plots/*.png and write `run_folder`/report.html; returns the page's path.
 
     Works on a run that goes on, was cut off, or resumed, and with any of its files missing; an evaluation/ folder in
-    it (launch/evaluate.py) is shown as well. Raises engine.history.NotARun where the folder holds no run.
+    it (launch/evaluate.py) is shown as well. Raises engine.runs.history.NotARun where the folder holds no run.
     """
     import jinja2
 

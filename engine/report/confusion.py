@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from engine.plot_style import LIGHT, Theme, dress, head, new_figure, plain_text, to_png
+from engine.report.plot_style import LIGHT, Theme, dress, head, new_figure, plain_text, to_png
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from engine.confusion import checked, confusion_png, row_shares
-from engine.records import finite
-from engine.runfolder import atomic_file
-from engine.text_table import clip, text_table
-from engine.wording import number, percent
+from engine.report.confusion import checked, confusion_png, row_shares
+from engine.runs.records import finite
+from engine.runs.runfolder import atomic_file
+from engine.runs.text_table import clip, text_table
+from engine.runs.wording import number, percent
 
 PAIRS = 20
 """Most confused pairs in evaluation.json."""

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from engine.history import History, Row, column
-from engine.plot_style import Theme, dress, head, markers, new_figure
+from engine.report.plot_style import Theme, dress, head, markers, new_figure
+from engine.runs.history import History, Row, column
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

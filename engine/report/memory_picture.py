@@ -7,10 +7,11 @@ from itertools import pairwise
 
 import numpy as np
 
-from engine.memory.trace import ONCE, Category, Timeline
-from engine.plot_style import LIGHT, Theme, dress, head, new_figure, to_png
+from engine.config.byte_sizes import GIB, gib
+from engine.plan.memory.trace import ONCE, Category, Timeline
+from engine.plan.workload import Planned
+from engine.report.plot_style import LIGHT, Theme, dress, head, new_figure, to_png
 
-GIB = 2**30
 POINTS = 1200
 """Events drawn: a longer step is cut into as many parts, each shown by its highest moment."""
 
@@ -97,3 +98,17 @@ def _phases(axes, timeline: Timeline, end: int, theme: Theme) -> None:
         axes.axvline(first, color=theme.muted, linewidth=0.8, linestyle=":")
     shown = [(middle, name) for middle, (_, name) in zip(middles, timeline.phases, strict=True) if name not in ONCE]
     axes.set_xticks([middle for middle, _ in shown], [name for _, name in shown])
+
+
+def planned_picture(planned: Planned) -> bytes | None:
+    """PNG of memory over the step of a plan; None where nothing was searched."""
+    if planned.result is None or planned.timeline is None:
+        return None
+    plan, load = planned.plan, planned.result.workload
+    return memory_picture(
+        planned.timeline,
+        f"{load.name}, batch {load.global_batch}, {load.image_size} px",
+        f"{plan.precision}, {plan.micro_batch_size} × {plan.accumulation} × {plan.ranks}, recompute "
+        f"{plan.recompute}: peak {gib(plan.predicted_peak_bytes)}",
+        planned.result.budget,
+    )

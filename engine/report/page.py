@@ -7,8 +7,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from engine.history import History, Row, read_json
-from engine.wording import duration, gib, measured, moment, number, percent, value_of, words
+from engine.runs.history import History, Row, read_json
+from engine.runs.wording import duration, gib, measured, moment, number, percent, value_of, words
 
 LISTED = 200
 """Bad images and events on the page; metrics.jsonl has all."""

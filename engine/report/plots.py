@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from engine.history import History, column
-from engine.machine_plots import activity, memory
-from engine.plot_style import LIGHT, Theme, dress, head, markers, new_figure, to_png
-from engine.runfolder import atomic_file
+from engine.report.machine_plots import activity, memory
+from engine.report.plot_style import LIGHT, Theme, dress, head, markers, new_figure, to_png
+from engine.runs.history import History, column
+from engine.runs.runfolder import atomic_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

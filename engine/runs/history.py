@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from engine.monitor_summary import summarise
-from engine.records import read_records
+from engine.runs.monitor_summary import summarise
+from engine.runs.records import read_records
 
 Row = dict[str, Any]
 
@@ -48,7 +48,7 @@ class History:
     events: list[Row] = field(default_factory=list)
     """Every event of every session, in the order of the file."""
     monitor: list[Row] = field(default_factory=list)
-    """Rows of monitor.jsonl, as engine/monitor.py describes them."""
+    """Rows of monitor.jsonl, as engine/monitor/monitor.py describes them."""
     seconds: float = 0.0
     """Time in training, pauses between sessions left out."""
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.config import ConfigError, RunConfig, require, to_yaml
-from engine.records import RecordWriter
+from engine.runs.records import RecordWriter
 
 
 def sync_folder(folder: Path) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from engine.config import ConfigError
-from engine.wrap import share_buffers
+from engine.step.wrap import share_buffers
 
 
 class WeightAverage:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from engine.planner import Plan
+from engine.step.plan import Plan
 
 
 def is_whole(batch, plan: Plan) -> bool:

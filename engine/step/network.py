@@ -12,7 +12,7 @@ import archs
 from archs.fused import Fused, set_fused
 from archs.weights import Loaded, reference_of
 from engine.config import ConfigError, ModelConfig, RunConfig
-from engine.planner import use_cuda
+from engine.step.plan import use_cuda
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -14,9 +14,9 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from engine.byte_sizes import gib
 from engine.config import ConfigError, RunConfig, require
-from engine.recompute import Policy, by_block
+from engine.config.byte_sizes import gib
+from engine.step.recompute import Policy, by_block
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
@@ -149,7 +149,7 @@ def split_batch(batch_size: int, ranks: int, micro_batch_size: int) -> tuple[int
     """(micro-batch, accumulation) of one rank's share of the global batch.
 
     The micro-batch is at most what was asked for: as many as it takes, as even as can be. Where they do not come out
-    even, the last ones are filled up with images that do not count (engine.micro_batches).
+    even, the last ones are filled up with images that do not count (engine.step.micro_batches).
 
     Raises ConfigError for a batch that does not divide over the ranks, naming those that would, and for more than a
     share.

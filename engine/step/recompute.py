@@ -71,7 +71,7 @@ class Policy:
         """Context of the forward pass: moves what is saved to the host where the policy says so."""
         if not self.offload:
             return nullcontext()
-        from engine.offload import Offload
+        from engine.step.offload import Offload
 
         if fake:  # a simulation's host memory is the meta device, which is not counted
             return Offload(list(keep), store=lambda tensor: tensor.to("meta"), fetch=_fake_fetch)

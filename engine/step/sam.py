@@ -18,7 +18,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from engine.kept_copy import KeptCopy
+from engine.step.kept_copy import KeptCopy
 
 
 class SharpnessAware:

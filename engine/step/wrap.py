@@ -20,9 +20,9 @@ from accelerate.utils import (
 from torch import Tensor, nn
 
 from engine.config import ConfigError, OptimConfig, RankError
-from engine.planner import Plan, use_cuda
-from engine.recompute import apply_policy
-from engine.sync_norm import synchronise_norms
+from engine.step.plan import Plan, use_cuda
+from engine.step.recompute import apply_policy
+from engine.step.sync_norm import synchronise_norms
 from kernels.over_ranks import group_name
 
 AUTOCAST_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -92,7 +92,7 @@ def deepspeed_configuration(launch: Launch, plan: Plan, optim: OptimConfig) -> d
 def build_accelerator(plan: Plan, launch: Launch, optim: OptimConfig) -> Accelerator:
     """accelerate's front to the device, the process group, accumulation and autocast, set up as the plan says."""
     cpu = plan.device == "cpu"
-    # No exchange in the forward pass, where a rank that ran out of memory could not be missed (engine.exchange).
+    # No exchange in the forward pass, where a rank that ran out of memory could not be missed (recovery/exchange.py).
     # Running statistics are not used in training; the first rank's are, before an evaluation (`share_buffers`).
     handlers: list = [DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False)]
     if cpu and launch.ranks > 1:
@@ -135,7 +135,7 @@ def wrap(model: nn.Module, optimizer: torch.optim.Optimizer, plan: Plan, acceler
         # DeepSpeed broadcasts weights by their bytes and wants them contiguous; channels-last images are enough there.
         model = model.to(memory_format=torch.channels_last)
     if plan.sync_bn:
-        # A group of their own: see engine.exchange.
+        # A group of their own: see engine.recovery.exchange.
         synchronise_norms(model, group_name(torch.distributed.new_group()))
     apply_policy(model, plan.policy)
     if plan.compile:

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Literal
 
 from engine.config import ConfigError, RankError, RunConfig
-from engine.data.sources import DataError, Source, open_source
-from engine.interrupt import Interrupt, follow_launcher
-from engine.relaunch import Relaunch
+from engine.data.sources.open import open_source
+from engine.data.sources.source import DataError, Source
+from engine.recovery.interrupt import Interrupt, follow_launcher
+from engine.recovery.relaunch import Relaunch
 
 EXIT_USAGE = 2
 
@@ -58,8 +59,8 @@ def train(config: RunConfig, command: Sequence[str] = ()) -> int:
         return fail(error)
     from torch import OutOfMemoryError  # torch loads here: a mistake above is told at once
 
-    from engine.rescue import before_first_step
-    from engine.session import EXIT_MEMORY, Session
+    from engine.recovery.rescue import before_first_step
+    from engine.train.session import EXIT_MEMORY, Session
 
     with Interrupt(announce=int(os.environ.get("RANK", 0)) == 0) as interrupt, relaunch:
         follow_launcher()

@@ -7,7 +7,6 @@ import shlex
 import sys
 import time
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -15,45 +14,35 @@ import psutil
 import torch
 from accelerate.utils import broadcast_object_list, gather_object
 
-from engine.byte_sizes import gib
-from engine.calibration import add_measurement, correction_for
-from engine.checkpoint import checkpoint_to_resume
 from engine.config import ConfigError, DataConfig, RunConfig, find_run, to_yaml
-from engine.data.loader import Loader, make_loader
+from engine.config.byte_sizes import gib
+from engine.data.backend import make_loader
+from engine.data.loader import Loader
 from engine.data.progressive import ProgressiveLoader
-from engine.data.sources import Source
-from engine.interrupt import Interrupt
-from engine.monitor import Monitor
-from engine.network import build_network, network_builder
-from engine.optim import build_optimizer
-from engine.plan_run import (
-    Planned,
-    budget_bytes,
-    free_memory,
-    least_over_ranks,
-    plan_lines,
-    plan_run,
-    refuse_more_than_the_card,
-)
-from engine.planner import Hardware
-from engine.progress import clock
-from engine.relaunch import Relaunch
-from engine.rescue import MemoryExhausted, first_line
-from engine.runfolder import RunFolder
-from engine.step_profile import StepProfile
-from engine.trainer import Diverged, Trainer
-from engine.wrap import AUTOCAST_DTYPES, Launch, build_accelerator, prepare_device, wrap
+from engine.data.sources.source import Source
+from engine.monitor.monitor import Monitor
+from engine.monitor.progress import clock
+from engine.monitor.step_profile import StepProfile
+from engine.plan.budget import budget_bytes, free_memory, least_over_ranks, refuse_more_than_the_card
+from engine.plan.calibration import add_measurement, correction_for
+from engine.plan.run_plan import plan_run
+from engine.plan.told import plan_lines
+from engine.plan.workload import Planned
+from engine.recovery.checkpoint import checkpoint_to_resume
+from engine.recovery.interrupt import Interrupt
+from engine.recovery.relaunch import Relaunch
+from engine.recovery.rescue import MemoryExhausted, first_line
+from engine.recovery.same_run import refuse_other_run
+from engine.report.memory_picture import planned_picture
+from engine.runs.runfolder import RunFolder
+from engine.step.network import build_network, network_builder
+from engine.step.optim import build_optimizer
+from engine.step.plan import Hardware
+from engine.step.wrap import AUTOCAST_DTYPES, Launch, build_accelerator, prepare_device, wrap
+from engine.train.trainer import Diverged, Trainer
 
 EXIT_DIVERGED = 1
 EXIT_MEMORY = 1
-
-FREE_TO_CHANGE = {
-    *("config", "resume", "optim.epochs", "model.compile", "model.fused"),
-    *("data.root", "data.workers", "data.prefetch", "parallel.threads"),
-    *("memory.gpu_memory", "memory.recompute", "memory.offload", "parallel.micro_batch_size"),
-}
-"""Fields besides the `log` group that a resumed run may change without becoming another run. Micro-batches are among
-them, as a run that is short of memory changes them by itself."""
 
 
 class Session:
@@ -165,7 +154,7 @@ class Session:
         folder = RunFolder(Path(told[0]))
         if self.main:
             folder.write_json("plan.json", self.plan.as_dict())
-            if self.config.log.plots and (picture := self.planned.picture()):
+            if self.config.log.plots and (picture := planned_picture(self.planned)):
                 folder.write_bytes("memory.png", picture)
         return folder
 
@@ -232,7 +221,7 @@ class Session:
         """Become a run under the next plan, from the last checkpoint; returns where there is none or it cannot be."""
         if not self.relaunch.possible or not error.flags:
             return
-        where = self.trainer.last_checkpoint or "the start"
+        where = self.trainer.checkpointer.last or "the start"
         print(
             f"out of memory at step {error.row['step']} ({error.row['reason']}): all ranks start again from {where} "
             f"with {' '.join(error.flags)}",
@@ -333,7 +322,7 @@ class Session:
         """Draw the plots and the page; a disk that is full by now does not turn a finished run into a failed one."""
         if not self.config.log.plots:
             return
-        from engine.report import write_report
+        from engine.report.compare import write_report
 
         try:
             write_report(self.folder.path)
@@ -348,20 +337,3 @@ class Session:
             self.accelerator.end_training()
             if torch.distributed.is_initialized():
                 torch.distributed.destroy_process_group()
-
-
-def refuse_other_run(config: RunConfig, folder: Path) -> None:
-    """Raise ConfigError where flags would turn the run in `folder` into another one."""
-    from engine.config import flatten, from_yaml
-
-    before = dict(flatten(asdict(from_yaml(folder / "config.yaml"))))
-    changed = [
-        f"{name} {before[name]} -> {value}"
-        for name, value in flatten(asdict(config))
-        if before[name] != value and name not in FREE_TO_CHANGE and not name.startswith("log.")
-    ]
-    if changed:
-        raise ConfigError(
-            f"--resume {folder}: these flags would make it another run: {', '.join(changed)}; "
-            "leave them out, or start a new run"
-        )

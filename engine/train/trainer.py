@@ -14,49 +14,28 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from engine.checkpoint import Checkpointer
 from engine.config import RunConfig
-from engine.ema import WeightAverage
-from engine.evaluate import Evaluation, evaluate
-from engine.interrupt import Interrupt
-from engine.loss import loss_and_hits
-from engine.micro_batches import is_whole, micro_batches
-from engine.network import network_options
-from engine.optim import learning_rate, set_learning_rate
-from engine.planner import Plan
-from engine.progress import EpochBar, memory_in_use
-from engine.rescue import Rescue
-from engine.runfolder import RunFolder, atomic_file
-from engine.sam import SharpnessAware
-from engine.step_profile import StepProfile, Unprofiled
-from engine.wrap import bare_module, eager_for_odd_shapes, share_buffers
+from engine.monitor.progress import EpochBar, memory_in_use
+from engine.monitor.step_profile import StepProfile, Unprofiled
+from engine.recovery.checkpoint import Checkpointer
+from engine.recovery.interrupt import Interrupt
+from engine.recovery.rescue import Rescue
+from engine.runs.runfolder import RunFolder, atomic_file
+from engine.step.ema import WeightAverage
+from engine.step.network import network_options
+from engine.step.optim import learning_rate
+from engine.step.optimizer_step import OptimizerStep
+from engine.step.plan import Plan
+from engine.step.standing import Progress
+from engine.step.wrap import bare_module, eager_for_odd_shapes, share_buffers
+from engine.train.evaluate import Evaluation, evaluate
 
 
 class Diverged(RuntimeError):
     """The loss is not a number; the message has the step, learning rate, loss scale and last good checkpoint."""
-
-
-@dataclass
-class Progress:
-    """Where a run stands. Plain values: it goes into every checkpoint."""
-
-    epoch: int = 0
-    """Epochs finished."""
-    step_in_epoch: int = 0
-    step: int = 0
-    """Optimizer steps since the start of the run."""
-    loss_sum: float = 0.0
-    hits: float = 0.0
-    images: float = 0.0
-    """Sums over this epoch's images so far, over all ranks."""
-    seconds: float = 0.0
-    """Training time of this epoch so far."""
-    best_accuracy: float = -1.0
-    best_epoch: int = 0
 
 
 @dataclass
@@ -91,12 +70,10 @@ class Trainer:
         interrupt: Interrupt,
         ladder: tuple[Plan, ...] = (),
     ) -> None:
-        self.config, self.plan, self.accelerator = config, plan, accelerator
-        self.model, self.optimizer = model, optimizer
+        self.config, self.accelerator = config, accelerator
         self.train_loader, self.val_loader, self.num_classes = train_loader, val_loader, len(classes)
         self.folder, self.interrupt = folder, interrupt
         self.average = WeightAverage(bare_module(model), config.optim.ema) if config.optim.ema else None
-        self.sam = SharpnessAware(bare_module(model), config.optim.sam) if config.optim.sam else None
         self.checkpointer = Checkpointer(
             accelerator, model, optimizer, folder.checkpoints, config.log.keep_checkpoints, self.average
         )
@@ -108,21 +85,36 @@ class Trainer:
         }
         """What model.safetensors says of itself."""
         self.progress = Progress()
-        self.rescue = Rescue(self, ladder)
         self.steps_per_epoch: int = train_loader.steps_per_epoch
-        self.last_checkpoint: Path | None = None
+        self.step = OptimizerStep(
+            config.optim, plan, accelerator, model, optimizer, self.progress, self.steps_per_epoch
+        )
+        self.step.span = lambda part: self.profile.span(part)
+        self.rescue = Rescue(self.step, self.checkpointer, folder, ladder)
         self.main = accelerator.is_main_process
         self.profile: StepProfile | Unprofiled = Unprofiled()
         self._stopping = False
-        self._parameters = list(model.parameters())
-        self._meter = torch.zeros(5, dtype=torch.float64, device=accelerator.device)
         self._started = time.perf_counter()
         self._started_step = 0
 
+    @property
+    def plan(self) -> Plan:
+        """What steps are taken by now."""
+        return self.step.plan
+
+    @property
+    def model(self):
+        """The wrapped network of now: a rescue may wrap it anew."""
+        return self.step.model
+
+    @property
+    def optimizer(self):
+        """As accelerate wrapped it."""
+        return self.step.optimizer
+
     def resume(self, checkpoint: Path) -> None:
         """Go on exactly where `checkpoint` was written, in mid-epoch too."""
-        self.progress = Progress(**self.checkpointer.restore(checkpoint))
-        self.last_checkpoint = checkpoint
+        self.progress.restore(self.checkpointer.restore(checkpoint))
         self._started_step = self.progress.step
 
     def fit(self) -> None:
@@ -144,13 +136,12 @@ class Trainer:
         done = min(images, progress.step_in_epoch * nominal)
         bar = EpochBar(f"epoch {epoch + 1:>{len(str(epochs))}}/{epochs}", images, done, quiet=not self.main)
         self.model.train()
-        self._meter.zero_()
-        self._meter[3] = math.inf
+        self.step.begin_epoch()
         point = LogPoint(time.perf_counter(), progress.step)
         try:
             for batch, waited in self._batches(epoch, progress.step_in_epoch):
                 with self.average.follow(self.optimizer, self.accelerator.scaler) if self.average else nullcontext():
-                    self.rescue.step(batch)
+                    self.rescue.take(batch)
                 self.profile.step_done(batch.global_count)
                 progress.step += 1
                 progress.step_in_epoch += 1
@@ -193,70 +184,14 @@ class Trainer:
         finally:
             batches.close()
 
-    def _step(self, batch) -> None:
-        """One optimizer step over this rank's share of a global batch.
-
-        With SAM the gradient is taken twice; what is counted is at the weights themselves.
-        """
-        rate = learning_rate(self.progress.step, self.steps_per_epoch, self.config.optim)
-        set_learning_rate(self.optimizer, rate)
-        counted = self._gradient(batch, last=self.sam is None)
-        if self.sam:
-            with self.sam.moved():
-                self.optimizer.zero_grad()
-                self._gradient(batch)
-        with self.profile.span("optimizer"):
-            self._clip()
-            self.optimizer.step()
-            self.optimizer.zero_grad()
-        for part in counted:  # now that the step cannot fail any more
-            self._count(*part)
-
-    def _gradient(self, batch, last: bool = True) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """Leave the gradient at the weights as they are; returns (loss, hits, weights) of each micro-batch.
-
-        It is the mean over the global batch, exactly, whatever the split: each micro-batch adds its summed loss, times
-        what accelerate, DeepSpeed and DDP divide by. An unreadable image leaves its rank's mean to the others of its
-        share. `last`: no other gradient follows in this step.
-        """
-        plan, smoothing = self.plan, self.config.optim.label_smoothing
-        readable = batch.weights.sum().clamp(min=1.0)
-        scale = batch.count / readable / batch.global_count * plan.ranks * plan.accumulation
-        tail = not is_whole(batch, plan)
-        counted = []
-        for images, labels, weights in micro_batches(batch, plan):
-            with self.accelerator.accumulate(self.model), eager_for_odd_shapes(plan.compile, tail):
-                with self.profile.span("forward"):
-                    with plan.policy.around_forward(self._parameters):
-                        output = self.model(images)
-                    loss, hits = loss_and_hits(output, labels, weights, smoothing)
-                with self.profile.span("backward"):
-                    self.accelerator.backward(loss * scale)
-                    del output
-                    if self.accelerator.sync_gradients:
-                        self.rescue.agree(batch, last)
-            counted.append((loss.detach(), hits, weights))
-        return counted
-
-    def _clip(self) -> None:
-        largest = self.config.optim.clip_norm
-        if largest and self.plan.zero_stage == 0:
-            self.accelerator.clip_grad_norm_(self.model.parameters(), largest)
-
-    def _count(self, loss: Tensor, hits: Tensor, weights: Tensor) -> None:
-        """Add a micro-batch to the meter on the device: loss, hits, images, the first step with a bad loss."""
-        self._meter[:3] += torch.stack([loss, hits, weights.sum()]).double()
-        first = torch.where(loss.isfinite(), math.inf, float(self.progress.step + 1))
-        self._meter[3] = torch.minimum(self._meter[3], first)
-
     # --- log points --------------------------------------------------------------------------------------------
 
     def _log(self, point: LogPoint, bar: EpochBar) -> LogPoint:
         """Wait for the device, agree with the other ranks, write a row; returns the new log point."""
-        self._meter[4] = float(self.interrupt.received is not None)
-        meters = self._meter
+        self.step.meter[4] = float(self.interrupt.received is not None)
+        meters = self.step.meter
         if self.accelerator.num_processes > 1:
-            meters = self.accelerator.gather(self._meter[None])
+            meters = self.accelerator.gather(self.step.meter[None])
         rows = meters.reshape(-1, 5).cpu()
         now = time.perf_counter()
         sums = rows[:, :3].sum(dim=0).tolist()
@@ -294,7 +229,7 @@ class Trainer:
         rate = learning_rate(step - 1, self.steps_per_epoch, self.config.optim)
         scaler = self.accelerator.scaler
         scale = f"{scaler.get_scale():g}" if scaler else "none"
-        good = self.last_checkpoint or "none yet"
+        good = self.checkpointer.last or "none yet"
         if self.main:
             self.folder.append("event", event="nan", step=step, lr=rate, scale=scale, checkpoint=str(good))
         return (
@@ -385,4 +320,4 @@ class Trainer:
 
     def save(self) -> None:
         """Write a checkpoint of this very step; all ranks call this."""
-        self.last_checkpoint = self.checkpointer.save(self.progress.step, asdict(self.progress))
+        self.checkpointer.save(self.progress.step, asdict(self.progress))

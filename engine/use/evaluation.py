@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from engine.config import ConfigError, DataConfig, command_line, find_run, from_yaml, require
-from engine.data.sources import Source, open_source
-from engine.flags import TopLevel
+from engine.config.flag import TopLevel
+from engine.data.sources.open import open_source
+from engine.data.sources.source import Source
 
 NAMED_SOURCES = ("digits", "mnist", "cifar10")
 
@@ -63,8 +64,8 @@ def read_weights(path: Path) -> Weights:
     """
     from safetensors import SafetensorError, safe_open
 
-    from engine.checkpoint import checkpoint_to_resume, read_state
-    from engine.network import network_options
+    from engine.recovery.checkpoint import checkpoint_to_resume, read_state
+    from engine.step.network import network_options
 
     if path.is_dir() and (path / "config.yaml").is_file():
         path = path / "model.safetensors"
@@ -114,7 +115,7 @@ def align_classes(source: Source, weights: Weights) -> None:
 
 
 def run_evaluation(config: EvaluateConfig) -> dict:
-    """Evaluate, write evaluation.json and confusion.png, return the figures (engine.evaluation_report).
+    """Evaluate, write evaluation.json and confusion.png, return the figures (engine.report.evaluation_report).
 
     Raises ConfigError and DataError.
     """
@@ -124,11 +125,11 @@ def run_evaluation(config: EvaluateConfig) -> dict:
     import torch
 
     import archs
-    from engine.data.loader import make_loader
-    from engine.evaluate import evaluate
-    from engine.evaluation_report import write_evaluation
-    from engine.planner import Hardware, choose_precision
-    from engine.wrap import AUTOCAST_DTYPES
+    from engine.data.backend import make_loader
+    from engine.report.evaluation_report import write_evaluation
+    from engine.step.plan import Hardware, choose_precision
+    from engine.step.wrap import AUTOCAST_DTYPES
+    from engine.train.evaluate import evaluate
 
     hardware = Hardware.detect()
     device = torch.device(hardware.type)

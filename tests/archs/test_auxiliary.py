@@ -4,8 +4,8 @@ import pytest
 import torch
 
 import archs
-from archs.inceptionv3 import AuxiliaryHead, auxiliary_window
 from archs.layers import ConvNormAct
+from archs.networks.inception.inceptionv3 import AuxiliaryHead, auxiliary_window
 
 
 def middle_side(image: int) -> int:

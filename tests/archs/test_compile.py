@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import archs
-from archs.resnet import Bottleneck, ResNet
+from archs.networks.residual.resnet import Bottleneck, ResNet
 
 
 @pytest.fixture(autouse=True)

@@ -14,8 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import archs
-from archs.alexnet import LocalResponseNorm
 from archs.layers import ChannelShuffle
+from archs.networks.sequential.alexnet import LocalResponseNorm
 
 
 def logits_of(output) -> Tensor:

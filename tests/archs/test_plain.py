@@ -7,8 +7,8 @@ from torch.nn import functional as F
 
 import archs
 from archs.cost import multiply_adds
+from archs.networks.sequential.squeezenet import Fire
 from archs.plain import ConvHead, GridHead, GridPool
-from archs.squeezenet import Fire
 
 
 def on_meta(name: str, num_classes: int, **options) -> nn.Module:

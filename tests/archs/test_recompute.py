@@ -8,9 +8,9 @@ import pytest
 import torch
 
 import archs
-from engine.memory.simulate import Step, simulate
-from engine.recompute import apply_policy, recompute_blocks
-from engine.segments import best_segments
+from engine.plan.memory.simulate import Step, simulate
+from engine.plan.segments import best_segments
+from engine.step.recompute import apply_policy, recompute_blocks
 
 
 def step(model, images):

@@ -17,7 +17,7 @@ SLOWER = 0.10
 
 def slow_step(patch: MonkeyPatch) -> None:
     """Every step computes for a tenth longer than it did, in processor time; on a GPU the device is kept busy."""
-    from engine.trainer import Trainer
+    from engine.train.trainer import Trainer
 
     original, lengths = Trainer._step, []
 
@@ -44,7 +44,7 @@ def slow_step(patch: MonkeyPatch) -> None:
 
 def lost_channels_last(patch: MonkeyPatch) -> None:
     """The network keeps torch's default layout while the images come channels-last."""
-    from engine import wrap
+    from engine.step import wrap
 
     original = wrap.wrap
 
@@ -56,7 +56,7 @@ def lost_channels_last(patch: MonkeyPatch) -> None:
 
 def host_wait(patch: MonkeyPatch) -> None:
     """The loss is read in every step."""
-    from engine import trainer
+    from engine.train import trainer
 
     original = trainer.loss_and_hits
 
@@ -108,8 +108,8 @@ class Keeps(torch.autograd.Function):
 
 def saved_bytes(patch: MonkeyPatch) -> None:
     """The network keeps 15 % more for its backward pass."""
-    from engine.bench import counts
-    from engine.trainer import Trainer
+    from engine.bench.instrument import counts
+    from engine.train.trainer import Trainer
 
     original = Trainer.__init__
 

@@ -17,7 +17,7 @@ sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 
 from plants import PLANTS  # noqa: E402
 
-from engine.bench.record import Store  # noqa: E402
+from engine.bench.instrument.record import Store  # noqa: E402
 
 
 def run(plant: str | None) -> tuple[list[str], list[str], int]:

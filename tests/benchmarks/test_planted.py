@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from engine.bench import regress
-from engine.bench.measure import estimate
+from engine.bench.instrument.measure import estimate
 from engine.bench.regress import Baseline, NoBaseline, read_baseline, verdict, watch_step, worse_counts
 
 SPEC = importlib.util.spec_from_file_location("plants", Path(__file__).with_name("plants.py"))

@@ -5,7 +5,7 @@ Counted quantities are compared exactly, the step's time as a ratio to a referen
 
 import pytest
 
-from engine.bench.measure import fair_settings
+from engine.bench.instrument.measure import fair_settings
 from engine.bench.regress import watch_step, worse_counts
 from engine.bench.watched import COUNTED, StepRace
 

@@ -103,15 +103,22 @@ def unused_port() -> int:
         return found.getsockname()[1]
 
 
+def rescue_of(trainer, ladder=()):
+    """A rescue of `trainer`'s steps with other plans to fall back on."""
+    from engine.recovery.rescue import Rescue
+
+    return Rescue(trainer.step, trainer.checkpointer, trainer.folder, ladder)
+
+
 @pytest.fixture
 def make_trainer(tmp_path, reset_accelerator):
     """A factory of trainers in folders of their own."""
-    from engine.interrupt import Interrupt
-    from engine.optim import build_optimizer
-    from engine.planner import Hardware, make_plan
-    from engine.runfolder import RunFolder
-    from engine.trainer import Trainer
-    from engine.wrap import Launch, build_accelerator, wrap
+    from engine.recovery.interrupt import Interrupt
+    from engine.runs.runfolder import RunFolder
+    from engine.step.optim import build_optimizer
+    from engine.step.plan import Hardware, make_plan
+    from engine.step.wrap import Launch, build_accelerator, wrap
+    from engine.train.trainer import Trainer
 
     def build(
         name: str = "run",

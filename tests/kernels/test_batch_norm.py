@@ -11,7 +11,7 @@ from torch import nn
 
 from archs.fused import set_fused
 from archs.layers import ConvNormAct, InvertedResidual
-from engine.sync_norm import SyncNorm, synchronise_norms
+from engine.step.sync_norm import SyncNorm, synchronise_norms
 from kernels import (
     Statistics,
     batch_norm,

@@ -12,8 +12,8 @@ import archs
 from archs.fused import Fusable, run, set_fused, settle
 from archs.layers import ChannelShuffle, ConvNormAct, InvertedResidual, SqueezeExcite
 from engine.config import DataConfig, ModelConfig, RunConfig
-from engine.network import build_network
-from engine.recompute import recompute_blocks
+from engine.step.network import build_network
+from engine.step.recompute import recompute_blocks
 
 STEPS = 20
 

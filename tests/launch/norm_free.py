@@ -40,6 +40,6 @@ class NormFree(nn.Module):
 
 if __name__ == "__main__":
     from engine.config import parse
-    from engine.run import train
+    from engine.train.run import train
 
     sys.exit(train(parse()))

@@ -54,7 +54,7 @@ class ShortOfMemory(NormFree):
 
 if __name__ == "__main__":
     from engine.config import parse
-    from engine.run import train
+    from engine.train.run import train
 
     if os.environ["OOM_IN"] == "update":
         register_optimizer_step_pre_hook(lambda *_: device.use())

@@ -9,9 +9,9 @@ import tests.launch.norm_free  # noqa: F401  registers the network
 
 if __name__ == "__main__":
     from engine.config import parse
-    from engine.plan_run import least_over_ranks
-    from engine.run import train
-    from engine.wrap import Launch
+    from engine.plan.budget import least_over_ranks
+    from engine.step.wrap import Launch
+    from engine.train.run import train
 
     launch = Launch.detect()
     print(f"rank {launch.rank} of {launch.ranks}: least {least_over_ranks(100 + launch.rank, launch)}", flush=True)

@@ -18,8 +18,8 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from archs.classifier import AuxiliaryOutput, Classifier
-from archs.inceptionv3 import TensorFlowScaling
 from archs.layers import Branches, ConvNormAct, LinearHead, relu
+from archs.networks.inception.inceptionv3 import TensorFlowScaling
 from archs.registry import Reference, register
 
 BLOCKS = {

@@ -17,8 +17,8 @@ from collections.abc import Iterator
 from torch import nn
 
 from archs.classifier import Classifier
-from archs.inceptionv3 import PAPER, inception_a, inception_b, inception_c, inception_d, inception_e
 from archs.layers import ConvNormAct, LinearHead
+from archs.networks.inception.inceptionv3 import PAPER, inception_a, inception_b, inception_c, inception_d, inception_e
 from archs.registry import register
 
 

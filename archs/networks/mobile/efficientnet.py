@@ -22,7 +22,7 @@ from archs.layers import (
     silu,
     whole_channels,
 )
-from archs.mobilenetv2 import TIMM_RENAMES
+from archs.networks.mobile.mobilenetv2 import TIMM_RENAMES
 from archs.registry import Reference, register
 
 PAPER = "EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks, arXiv:1905.11946"

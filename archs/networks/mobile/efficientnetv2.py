@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 from torch import nn
 
-from archs.efficientnet import DROP_PATH, MBCONV, EfficientNet, Row, torchvision_renames
 from archs.layers import ConvNormAct, SummedBranch, silu
+from archs.networks.mobile.efficientnet import DROP_PATH, MBCONV, EfficientNet, Row, torchvision_renames
 from archs.registry import Reference, register
 
 PAPER = "EfficientNetV2: Smaller Models and Faster Training, arXiv:2104.00298"
@@ -22,7 +22,7 @@ class FusedMBConv(SummedBranch):
     """A k×k convolution that expands, then a linear 1x1 that projects; one k×k with SiLU where nothing expands.
 
     The paper's figure 2: [N, in_channels, H, W] -> [N, out_channels, H / stride, W / stride], summed with the input
-    where the shapes allow it. Arguments as `archs.efficientnet.mbconv`'s.
+    where the shapes allow it. Arguments as `archs.networks.mobile.efficientnet.mbconv`'s.
     """
 
     def __init__(

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from archs.classifier import Classifier
 from archs.layers import LinearHead, relu
+from archs.networks.residual.resnet import pooled_stem
 from archs.registry import Reference, register
-from archs.resnet import pooled_stem
 
 PAPER = "Densely Connected Convolutional Networks, arXiv:1608.06993"
 BOTTLENECK = 4

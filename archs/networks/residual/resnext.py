@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 from archs.classifier import Classifier
 from archs.layers import ConvNormAct, LinearHead, initialise_fan_out
+from archs.networks.residual.resnet import RENAMES, Bottleneck, ResNet, residual_stage
 from archs.registry import Reference, register
-from archs.resnet import RENAMES, Bottleneck, ResNet, residual_stage
 
 PAPER = "Aggregated Residual Transformations for Deep Neural Networks, arXiv:1611.05431"
 

@@ -9,8 +9,8 @@ Topology and initialisation (torch's defaults) are those of Mayurji/Image-Classi
 ResNeXt.py, which follows kuangliu/pytorch-cifar.
 """
 
+from archs.networks.residual.resnext import PAPER, ResNeXt29
 from archs.registry import register
-from archs.resnext import PAPER, ResNeXt29
 
 
 @register(

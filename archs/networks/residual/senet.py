@@ -17,8 +17,8 @@ from collections.abc import Sequence
 from torch import nn
 
 from archs.layers import SqueezeExcite
+from archs.networks.residual.resnet import RENAMES, BasicBlock, Block, Bottleneck, Residual, ResNet
 from archs.registry import Reference, register
-from archs.resnet import RENAMES, BasicBlock, Block, Bottleneck, Residual, ResNet
 
 PAPER = "Squeeze-and-Excitation Networks, arXiv:1709.01507"
 REDUCTION = 16

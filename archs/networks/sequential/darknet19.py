@@ -10,8 +10,8 @@ from functools import partial
 
 from torch import nn
 
-from archs.darknet53 import SqueezeExpand
 from archs.layers import ConvNormAct
+from archs.networks.residual.darknet53 import SqueezeExpand
 from archs.plain import ConvHead, PlainNetwork
 from archs.registry import register
 

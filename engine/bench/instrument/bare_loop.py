@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from engine.bench.measure import wait
+from engine.bench.instrument.measure import wait
 from engine.config import OptimConfig
 from engine.data.loader import Batch
-from engine.optim import build_optimizer
+from engine.step.optim import build_optimizer
 
 CLASSES = 10
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

@@ -12,8 +12,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from engine.bench.bare_loop import loss_of
-from engine.bench.sides import Side, build_network
+from engine.bench.instrument.bare_loop import loss_of
+from engine.bench.instrument.sides import Side, build_network
 
 COUNTED = 2
 """Images of a counted step: BatchNorm needs two at the smallest maps."""
@@ -62,7 +62,7 @@ def saved_bytes(
 ) -> int:
     """Bytes kept for the backward pass of one training step of `model` on `images` [N, 3, H, W].
 
-    recomputed  blocks that keep their input alone (engine.recompute): autograd does not hold that input, the block does
+    recomputed  blocks that keep their input alone (engine.step.recompute): autograd does not hold it, the block does
     """
     labels = torch.zeros(len(images), dtype=torch.int64, device=images.device)
     enabled = autocast != torch.float32

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from engine.nvml import GpuUnavailable, open_gpu
+from engine.monitor.nvml import GpuUnavailable, open_gpu
 
 
 def energy_counter(device: torch.device, nvml: Any = None) -> tuple[Callable[[], float | None] | None, str]:

@@ -1,9 +1,9 @@
 """The least time that a step can take here, from what it computes and moves and what this machine's best rates are.
 
 floor = max(operations ÷ matmul rate, bytes ÷ copy bandwidth): both run at once on a perfect machine. Operations are
-counted (engine/bench/counts.py). The bytes are the least there is to move however well kernels are fused: every
-activation that is kept is written once and read once; parameters are read forward and backward, their gradients
-written and read, the optimizer's state and the parameters read and written.
+counted (counts.py). The bytes are the least there is to move however well kernels are fused: every activation that is
+kept is written once and read once; parameters are read forward and backward, their gradients written and read, the
+optimizer's state and the parameters read and written.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 
-from engine.bench import machine_rows
-from engine.bench.peers import NotAvailable
-from engine.bench.record import PROFILES, load, machine
+from engine.bench.instrument import rates
+from engine.bench.instrument.peers import NotAvailable
+from engine.bench.instrument.record import PROFILES, load, machine
 
 STATES = {"sgd": 1, "adam": 2, "adamw": 2}
 """fp32 tensors of the parameters' size that the optimizer keeps."""
@@ -89,8 +89,8 @@ def _measured(tiny: bool) -> Rates:
     flops = {}
     for precision in ("fp32", "tf32", "bf16", "fp16"):
         try:
-            sides = machine_rows.matmul_sides(device, tiny)
-            flops[precision] = max(machine_rows.matmul_rate(precision, side, device) for side in sides)
+            sides = rates.matmul_sides(device, tiny)
+            flops[precision] = max(rates.matmul_rate(precision, side, device) for side in sides)
         except NotAvailable:
             continue
-    return Rates(flops, machine_rows.copy_rate(machine_rows.copy_bytes(device, tiny), device))
+    return Rates(flops, rates.copy_rate(rates.copy_bytes(device, tiny), device))

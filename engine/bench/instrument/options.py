@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import archs
-from engine.bench.rows import parse_budget
+from engine.bench.instrument.rows import parse_budget
 
 PRECISIONS = ("fp32", "bf16", "fp16")
 

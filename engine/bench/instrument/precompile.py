@@ -19,11 +19,11 @@ from typing import Any
 
 import torch
 
-from engine.bench.bare_loop import DTYPES
-from engine.bench.counts import counted_saved
-from engine.bench.record import ROOT
-from engine.bench.sides import Side, contender
-from engine.planner import Hardware
+from engine.bench.instrument.bare_loop import DTYPES
+from engine.bench.instrument.counts import counted_saved
+from engine.bench.instrument.sides import Side, contender
+from engine.runs.provenance import ROOT
+from engine.step.plan import Hardware
 
 CORES_EACH = 3
 SHARE_OF_MEMORY = 0.85
@@ -108,7 +108,7 @@ def start(job: Job, at_once: int) -> subprocess.Popen:
     }
     environment = os.environ | {"TORCHINDUCTOR_COMPILE_THREADS": str(max(1, (os.cpu_count() or 1) // at_once))}
     return subprocess.Popen(
-        [sys.executable, "-m", "engine.bench.precompile", json.dumps(described)],
+        [sys.executable, "-m", "engine.bench.instrument.precompile", json.dumps(described)],
         cwd=ROOT,
         env=environment,
         stdout=subprocess.PIPE,

@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from engine.bench.measure import fair_settings, one_line, release_memory
-from engine.bench.peers import NotAvailable
-from engine.bench.record import Store
+from engine.bench.instrument.measure import fair_settings, one_line, release_memory
+from engine.bench.instrument.peers import NotAvailable
+from engine.bench.instrument.record import Store
 
 UNITS = {"": 1, "s": 1, "m": 60, "h": 3600}
 

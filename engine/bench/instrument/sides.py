@@ -13,12 +13,12 @@ from torch import nn
 import archs
 from archs.fused import set_fused
 from archs.registry import options_of
-from engine.bench.bare_loop import CLASSES, DTYPES, ReadyBatches, inference_step, training_step
-from engine.bench.measure import Steps
-from engine.bench.peers import build_peer, without_dropout
+from engine.bench.instrument.bare_loop import CLASSES, DTYPES, ReadyBatches, inference_step, training_step
+from engine.bench.instrument.measure import Steps
+from engine.bench.instrument.peers import build_peer, without_dropout
 from engine.config import OptimConfig
-from engine.optim import build_optimizer
-from engine.planner import use_cuda
+from engine.step.optim import build_optimizer
+from engine.step.plan import use_cuda
 
 Mode = Literal["train", "inference"]
 
@@ -57,7 +57,7 @@ def build_network(side: Side, image_size: int) -> nn.Module:
     if side.fused != "off":
         set_fused(model, side.fused, "cuda" if use_cuda() else "cpu")  # type: ignore[arg-type]
     if side.recompute:
-        from engine.recompute import recompute_blocks
+        from engine.step.recompute import recompute_blocks
 
         recompute_blocks(model)
     return model

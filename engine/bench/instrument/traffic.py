@@ -1,6 +1,6 @@
 """Bytes of activations that a training step moves, by construction: each operator's maps, read and written once.
 
-    python -m engine.bench.traffic            writes profiles/activation-traffic.json
+    python -m engine.bench.instrument.traffic            writes profiles/activation-traffic.json
 
 Three ways to run a network:
 library  convolutions by a library, all pointwise work fused around them as a compiler does; BatchNorm reads its input
@@ -26,7 +26,7 @@ from torch.utils._pytree import tree_leaves
 
 import archs
 from archs.fused import set_fused
-from engine.bench.record import ROOT
+from engine.runs.provenance import ROOT
 
 TABLE = ROOT / "profiles" / "activation-traffic.json"
 NETWORKS = ("mobilenetv1", "mobilenetv2", "xception", "efficientnet_b0", "shufflenet_g3", "resnext50", "darknet53")
@@ -148,7 +148,12 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=TABLE)
     output = parser.parse_args().output
     rows = {arch: traffic(arch, 128, 224) for arch in NETWORKS}
-    head = {"command": "python -m engine.bench.traffic", "batch": 128, "image_size": 224, "bytes_an_element": 2}
+    head = {
+        "command": "python -m engine.bench.instrument.traffic",
+        "batch": 128,
+        "image_size": 224,
+        "bytes_an_element": 2,
+    }
     output.write_text(json.dumps(head | {"networks": rows}, indent=1) + "\n", encoding="utf-8")
 
 

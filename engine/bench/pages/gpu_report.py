@@ -12,15 +12,17 @@ from typing import Any
 
 import torch
 
-from engine.bench import arch_rows
-from engine.bench.options import Options
-from engine.bench.peers import NotAvailable, need
-from engine.bench.record import Store, commit, load, machine, versions
-from engine.bench.rows import Outcome
-from engine.bench.suites import SUITES, run_suites
-from engine.planner import use_cuda
-from engine.runfolder import atomic_file
-from engine.text_table import text_table
+import engine.report
+from engine.bench.instrument.options import Options
+from engine.bench.instrument.peers import NotAvailable, need
+from engine.bench.instrument.record import Store, load, machine
+from engine.bench.instrument.rows import Outcome
+from engine.bench.suites import arch_rows
+from engine.bench.suites.run import SUITES, run_suites
+from engine.runs.provenance import commit, versions
+from engine.runs.runfolder import atomic_file
+from engine.runs.text_table import text_table
+from engine.step.plan import use_cuda
 
 CAPS = {
     "machine": 45,
@@ -140,10 +142,10 @@ def write_page(folder: Path, notes: list[str]) -> Path:
     Raises NotAvailable where jinja2, which torch itself depends on, is not installed.
     """
     jinja2 = need("jinja2")
-    here = Path(__file__).parent
+    here = Path(__file__).parent, Path(engine.report.__file__).parent
     found = documents(folder)
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader([here, here.parent]),
+        loader=jinja2.FileSystemLoader(here),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,

@@ -1,4 +1,4 @@
-"""profiles/README.md from the files beside it: `python -m engine.bench.index`.
+"""profiles/README.md from the files beside it: `python -m engine.bench.pages.index`.
 
 What is measured, when, where, at which commit, by which command, and what is still to be taken.
 """
@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from engine.bench.record import PROFILES
-from engine.runfolder import atomic_file
+from engine.bench.instrument.record import PROFILES
+from engine.runs.runfolder import atomic_file
 
 MOST_LINES = 8
 """Results of a file that are listed one by one; more are told in one line."""
@@ -25,7 +25,7 @@ file of rows each row has its own. Contenders take turns in one process, the ord
 the median of the rounds' ratios, and its interval holds the true median with at least 95 % (order statistics, from six
 rounds on). Rates belong to the machine of their file: compare ratios. A commit with `+` and a hash had changes that
 were not committed. Of a suite's commands the shortest is shown; each row's own is in its file. This page is made by
-`python -m engine.bench.index`, which `launch/bench.py` runs at its end.
+`python -m engine.bench.pages.index`, which `launch/bench.py` runs at its end.
 """
 
 TO_TAKE = (

@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import Any
 
 import archs
-from engine.bench.options import Options
-from engine.bench.peers import NotAvailable, need
-from engine.bench.record import ROOT
-from engine.bench.rows import Row
-from engine.bench.run_record import run_figures
+from engine.bench.instrument.options import Options
+from engine.bench.instrument.peers import NotAvailable, need
+from engine.bench.instrument.rows import Row
+from engine.bench.suites.run_record import run_figures
 from engine.config import DataConfig, LogConfig, ModelConfig, OptimConfig, RunConfig
-from engine.planner import Hardware
+from engine.runs.provenance import ROOT
+from engine.step.plan import Hardware
 
 NETWORKS = ("resnext50", "inceptionv3", "darknet53")
 NEARBY = ROOT.parent / "shared" / "data" / "cifar10_jpeg.tar.zst"
@@ -55,7 +55,7 @@ def measure(settings: dict[str, Any], options: Options, deadline: float) -> dict
         output = Path(scratch) / "run"
         given = settings | {"root": str(data), "output": str(output)}
         done = subprocess.run(
-            [sys.executable, "-m", "engine.bench.accuracy_rows", json.dumps(given)],
+            [sys.executable, "-m", "engine.bench.suites.accuracy_rows", json.dumps(given)],
             cwd=ROOT,
             capture_output=True,
             text=True,
@@ -142,6 +142,6 @@ def run_config(given: dict[str, Any]) -> RunConfig:
 
 
 if __name__ == "__main__":
-    from engine.run import train
+    from engine.train.run import train
 
     sys.exit(train(run_config(json.loads(sys.argv[1]))))

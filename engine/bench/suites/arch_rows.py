@@ -15,18 +15,18 @@ from typing import Any
 import torch
 
 import archs
-from engine.bench.bare_loop import CLASSES, DTYPES
-from engine.bench.counts import counted_saved, forward_flops
-from engine.bench.energy import energy_counter
-from engine.bench.floor import inference_work, rates_here, training_work
-from engine.bench.measure import Steps, interleave
-from engine.bench.options import Options
-from engine.bench.peers import NotAvailable
-from engine.bench.precompile import fill_cache
-from engine.bench.record import machine
-from engine.bench.rows import Row
-from engine.bench.sides import Side, build_network, contender
-from engine.planner import Hardware, choose_compile, choose_precision
+from engine.bench.instrument.bare_loop import CLASSES, DTYPES
+from engine.bench.instrument.counts import counted_saved, forward_flops
+from engine.bench.instrument.energy import energy_counter
+from engine.bench.instrument.floor import inference_work, rates_here, training_work
+from engine.bench.instrument.measure import Steps, interleave
+from engine.bench.instrument.options import Options
+from engine.bench.instrument.peers import NotAvailable
+from engine.bench.instrument.precompile import fill_cache
+from engine.bench.instrument.record import machine
+from engine.bench.instrument.rows import Row
+from engine.bench.instrument.sides import Side, build_network, contender
+from engine.step.plan import Hardware, choose_compile, choose_precision
 
 FIRST = (
     *("resnext50", "inceptionv3", "darknet53", "resnext29_2x64d", "mobilenetv2"),

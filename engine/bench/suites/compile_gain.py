@@ -9,11 +9,11 @@ from typing import Any
 import torch
 
 import archs
-from engine.bench.measure import interleave
-from engine.bench.options import Options
-from engine.bench.rows import Row
-from engine.bench.sides import Side, contender
-from engine.planner import Hardware, choose_precision
+from engine.bench.instrument.measure import interleave
+from engine.bench.instrument.options import Options
+from engine.bench.instrument.rows import Row
+from engine.bench.instrument.sides import Side, contender
+from engine.step.plan import Hardware, choose_precision
 
 
 def rows(options: Options) -> Iterator[Row]:

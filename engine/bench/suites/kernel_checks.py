@@ -1,6 +1,6 @@
 """Two rows of the `kernels` suite that are no rates: the same bits twice, and no access outside the tensors.
 
-python -m engine.bench.kernel_checks --device cuda      every operator once; what compute-sanitizer watches
+python -m engine.bench.suites.kernel_checks --device cuda      every operator once; what compute-sanitizer watches
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ import torch
 from torch import Tensor
 
 import kernels
-from engine.bench.options import Options
-from engine.bench.peers import NotAvailable
-from engine.bench.record import ROOT
-from engine.bench.rows import Row
+from engine.bench.instrument.options import Options
+from engine.bench.instrument.peers import NotAvailable
+from engine.bench.instrument.rows import Row
+from engine.runs.provenance import ROOT
 
 SANITIZER = "compute-sanitizer"
 MOST_SECONDS = 180.0
@@ -136,7 +136,7 @@ def memory_check(device: torch.device, deadline: float = float("inf")) -> dict[s
     seconds = min(MOST_SECONDS, deadline - time.monotonic())
     if seconds <= 0:
         raise NotAvailable("no time left")
-    program = [sys.executable, "-m", "engine.bench.kernel_checks", "--device", device.type]
+    program = [sys.executable, "-m", "engine.bench.suites.kernel_checks", "--device", device.type]
     command = [tool, "--tool", "memcheck", "--error-exitcode", "86", *program]
     try:
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=seconds)

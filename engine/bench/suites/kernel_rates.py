@@ -20,9 +20,9 @@ import archs
 import kernels
 from archs.fused import activation, set_fused
 from archs.layers import SqueezeExcite
-from engine.bench import kernel_checks
-from engine.bench.options import Options
-from engine.bench.rows import Row
+from engine.bench.instrument.options import Options
+from engine.bench.instrument.rows import Row
+from engine.bench.suites import kernel_checks
 from kernels.conv import call
 from kernels.dispatch import kernel_for, layer_key
 

@@ -16,16 +16,16 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from engine.bench.measure import Comparison, interleave
-from engine.bench.options import Options
-from engine.bench.peers import NotAvailable, need
-from engine.bench.record import ROOT
-from engine.bench.rows import Row
+from engine.bench.instrument.measure import Comparison, interleave
+from engine.bench.instrument.options import Options
+from engine.bench.instrument.peers import NotAvailable, need
+from engine.bench.instrument.rows import Row
 from engine.config import DataConfig
-from engine.data.folder import MEAN, STD
-from engine.data.loader import make_loader
-from engine.data.sources import Source, Split
-from engine.planner import Hardware
+from engine.data.backend import make_loader
+from engine.data.sources.folder import MEAN, STD
+from engine.data.sources.source import Source, Split
+from engine.runs.provenance import ROOT
+from engine.step.plan import Hardware
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 NEARBY = ROOT.parent / "shared" / "data" / "photos.tar"
@@ -49,7 +49,7 @@ def rows(options: Options) -> Iterator[Row]:
 
 
 def _cores() -> int:
-    from engine.bench.record import machine
+    from engine.bench.instrument.record import machine
 
     return machine()["cores"]
 

@@ -19,17 +19,17 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from torch import Tensor
 
 import archs
-from engine.byte_sizes import GIB
 from engine.config import DataConfig, ModelConfig, OptimConfig, PrecisionConfig, RunConfig
-from engine.loss import loss_and_hits
-from engine.memory.cuda import Device
-from engine.micro_batches import micro_batches
-from engine.optim import build_optimizer
-from engine.plan_run import to_plan, workload_of
-from engine.planner import Hardware, Plan, make_plan
-from engine.search import Search
-from engine.workload import Candidate, Result
-from engine.wrap import AUTOCAST_DTYPES, Launch, build_accelerator, wrap
+from engine.config.byte_sizes import GIB
+from engine.plan.memory.cuda import Device
+from engine.plan.run_plan import to_plan, workload_of
+from engine.plan.search import Search
+from engine.plan.workload import Candidate, Result
+from engine.step.loss import loss_and_hits
+from engine.step.micro_batches import micro_batches
+from engine.step.optim import build_optimizer
+from engine.step.plan import Hardware, Plan, make_plan
+from engine.step.wrap import AUTOCAST_DTYPES, Launch, build_accelerator, wrap
 
 NETWORKS = ("inceptionv3", "darknet53", "resnext50", "inceptionv3_fullres", "resnext29_2x64d")
 """Those that did not run at batch 128 on 8-16 GB, of both kinds."""

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
-from engine.bench.options import Options
-from engine.bench.peers import need
-from engine.bench.rows import Row
-from engine.planner import Hardware, choose_precision
+from engine.bench.instrument.options import Options
+from engine.bench.instrument.peers import need
+from engine.bench.instrument.rows import Row
+from engine.step.plan import Hardware, choose_precision
 
 NETWORKS = ("inceptionv3", "darknet53", "resnext50", "inceptionv3_fullres", "resnext29_2x64d")
 BUDGETS = (8, 12, 16)
@@ -33,9 +33,9 @@ def rows(options: Options) -> Iterator[Row]:
 
 
 def measure(settings: dict[str, Any], hardware: Hardware, deadline: float) -> dict[str, Any]:
-    """`engine.bench.memory_rows.memory_row`. Raises NotAvailable where the planner has none, or without accelerate."""
+    """`memory_rows.memory_row`. Raises NotAvailable where the planner has none, or without accelerate."""
     need("accelerate")
-    made = need("engine.bench.memory_rows")
+    made = need("engine.bench.suites.memory_rows")
     sizes = {key: settings[key] for key in ("batch_size", "image_size", "steps")}
     budget = int(settings["budget_gib"] * 2**30)
     row = made.memory_row(settings["arch"], budget, settings["precision"], hardware, **sizes)

@@ -10,24 +10,23 @@ from dataclasses import replace
 from types import ModuleType
 from typing import Any
 
-from engine.bench.index import write_index
-from engine.bench.options import Options
-from engine.bench.record import Store
-from engine.bench.rows import Outcome, Row, describe, missing_row, run_rows
-from engine.text_table import text_table
+from engine.bench.instrument.options import Options
+from engine.bench.instrument.record import Store
+from engine.bench.instrument.rows import Outcome, Row, describe, missing_row, run_rows
+from engine.runs.text_table import text_table
 
 SUITES = {
-    "machine": "engine.bench.machine_rows",
-    "archs": "engine.bench.arch_rows",
-    "trainer": "engine.bench.trainer_tax",
-    "loader": "engine.bench.loader_rate",
-    "kernels": "engine.bench.kernel_suite",
-    "memory": "engine.bench.memory_suite",
-    "startup": "engine.bench.startup",
-    "compile": "engine.bench.compile_gain",
-    "zoo": "engine.bench.zoo_rows",
-    "accuracy": "engine.bench.accuracy_rows",
-    "runs": "engine.bench.run_record",
+    "machine": "engine.bench.suites.machine_rows",
+    "archs": "engine.bench.suites.arch_rows",
+    "trainer": "engine.bench.suites.trainer_tax",
+    "loader": "engine.bench.suites.loader_rate",
+    "kernels": "engine.bench.suites.kernel_suite",
+    "memory": "engine.bench.suites.memory_suite",
+    "startup": "engine.bench.suites.startup",
+    "compile": "engine.bench.suites.compile_gain",
+    "zoo": "engine.bench.suites.zoo_rows",
+    "accuracy": "engine.bench.suites.accuracy_rows",
+    "runs": "engine.bench.suites.run_record",
 }
 """Each module has `rows(options)`, and `table(rows)` where its table is not the plain one."""
 
@@ -77,8 +76,6 @@ def run_suites(names: Iterable[str], options: Options, say: Callable[[str], None
         outcomes[name] = run_rows(rows_of(name, left), store, left.budget, options.fresh, say)
         say(table_of(name, store.rows))
         say(describe(outcomes[name], store) + "\n")
-    if options.output is None:
-        write_index()
     return outcomes
 
 

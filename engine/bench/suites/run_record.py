@@ -7,9 +7,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from engine.bench.options import Options
-from engine.bench.rows import Row, missing_row
-from engine.records import read_records
+from engine.bench.instrument.options import Options
+from engine.bench.instrument.rows import Row, missing_row
+from engine.runs.records import read_records
 
 
 def rows(options: Options) -> Iterator[Row]:

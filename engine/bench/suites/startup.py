@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import archs
-from engine.bench.measure import estimate
-from engine.bench.options import Options
-from engine.bench.peers import NotAvailable
-from engine.bench.record import ROOT
-from engine.bench.rows import Row
+from engine.bench.instrument.measure import estimate
+from engine.bench.instrument.options import Options
+from engine.bench.instrument.peers import NotAvailable
+from engine.bench.instrument.rows import Row
+from engine.runs.provenance import ROOT
 
 NEEDED = ("tyro", "pydantic", "accelerate", "sklearn")
 """What `launch/train.py` on the digits stands on."""

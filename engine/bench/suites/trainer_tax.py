@@ -15,16 +15,16 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 import archs
-from engine.bench.bare_loop import CLASSES, ReadyBatches, bare_loop
-from engine.bench.measure import Comparison, interleave, wait
-from engine.bench.options import Options
-from engine.bench.peers import need
-from engine.bench.rows import Row
+from engine.bench.instrument.bare_loop import CLASSES, ReadyBatches, bare_loop
+from engine.bench.instrument.measure import Comparison, interleave, wait
+from engine.bench.instrument.options import Options
+from engine.bench.instrument.peers import need
+from engine.bench.instrument.rows import Row
 from engine.config import DataConfig, LogConfig, ModelConfig, OptimConfig, PrecisionConfig, RunConfig
-from engine.planner import Hardware, Precision, choose_compile, choose_precision, make_plan
+from engine.step.plan import Hardware, Precision, choose_compile, choose_precision, make_plan
 
 if TYPE_CHECKING:
-    from engine.trainer import Trainer
+    from engine.train.trainer import Trainer
 
 Switch = Literal["on", "off"]
 
@@ -86,11 +86,11 @@ def ready_trainer(
     """(a trainer set up as a run sets it up, the batches in memory that it trains on, a bare twin of its network)."""
     from accelerate.state import AcceleratorState, GradientState
 
-    from engine.interrupt import Interrupt
-    from engine.optim import build_optimizer
-    from engine.runfolder import RunFolder
-    from engine.trainer import Trainer
-    from engine.wrap import AUTOCAST_DTYPES, Launch, build_accelerator, wrap
+    from engine.recovery.interrupt import Interrupt
+    from engine.runs.runfolder import RunFolder
+    from engine.step.optim import build_optimizer
+    from engine.step.wrap import AUTOCAST_DTYPES, Launch, build_accelerator, wrap
+    from engine.train.trainer import Trainer
 
     config = RunConfig(
         model=ModelConfig(arch=arch, compile=compile),

@@ -14,14 +14,14 @@ from typing import Any
 import torch
 
 import archs
-from engine.bench.bare_loop import DTYPES, loss_of
-from engine.bench.counts import COUNTED, counted_saved
-from engine.bench.measure import interleave, processor_ratio
-from engine.bench.options import Options
-from engine.bench.peers import NotAvailable
-from engine.bench.rows import Row
-from engine.bench.sides import Side, build_network, contender
-from engine.planner import Hardware
+from engine.bench.instrument.bare_loop import DTYPES, loss_of
+from engine.bench.instrument.counts import COUNTED, counted_saved
+from engine.bench.instrument.measure import interleave, processor_ratio
+from engine.bench.instrument.options import Options
+from engine.bench.instrument.peers import NotAvailable
+from engine.bench.instrument.rows import Row
+from engine.bench.instrument.sides import Side, build_network, contender
+from engine.step.plan import Hardware
 
 SIZES = (64, 75, 96, 128, 160, 192, 224, 299)
 """Sides in pixels that are tried in turn: the first at which both networks train."""

@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from engine.data import crops, pipeline
 from engine.data.bad_images import BadImage, ImageFiles, Unreadable, find_culprits
+from engine.data.graph import crops, pipeline
+from engine.data.graph.pipeline import GraphSettings, build_graph
 from engine.data.loader import Batch, Loader, Position, Request, fill_bad_slots, worker_count
-from engine.data.pipeline import GraphSettings, build_graph
 
 READERS = 4
 READ_CHUNK = 16

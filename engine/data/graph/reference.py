@@ -16,10 +16,10 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2 import functional
 
-from engine.data import crops
 from engine.data.bad_images import BadImage, Unreadable, decode, read
+from engine.data.graph import crops
 from engine.data.loader import Batch, Loader, Position, Schedule, fill_bad_slots, worker_count
-from engine.data.sources import Split
+from engine.data.sources.source import Split
 
 
 class TorchvisionLoader(Loader):

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from engine.data.download import fetch_once
-from engine.data.sources import DataError, Source, Split
+from engine.data.sources.download import fetch_once
+from engine.data.sources.source import DataError, Source, Split
 
 FOLDER = "cifar-10-batches-py"
 BATCHES = {"train": [f"data_batch_{number}" for number in range(1, 6)], "val": ["test_batch"]}

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from engine.data.folder import list_splits
-from engine.data.sources import DataError, Source
+from engine.data.sources.folder import list_splits
+from engine.data.sources.source import DataError, Source
 
 FOLDER = "digits-v2"
 COUNT = 1797

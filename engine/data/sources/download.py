@@ -6,7 +6,7 @@ import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from engine.data.sources import DataError
+from engine.data.sources.source import DataError
 
 logger = logging.getLogger("hcr")
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from engine.data.sources import DataError, Source, Split
+from engine.data.sources.source import DataError, Source, Split
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 """Names that count as images, in any case; what is inside decides how they are decoded."""

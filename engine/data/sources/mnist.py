@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from engine.data.download import fetch_once
-from engine.data.sources import DataError, Source, Split
+from engine.data.sources.download import fetch_once
+from engine.data.sources.source import DataError, Source, Split
 
 FILES = {
     "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),

@@ -1,13 +1,10 @@
-"""Where labelled images come from: what a source is, and the one function that opens any of them.
+"""Where labelled images come from: what a source is.
 
 A source lists its images and says how they want to be treated; it decodes nothing. Files are listed by path and
 decoded by the loader; small sets that are published as arrays are held as uint8 arrays.
 """
 
-import os
-from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -63,62 +60,3 @@ class Source:
     """Smallest and largest share of the area that a training crop keeps."""
     eval_crop: float
     """Side of the centre crop over the shorter side in evaluation: 0.875 is 224 out of 256."""
-
-
-def cache_folder(cache: Path | str | None = None) -> Path:
-    """The folder for what is made or downloaded once: `cache`, or $HCR_CACHE, or ~/.cache/hcr."""
-    return Path(cache or os.environ.get("HCR_CACHE") or Path.home() / ".cache" / "hcr").expanduser()
-
-
-def open_source(
-    name: str, root: Path | str | None = None, *, download: bool = True, cache: Path | str | None = None
-) -> Source:
-    """Open `digits`, `mnist`, `cifar10` or `folder`; `auto` is folder where a root is given and digits where none is.
-
-    root      the data: train/ and val/ for folder, torchvision's layout for mnist and cifar10 (none: the cache)
-    download  let mnist and cifar10 be fetched where they are missing
-    cache     folder for what is made or fetched once; none is $HCR_CACHE, or ~/.cache/hcr
-
-    Raises DataError for an unknown name, and for data that is missing, incomplete or malformed.
-    """
-    if name == "auto":
-        name = "digits" if root is None else "folder"
-    if name not in _OPENERS:
-        raise DataError(f"there is no source {name!r}; there are {', '.join(_OPENERS)}")
-    return _OPENERS[name](None if root is None else Path(root).expanduser(), download, cache_folder(cache))
-
-
-def _digits(root: Path | None, download: bool, cache: Path) -> Source:
-    from engine.data.digits import open_digits
-
-    if root is not None:
-        raise DataError(f"digits come with scikit-learn and take no root, but {root} was given; name folder to use it")
-    return open_digits(cache)
-
-
-def _mnist(root: Path | None, download: bool, cache: Path) -> Source:
-    from engine.data.mnist import open_mnist
-
-    return open_mnist(root or cache, download=download)
-
-
-def _cifar10(root: Path | None, download: bool, cache: Path) -> Source:
-    from engine.data.cifar10 import open_cifar10
-
-    return open_cifar10(root or cache, download=download)
-
-
-def _folder(root: Path | None, download: bool, cache: Path) -> Source:
-    from engine.data.folder import open_folder
-
-    if root is None:
-        raise DataError("folder needs --data.root: a folder with train/ and val/, each with one folder a class")
-    return open_folder(root)
-
-
-_OPENERS: dict[str, Callable[[Path | None, bool, Path], Source]] = {
-    "digits": _digits,
-    "mnist": _mnist,
-    "cifar10": _cifar10,
-    "folder": _folder,
-}

@@ -17,7 +17,7 @@ from torch._functorch import config as functorch
 from torch._functorch.aot_autograd import aot_function
 from torch._functorch.partitioners import OpTypes, get_default_op_list, min_cut_rematerialization_partition
 
-from engine.memory.tracker import Tracker
+from engine.plan.memory.tracker import Tracker
 
 
 class Compiled:

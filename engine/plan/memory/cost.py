@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from engine.memory.trace import Operators
+from engine.plan.memory.trace import Operators
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """What a GPU allocates beside the tensors that operators return, and what leaves torch's allocator altogether.
 
-Not measured here: each figure says where it comes from, and a measured peak corrects them (engine.calibration). They
-are chosen to err upwards, since a plan that claims to fit must fit.
+Not measured here: each figure says where it comes from, and a measured peak corrects them (engine.plan.calibration).
+They are chosen to err upwards, since a plan that claims to fit must fit.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.memory import fused
-from engine.memory.trace import Category
-from engine.memory.tracker import NORMS, DeviceModel, Extra
+from engine.plan.memory import fused
+from engine.plan.memory.trace import Category
+from engine.plan.memory.tracker import NORMS, DeviceModel, Extra
 
 MIB = 1 << 20
 aten = torch.ops.aten

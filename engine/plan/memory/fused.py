@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 import archs.operator_flops  # noqa: F401  registers the operators and their arithmetic
-from engine.memory.trace import Category
-from engine.memory.tracker import Extra
+from engine.plan.memory.trace import Category
+from engine.plan.memory.tracker import Extra
 
 FORWARD = torch.ops.hcr.conv.default
 BACKWARD = torch.ops.hcr.conv_backward.default

@@ -1,4 +1,4 @@
-"""What is kept for the backward pass, plain and with raw outputs only: `python -m engine.memory.saved_bytes`.
+"""What is kept for the backward pass, plain and with raw outputs only: `python -m engine.plan.memory.saved_bytes`.
 
 Simulated at batch 128 under the images' usual size; a network whose blocks have no fused way is left out.
 """
@@ -9,16 +9,16 @@ import json
 import shlex
 import sys
 from functools import partial
-from pathlib import Path
 
 import archs
-from engine.memory.simulate import Simulator, Step
-from engine.recompute import Policy
-from engine.runfolder import atomic_file
+from engine.plan.memory.simulate import Simulator, Step
+from engine.runs.provenance import ROOT
+from engine.runs.runfolder import atomic_file
+from engine.step.recompute import Policy
 
 NETWORKS = ("resnet50", "resnext50", "darknet53", "inceptionv3", "mobilenetv2")
 BATCH, IMAGE_SIZE, CLASSES = 128, 224, 1000
-OUTPUT = Path(__file__).resolve().parent.parent.parent / "profiles" / "plan" / "saved-bytes.json"
+OUTPUT = ROOT / "profiles" / "plan" / "saved-bytes.json"
 
 
 def row(arch: str, precision: str, image_size: int = IMAGE_SIZE) -> dict:
@@ -33,10 +33,10 @@ def row(arch: str, precision: str, image_size: int = IMAGE_SIZE) -> dict:
 
 def main() -> None:
     """Simulate all of them and write profiles/plan/saved-bytes.json."""
-    from engine.bench.record import commit, versions
+    from engine.runs.provenance import commit, versions
 
     rows = [row(arch, precision) for arch in NETWORKS for precision in ("fp32", "bf16")]
-    about = {"command": shlex.join(["python", "-m", "engine.memory.saved_bytes", *sys.argv[1:]])}
+    about = {"command": shlex.join(["python", "-m", "engine.plan.memory.saved_bytes", *sys.argv[1:]])}
     about |= {"commit": commit(), "versions": versions(), "batch_size": BATCH, "image_size": IMAGE_SIZE}
     with atomic_file(OUTPUT) as temporary:
         temporary.write_text(json.dumps(about | {"rows": rows}, indent=1) + "\n", encoding="utf-8")

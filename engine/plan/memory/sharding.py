@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from engine.memory.trace import Category
+from engine.plan.memory.trace import Category
 
 ELEMENT = 4  # parameters, gradients and states are fp32
 REDUCE_BUCKET = 50_000_000

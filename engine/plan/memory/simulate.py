@@ -16,15 +16,15 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from engine.config import OptimConfig
-from engine.ema import WeightAverage
-from engine.loss import loss_and_hits
-from engine.memory.fake import autocast, backward, fake_copy, on_meta
-from engine.memory.replay import Replay
-from engine.memory.trace import PRIME, SECOND_FORWARD, Category, Trace, Unit
-from engine.memory.tracker import DeviceModel, Tracker
-from engine.optim import build_optimizer
-from engine.recompute import Policy, apply_policy, clear_policy
-from engine.sam import SharpnessAware
+from engine.plan.memory.fake import autocast, backward, fake_copy, on_meta
+from engine.plan.memory.replay import Replay
+from engine.plan.memory.trace import PRIME, SECOND_FORWARD, Category, Trace, Unit
+from engine.plan.memory.tracker import DeviceModel, Tracker
+from engine.step.ema import WeightAverage
+from engine.step.loss import loss_and_hits
+from engine.step.optim import build_optimizer
+from engine.step.recompute import Policy, apply_policy, clear_policy
+from engine.step.sam import SharpnessAware
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.bfloat16}
 """What stands for a precision: fp16 has bf16's bytes and autocast rules, and the CPU's autocast always knows bf16."""
@@ -156,7 +156,7 @@ class Stepper:
 
     def _compile(self, step: Step, tracker: Tracker, images: Tensor, labels: Tensor, weights: Tensor) -> None:
         """From now on run the partitioned graphs; an uncounted step makes them. Raises Untraceable."""
-        from engine.memory.compiled import Compiled
+        from engine.plan.memory.compiled import Compiled
 
         self._forward = compiled = Compiled(self.model, step.policy.partition)
         try:

@@ -1,7 +1,7 @@
 """Counts every allocation and free of tensors that operators return, by storage: views and in-place results are free.
 
 Works the same on real tensors and on FakeTensors. What an operator allocates and frees within itself is not seen; on a
-GPU those are the workspaces and copies of engine.memory.cuda.
+GPU those are the workspaces and copies of engine.plan.memory.cuda.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import conv_flop_count, flop_registry
 
-from engine.memory.trace import ONCE, Affine, Category, Operators, Trace
+from engine.plan.memory.trace import ONCE, Affine, Category, Operators, Trace
 
 CASTS = (torch.ops.aten._to_copy.default,)
 NORMS = (torch.ops.aten.native_batch_norm.default, torch.ops.aten._native_batch_norm_legit.default)

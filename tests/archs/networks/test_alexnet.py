@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 import archs
-from archs.alexnet import AlexNet, LocalResponseNorm
 from archs.cost import multiply_adds
-from engine.recompute import recompute_blocks
+from archs.networks.sequential.alexnet import AlexNet, LocalResponseNorm
+from engine.step.recompute import recompute_blocks
 
 
 def on_meta(name: str, num_classes: int, **options) -> nn.Module:

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 import archs
-from archs.convnet_bn import BatchNorm
-from engine.recompute import recompute_blocks
+from archs.networks.sequential.convnet_bn import BatchNorm
+from engine.step.recompute import recompute_blocks
 
 
 def pair(channels: int = 5, **options) -> tuple[BatchNorm, nn.BatchNorm2d]:

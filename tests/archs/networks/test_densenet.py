@@ -6,7 +6,7 @@ import torchvision
 from torch import nn
 
 import archs
-from archs.densenet import DenseLayer, cifar_densenet
+from archs.networks.residual.densenet import DenseLayer, cifar_densenet
 
 
 def parameters(model: nn.Module) -> int:

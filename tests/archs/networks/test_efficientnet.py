@@ -8,8 +8,8 @@ from torchvision.ops import StochasticDepth
 
 import archs
 from archs.cost import multiply_adds
-from archs.efficientnetv2 import FusedMBConv
 from archs.layers import DropPath, InvertedResidual, SqueezeExcite
+from archs.networks.mobile.efficientnetv2 import FusedMBConv
 
 NAMES = [name for name in archs.names() if name.startswith("efficientnet")]
 

@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import archs
-from archs.googlenet import AuxiliaryHead, averaged
+from archs.networks.inception.googlenet import AuxiliaryHead, averaged
 
 
 def on_meta(**options) -> archs.Classifier:

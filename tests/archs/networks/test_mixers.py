@@ -6,8 +6,8 @@ from torch import nn
 
 import archs
 from archs.cost import multiply_adds
-from archs.gmlp import SpatialGate
-from archs.resmlp import ResidualMlp
+from archs.networks.mixing.gmlp import SpatialGate
+from archs.networks.mixing.resmlp import ResidualMlp
 
 
 def on_meta(name: str, num_classes: int = 10, **options) -> archs.Classifier:

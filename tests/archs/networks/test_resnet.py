@@ -6,9 +6,9 @@ import torchvision
 from torch import nn
 
 import archs
-from archs.resnet import BasicBlock, Bottleneck
-from archs.resnext import ResNeXt29
-from archs.senet import SEBasicBlock, SEBottleneck
+from archs.networks.residual.resnet import BasicBlock, Bottleneck
+from archs.networks.residual.resnext import ResNeXt29
+from archs.networks.residual.senet import SEBasicBlock, SEBottleneck
 
 
 def on_meta(name: str, num_classes: int = 1000, **options) -> archs.Classifier:

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 import archs
 from archs.cost import multiply_adds
 from archs.layers import ChannelShuffle
-from archs.shufflenet import ShuffleUnit
+from archs.networks.mobile.shufflenet import ShuffleUnit
 
 GROUPS = (1, 2, 3, 4, 8)
 

@@ -6,7 +6,7 @@ from torch import nn
 
 import archs
 from archs.cost import multiply_adds
-from archs.vit import Attention, ClassTokenHead, Embedding
+from archs.networks.mixing.vit import Attention, ClassTokenHead, Embedding
 
 
 def on_meta(name: str, **options) -> archs.Classifier:

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import archs
-from archs.xception import XceptionBlock
+from archs.networks.inception.xception import XceptionBlock
 
 
 @pytest.fixture(scope="module")

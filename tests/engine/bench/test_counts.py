@@ -6,10 +6,10 @@ import torch.nn.functional as F
 from torch import nn
 
 import archs
-from engine.bench.bare_loop import DTYPES, loss_of
-from engine.bench.counts import Copies, counted_saved, forward_flops, saved_bytes
-from engine.bench.floor import Rates, inference_work, training_work
-from engine.bench.sides import Side, build_network, held_bytes
+from engine.bench.instrument.bare_loop import DTYPES, loss_of
+from engine.bench.instrument.counts import Copies, counted_saved, forward_flops, saved_bytes
+from engine.bench.instrument.floor import Rates, inference_work, training_work
+from engine.bench.instrument.sides import Side, build_network, held_bytes
 
 
 class Plain(nn.Module):

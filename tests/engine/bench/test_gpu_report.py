@@ -10,13 +10,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from engine.bench import gpu_report, precompile, record
-from engine.bench.energy import energy_counter
-from engine.bench.options import Options
-from engine.bench.rows import Outcome
-from engine.bench.sides import Side
+from engine.bench.instrument import precompile, record
+from engine.bench.instrument.energy import energy_counter
+from engine.bench.instrument.options import Options
+from engine.bench.instrument.rows import Outcome
+from engine.bench.instrument.sides import Side
+from engine.bench.pages import gpu_report
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def contender(rate: float, share: float) -> dict:

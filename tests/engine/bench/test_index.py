@@ -2,8 +2,8 @@
 
 import json
 
-from engine.bench.index import TO_TAKE, index, plain_command, write_index
-from engine.bench.record import PROFILES
+from engine.bench.instrument.record import PROFILES
+from engine.bench.pages.index import TO_TAKE, index, plain_command, write_index
 
 MACHINE = {"key": "gpu-x", "gpu": "NVIDIA X", "cores": 16}
 
@@ -30,7 +30,7 @@ def row(median: float, status: str = "measured", **more) -> dict:
 
 def test_the_committed_page_is_the_generated_one():
     written = (PROFILES / "README.md").read_text(encoding="utf-8")
-    assert written == index(), "write it anew: python -m engine.bench.index"
+    assert written == index(), "write it anew: python -m engine.bench.pages.index"
 
 
 def test_every_row_has_its_result_date_commit_and_command(tmp_path):

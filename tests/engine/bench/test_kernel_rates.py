@@ -6,10 +6,10 @@ import sys
 import pytest
 import torch
 
-from engine.bench import kernel_checks
-from engine.bench.kernel_rates import Layer, kernel_rates, layer_row, layers_of, rows
-from engine.bench.options import Options
-from engine.bench.peers import NotAvailable
+from engine.bench.instrument.options import Options
+from engine.bench.instrument.peers import NotAvailable
+from engine.bench.suites import kernel_checks
+from engine.bench.suites.kernel_rates import Layer, kernel_rates, layer_row, layers_of, rows
 from kernels.dispatch import speedups
 
 

@@ -7,8 +7,8 @@ import time
 import pytest
 import torch
 
-from engine.bench.measure import Comparison, Steps, estimate, fair_settings, interleave, processor_ratio
-from engine.bench.sides import Side, contender
+from engine.bench.instrument.measure import Comparison, Steps, estimate, fair_settings, interleave, processor_ratio
+from engine.bench.instrument.sides import Side, contender
 
 
 def test_contenders_take_turns_and_the_warmup_is_left_out():

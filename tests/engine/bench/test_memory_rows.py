@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from engine.bench.memory_rows import memory_rows, summary
+from engine.bench.suites.memory_rows import memory_rows, summary
 
 
 @pytest.fixture(scope="module")

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from engine.bench import record
-from engine.bench.options import Options
-from engine.bench.peers import NotAvailable, need
-from engine.bench.record import SCHEMA, Store, Unwritable, load
-from engine.bench.rows import Pace, Row, describe, parse_budget, run_rows
+from engine.bench.instrument import record
+from engine.bench.instrument.options import Options
+from engine.bench.instrument.peers import NotAvailable, need
+from engine.bench.instrument.record import SCHEMA, Store, Unwritable, load
+from engine.bench.instrument.rows import Pace, Row, describe, parse_budget, run_rows
 
 
 def row(key: str, taken: list[str], seconds: float = 0.0, error: Exception | None = None, **settings) -> Row:

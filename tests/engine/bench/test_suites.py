@@ -9,14 +9,15 @@ import pytest
 import torch
 from PIL import Image
 
-from engine.bench import arch_rows, suites, zoo_rows
-from engine.bench.options import Options
-from engine.bench.peers import NotAvailable
-from engine.bench.rows import Row, run_rows
-from engine.bench.run_record import run_figures
-from engine.bench.sides import Side, build_network
-from engine.bench.suites import SUITES, UnknownSuite, choose, rows_of, run_suites, table_of
-from engine.records import RecordWriter
+from engine.bench.instrument.options import Options
+from engine.bench.instrument.peers import NotAvailable
+from engine.bench.instrument.rows import Row, run_rows
+from engine.bench.instrument.sides import Side, build_network
+from engine.bench.suites import arch_rows, zoo_rows
+from engine.bench.suites import run as suites
+from engine.bench.suites.run import SUITES, UnknownSuite, choose, rows_of, run_suites, table_of
+from engine.bench.suites.run_record import run_figures
+from engine.runs.records import RecordWriter
 
 
 @pytest.fixture
@@ -101,9 +102,9 @@ def test_ours_runs_through_the_fused_operators_where_asked(dry):
 def test_kernels_give_their_own_rows(monkeypatch):
     rows = [Row("step a", {}, lambda deadline: {}, 1.0)]
     made = SimpleNamespace(rows=lambda options: rows)
-    monkeypatch.setitem(sys.modules, "engine.bench.kernel_rates", made)
+    monkeypatch.setitem(sys.modules, "engine.bench.suites.kernel_rates", made)
     assert rows_of("kernels", Options()) == rows
-    monkeypatch.setitem(sys.modules, "engine.bench.kernel_rates", SimpleNamespace())
+    monkeypatch.setitem(sys.modules, "engine.bench.suites.kernel_rates", SimpleNamespace())
     (missing,) = rows_of("kernels", Options())
     with pytest.raises(NotAvailable, match="has no rows"):
         missing.measure(float("inf"))
@@ -133,7 +134,7 @@ def test_machine_measures_what_there_is(dry):
     assert {"facts", "matmul fp32", "copy"} <= set(outcome.measured) and not outcome.failed
     assert "host to device" in outcome.not_available
     (path,) = dry.output.glob("*/machine.json")
-    from engine.bench.floor import rates_here
+    from engine.bench.instrument.floor import rates_here
 
     rows = json.loads(path.read_text())["rows"]
     assert rates_here(dry.output).flops_per_second["fp32"] == rows["matmul fp32"]["figures"]["flops_per_second"]
@@ -148,7 +149,7 @@ def test_trainer_and_bare_loop_run(reset_accelerator, dry):
 
 def test_both_loaders_deliver_every_photo(tmp_path):
     pytest.importorskip("nvidia.dali", reason="DALI is not installed")
-    from engine.bench.loader_rate import loader_rate, photos
+    from engine.bench.suites.loader_rate import loader_rate, photos
 
     for number in range(6):
         Image.new("RGB", (40 + number, 30), (number, 90, 10)).save(tmp_path / f"{number}.jpg")
@@ -159,7 +160,7 @@ def test_both_loaders_deliver_every_photo(tmp_path):
 
 
 def test_photos_of_an_empty_folder(tmp_path):
-    from engine.bench.loader_rate import photos
+    from engine.bench.suites.loader_rate import photos
 
     with pytest.raises(ValueError, match="no images below"):
         photos(tmp_path)
@@ -168,8 +169,8 @@ def test_photos_of_an_empty_folder(tmp_path):
 def test_images_as_folders_or_as_an_archive(tmp_path):
     import tarfile
 
-    from engine.bench.accuracy_rows import drawn_classes, images
-    from engine.bench.peers import NotAvailable
+    from engine.bench.instrument.peers import NotAvailable
+    from engine.bench.suites.accuracy_rows import drawn_classes, images
 
     (tmp_path / "cifar").mkdir()
     for ours, theirs in (("train", "train"), ("val", "test")):
@@ -256,7 +257,7 @@ def test_a_budget_of_nothing_lists_what_was_not_reached(tmp_path, bench):
 
 
 def test_a_crashed_row_is_an_exit_code(tmp_path, bench, monkeypatch):
-    from engine.bench import machine_rows
+    from engine.bench.suites import machine_rows
 
     def broken(size: int, device: object) -> float:
         raise RuntimeError("no memory")

@@ -5,7 +5,7 @@ import json
 from torch import nn
 
 from archs.layers import ConvNormAct, DepthwiseSeparable
-from engine.bench.traffic import NETWORKS, TABLE, traffic
+from engine.bench.instrument.traffic import NETWORKS, TABLE, traffic
 
 
 class Tiny(nn.Module):

@@ -2,8 +2,8 @@
 
 import pytest
 
-from engine.byte_sizes import GIB, parse_bytes
 from engine.config import ConfigError, MemoryConfig
+from engine.config.byte_sizes import GIB, parse_bytes
 
 
 @pytest.mark.parametrize(

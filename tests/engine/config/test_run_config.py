@@ -21,7 +21,7 @@ from engine.config import (
     parse,
     to_yaml,
 )
-from engine.flags import expand_short_flags
+from engine.config.command_line import expand_short_flags
 
 
 def write(folder: Path, text: str) -> Path:
@@ -48,10 +48,10 @@ def test_base_yaml_states_the_defaults(root):
     assert from_yaml(root / "configs" / "base.yaml") == RunConfig()
 
 
-@pytest.mark.parametrize("path", sorted((Path(__file__).parents[2] / "configs").rglob("*.yaml")), ids=lambda p: p.name)
+@pytest.mark.parametrize("path", sorted((Path(__file__).parents[3] / "configs").rglob("*.yaml")), ids=lambda p: p.name)
 def test_every_recipe_reads(path):
     if path.parent.name == "accelerate":
-        pytest.skip("accelerate's own format; tests/engine/test_wrap.py reads it")
+        pytest.skip("accelerate's own format; tests/engine/step/test_wrap.py reads it")
     assert isinstance(from_yaml(path), RunConfig)
 
 

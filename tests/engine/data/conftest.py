@@ -8,8 +8,9 @@ import pytest
 from PIL import Image
 
 from engine.config import DataConfig
-from engine.data.loader import make_loader
-from engine.data.sources import Source, Split, open_source
+from engine.data.backend import make_loader
+from engine.data.sources.open import open_source
+from engine.data.sources.source import Source, Split
 
 
 def make_photo(seed: int, height: int = 90, width: int = 120) -> Image.Image:

@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from engine.data import cifar10, mnist
-from engine.data.sources import DataError, open_source
+from engine.data.sources import cifar10, mnist
+from engine.data.sources.open import open_source
+from engine.data.sources.source import DataError
 
 
 def idx(array: np.ndarray) -> bytes:

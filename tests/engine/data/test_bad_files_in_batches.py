@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from engine.data import dali
-from engine.data.sources import DataError
+from engine.data.graph import dali
+from engine.data.sources.source import DataError
 
 BACKENDS = pytest.mark.parametrize("backend", ["dali", "torchvision"])
 SPLITS = pytest.mark.parametrize("split", ["train", "val"])

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torchvision.transforms import v2
 
-from engine.data.crops import evaluation_region, resized_shorter_side, training_window
+from engine.data.graph.crops import evaluation_region, resized_shorter_side, training_window
 
 SIDES = st.integers(1, 3000)
 UNIT = st.floats(0, 1, exclude_max=True, width=32)

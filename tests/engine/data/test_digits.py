@@ -11,8 +11,10 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from engine.data import digits as module
-from engine.data.sources import DataError, Source, cache_folder, open_source
+from engine.data.sources import digits as module
+from engine.data.sources.open import open_source
+from engine.data.sources.source import DataError, Source
+from engine.runs.cache import cache_folder
 
 
 def test_every_digit_is_there_once_stratified(digits: Source):
@@ -60,7 +62,7 @@ def test_a_second_opening_writes_nothing(digits: Source, cache: Path, monkeypatc
 RACER = """
 import sys
 import sklearn.datasets
-from engine.data.digits import open_digits
+from engine.data.sources.digits import open_digits
 print("ready", flush=True)
 cache = sys.stdin.readline().strip()
 source = open_digits(__import__("pathlib").Path(cache))

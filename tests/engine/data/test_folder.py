@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from engine.data.sources import DataError, open_source
+from engine.data.sources.open import open_source
+from engine.data.sources.source import DataError
 
 
 def touch(root: Path, *names: str) -> Path:

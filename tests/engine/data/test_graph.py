@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from engine.data.pipeline import GraphSettings, define_graph
+from engine.data.graph.pipeline import GraphSettings, define_graph
 
 
 def operators(device: str, train: bool, encoded: bool) -> list[tuple[str, str]]:

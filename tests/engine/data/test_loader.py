@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from engine.data import dali
-from engine.data.sources import DataError
+from engine.data.graph import dali
+from engine.data.sources.source import DataError
 
 
 def assert_same(ours, theirs):

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from engine.config import ConfigError, DataConfig
-from engine.data.loader import make_loader
+from engine.data.backend import make_loader
 from engine.data.progressive import ProgressiveLoader, size_at
-from engine.data.sources import open_source
+from engine.data.sources.open import open_source
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,8 @@ from torchvision.transforms import v2
 
 from engine.data import loader as loader_module
 from engine.data.loader import worker_count
-from engine.data.sources import DataError, Source, Split, open_source
+from engine.data.sources.open import open_source
+from engine.data.sources.source import DataError, Source, Split
 
 
 def both(loader_of, source, split, **settings):

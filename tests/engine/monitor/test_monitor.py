@@ -9,10 +9,10 @@ import pynvml
 import pytest
 import torch
 
-import engine.monitor
-from engine.monitor import Monitor
-from engine.monitor_summary import summarise
-from engine.records import read_records
+import engine.monitor.monitor
+from engine.monitor.monitor import Monitor
+from engine.runs.monitor_summary import summarise
+from engine.runs.records import read_records
 
 CUDA = torch.device("cuda", 0)
 ALLOCATOR = {
@@ -55,7 +55,7 @@ class FakeReader:
 def card(monkeypatch):
     """A CUDA device with allocator and NVML, as far as the monitor can see."""
     reader = FakeReader()
-    monkeypatch.setattr(engine.monitor, "open_gpu", lambda device, nvml: reader)
+    monkeypatch.setattr(engine.monitor.monitor, "open_gpu", lambda device, nvml: reader)
     monkeypatch.setattr(torch.cuda, "memory_stats", lambda device: ALLOCATOR)
     return reader
 

@@ -8,7 +8,7 @@ import pynvml
 import pytest
 import torch
 
-from engine.nvml import GpuReader, GpuUnavailable, find_handle, open_gpu
+from engine.monitor.nvml import GpuReader, GpuUnavailable, find_handle, open_gpu
 
 UUIDS = ["GPU-aaaa1111-0000-0000-0000-000000000000", "GPU-bbbb2222-0000-0000-0000-000000000000"]
 BUSES = ["00000000:1B:00.0", "00000001:3D:00.0"]

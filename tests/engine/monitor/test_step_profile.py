@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from engine.step_profile import PARTS, RECORDED, SKIPPED, StepProfile, Unprofiled, busy_and_longest_gap, summary
+from engine.monitor.step_profile import PARTS, RECORDED, SKIPPED, StepProfile, Unprofiled, busy_and_longest_gap, summary
 
 
 @pytest.fixture

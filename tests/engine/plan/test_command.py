@@ -7,14 +7,15 @@ import json
 import numpy as np
 import pytest
 
-from engine.byte_sizes import GIB
-from engine.calibration import add_measurement, calibration_file, correction_for
 from engine.config import ConfigError
 from engine.config import parse as parse_run
-from engine.memory.picture import POINTS, condensed
-from engine.memory.trace import Category, Timeline
-from engine.plan_command import PlanConfig, parse, run_plan, training_flags
-from engine.plan_matrix import BUDGETS, PRECISIONS, document, network_rows, short
+from engine.config.byte_sizes import GIB
+from engine.plan.calibration import add_measurement, calibration_file, correction_for
+from engine.plan.command import run_plan
+from engine.plan.matrix import BUDGETS, PRECISIONS, document, network_rows, short
+from engine.plan.memory.trace import Category, Timeline
+from engine.plan.request import PlanConfig, parse, training_flags
+from engine.report.memory_picture import POINTS, condensed, planned_picture
 
 FLAGS = ["--arch", "resnet18", "--image-size", "64"]
 
@@ -25,7 +26,9 @@ def planned(tmp_path_factory):
     folder = tmp_path_factory.mktemp("plan")
     text = io.StringIO()
     with contextlib.redirect_stdout(text):
-        code = run_plan(parse([*FLAGS, "--gpu-memory", "0.9GiB", "--explain", "--output", str(folder)]))
+        code = run_plan(
+            parse([*FLAGS, "--gpu-memory", "0.9GiB", "--explain", "--output", str(folder)]), planned_picture
+        )
     return code, text.getvalue(), folder
 
 
@@ -50,7 +53,7 @@ def test_several_gpus_may_shard_what_does_not_fit_each(tmp_path):
         budget = budget or (peaks["DDP"] + peaks["ZeRO-1"]) // 2
         text = io.StringIO()
         with contextlib.redirect_stdout(text):
-            run_plan(parse([*SHARDED, "--gpu-memory", f"{budget}B", "--output", str(tmp_path)]))
+            run_plan(parse([*SHARDED, "--gpu-memory", f"{budget}B", "--output", str(tmp_path)]), planned_picture)
         rows = [line.split() for line in text.getvalue().partition("\nchosen")[0].splitlines()[2:]]
         chosen = [row for row in rows if row[-1] == "chosen"]
         assert len(chosen) == 1
@@ -70,13 +73,13 @@ def test_several_gpus_may_shard_what_does_not_fit_each(tmp_path):
 
 def test_where_no_stage_fits_the_least_of_them_is_named(capsys):
     with pytest.raises(ConfigError, match=r"--gpu-memory 1\.875GiB would do, or 1\.[78]\d*GiB under ZeRO-1$"):
-        run_plan(parse([*SHARDED, "--gpu-memory", "1GiB"]))
+        run_plan(parse([*SHARDED, "--gpu-memory", "1GiB"]), planned_picture)
     with pytest.raises(ConfigError, match=r"GiB would do$"):  # DeepSpeed cannot do this
-        run_plan(parse([*SHARDED, "--gpu-memory", "1GiB", "--sam", "0.1"]))
+        run_plan(parse([*SHARDED, "--gpu-memory", "1GiB", "--sam", "0.1"]), planned_picture)
 
 
 def test_zero_3_is_planned_uncompiled(tmp_path, capsys):
-    assert run_plan(parse([*SHARDED, "--zero-stage", "3", "--output", str(tmp_path)])) == 0
+    assert run_plan(parse([*SHARDED, "--zero-stage", "3", "--output", str(tmp_path)]), planned_picture) == 0
     plan = json.loads((tmp_path / "plan.json").read_text())
     assert plan["zero_stage"] == 3 and not plan["compile"]
 
@@ -118,7 +121,7 @@ def test_a_plan_is_written_with_its_picture(planned):
 )
 def test_what_cannot_be_is_refused(flags, said, capsys, tmp_path):
     with pytest.raises(ConfigError, match=said):
-        run_plan(parse([*FLAGS, *flags, "--output", str(tmp_path)]))
+        run_plan(parse([*FLAGS, *flags, "--output", str(tmp_path)]), planned_picture)
     assert not list(tmp_path.iterdir())
 
 
@@ -128,7 +131,7 @@ def test_a_place_that_cannot_be_written_is_told_before_anything_is_planned(where
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.yaml").write_text("")
     with pytest.raises(ConfigError, match=r"holds a run|cannot be made a folder"):
-        run_plan(parse([*FLAGS, "--output", str(tmp_path / where)]))
+        run_plan(parse([*FLAGS, "--output", str(tmp_path / where)]), planned_picture)
     assert not capsys.readouterr().out
 
 
@@ -144,17 +147,17 @@ def test_the_start_command_has_what_was_planned_for():
 
 def test_what_deepspeed_cannot_do_is_refused_before_anything_is_planned(capsys):
     with pytest.raises(ConfigError, match=r"--optim\.ema needs whole parameters"):
-        run_plan(parse([*FLAGS, "--ema", "0.9", "--zero-stage", "3"]))
+        run_plan(parse([*FLAGS, "--ema", "0.9", "--zero-stage", "3"]), planned_picture)
     assert not capsys.readouterr().out
 
 
 def test_the_budget_that_would_do_does(tmp_path):
     with pytest.raises(ConfigError) as refusal:
-        run_plan(parse([*FLAGS, "--batch-size", "8", "--gpu-memory", "0.5GiB"]))
+        run_plan(parse([*FLAGS, "--batch-size", "8", "--gpu-memory", "0.5GiB"]), planned_picture)
     would = str(refusal.value).partition("--gpu-memory ")[2].split()[0]
     with contextlib.redirect_stdout(io.StringIO()):
         flags = ["--batch-size", "8", "--gpu-memory", would, "--output", str(tmp_path)]
-        assert run_plan(parse([*FLAGS, *flags])) == 0
+        assert run_plan(parse([*FLAGS, *flags]), planned_picture) == 0
 
 
 def test_matrix_rows_cover_every_cell():
@@ -222,9 +225,9 @@ def test_a_damaged_file_holds_nothing(own_cache):
 def test_a_correction_enlarges_the_need(own_cache):
     from dataclasses import replace
 
-    from engine.recompute import Policy
-    from engine.search import Search
-    from tests.engine.test_search import workload
+    from engine.plan.search import Search
+    from engine.step.recompute import Policy
+    from tests.engine.plan.test_search import workload
 
     plain = Search(workload(), ["fp32"]).candidate("fp32", Policy(), 1, GIB)
     corrected = Search(replace(workload(), correction=1.1), ["fp32"]).candidate("fp32", Policy(), 1, GIB)

@@ -5,7 +5,7 @@ import json
 import pytest
 
 import archs
-from engine.plan_matrix import BUDGETS, MATRIX, PRECISIONS
+from engine.plan.matrix import BUDGETS, MATRIX, PRECISIONS
 
 EXACT = ("inceptionv3", "darknet53", "resnext50")
 MICRO_BATCHED = ("resnext29_2x64d", "inceptionv3_fullres")
@@ -53,7 +53,7 @@ def test_more_memory_never_costs_more(rows):
 
 def test_raw_outputs_spare_what_the_table_says(root):
     """mobilenetv2's figure made anew at a smaller size: its ratio hardly depends on that."""
-    from engine.memory.saved_bytes import NETWORKS, OUTPUT, row
+    from engine.plan.memory.saved_bytes import NETWORKS, OUTPUT, row
 
     found = json.loads(OUTPUT.read_text(encoding="utf-8"))["rows"]
     assert {one["arch"] for one in found} == set(NETWORKS) and all(one["plain_over_raw"] > 1 for one in found)

@@ -6,7 +6,6 @@ from functools import partial
 import pytest
 
 import archs
-from engine.byte_sizes import GIB
 from engine.config import (
     ConfigError,
     DataConfig,
@@ -17,12 +16,16 @@ from engine.config import (
     PrecisionConfig,
     RunConfig,
 )
-from engine.memory.simulate import Untraceable
-from engine.memory.trace import Category
-from engine.plan_run import plan_lines, plan_run, refuse_more_than_the_card
-from engine.planner import Hardware
-from engine.search import Search
-from tests.engine.test_search import Chain, plain_peak, workload
+from engine.config.byte_sizes import GIB
+from engine.plan.budget import refuse_more_than_the_card
+from engine.plan.memory.simulate import Untraceable
+from engine.plan.memory.trace import Category
+from engine.plan.run_plan import plan_run
+from engine.plan.search import Search
+from engine.plan.told import plan_lines
+from engine.report.memory_picture import planned_picture
+from engine.step.plan import Hardware
+from tests.engine.plan.test_search import Chain, plain_peak, workload
 
 AMPERE = Hardware("cuda", "RTX 3090", (8, 6), native_bf16=True, memory_bytes=24 * GIB)
 
@@ -100,9 +103,9 @@ def test_a_plan_has_the_picture_of_its_own_step():
     planned = plan_run(config, Chain(True), partial(Chain, True), 10, AMPERE, 4 * GIB, ranks=2, zero_stage=1)
     assert planned.timeline is not None
     assert abs(planned.timeline.peak - planned.plan.predicted_peak_bytes) <= len(Category)
-    assert (planned.picture() or b"").startswith(b"\x89PNG")
+    assert (planned_picture(planned) or b"").startswith(b"\x89PNG")
     unplanned = plan_run(config, Chain(True), partial(Chain, True), 10, AMPERE, 0)
-    assert unplanned.picture() is None
+    assert planned_picture(unplanned) is None
 
 
 def test_a_plan_that_is_found_at_once_falls_back_on_recompute_first():

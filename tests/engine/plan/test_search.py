@@ -7,15 +7,15 @@ import pytest
 from torch import nn
 
 import archs
-from engine.byte_sizes import GIB, enough
 from engine.config import OptimConfig
-from engine.memory.cost import NOMINAL
-from engine.memory.cuda import MIB, loader_bytes, workspace_cap
-from engine.memory.sharding import PREFETCH_BUCKET, REDUCE_BUCKET, Parameters, shard
-from engine.memory.trace import Category
-from engine.recompute import Policy
-from engine.search import Search
-from engine.workload import Workload
+from engine.config.byte_sizes import GIB, enough
+from engine.plan.memory.cost import NOMINAL
+from engine.plan.memory.cuda import MIB, loader_bytes, workspace_cap
+from engine.plan.memory.sharding import PREFETCH_BUCKET, REDUCE_BUCKET, Parameters, shard
+from engine.plan.memory.trace import Category
+from engine.plan.search import Search
+from engine.plan.workload import Workload
+from engine.step.recompute import Policy
 
 
 class Chain(nn.Module):
@@ -191,8 +191,8 @@ def test_the_least_is_said_where_nothing_fits(search):
 
 def test_prediction_is_the_allocators_peak_of_a_real_step():
     """The chosen plan's bytes on a CPU: what the tracker counts of the real network under the same policy."""
-    from engine.memory.simulate import Step, run_step
-    from engine.memory.tracker import Tracker
+    from engine.plan.memory.simulate import Step, run_step
+    from engine.plan.memory.tracker import Tracker
 
     search = Search(workload(), ["fp32"])
     chosen = search.run(int(0.7 * plain_peak(search))).chosen

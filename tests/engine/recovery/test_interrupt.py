@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from engine.interrupt import Interrupt
+from engine.recovery.interrupt import Interrupt
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
@@ -24,7 +24,7 @@ def test_first_signal_is_remembered(number, code, capsys):
 
 
 def test_second_signal_stops_at_once(root):
-    code = "import signal\nfrom engine.interrupt import Interrupt\nwith Interrupt():\n"
+    code = "import signal\nfrom engine.recovery.interrupt import Interrupt\nwith Interrupt():\n"
     code += "    signal.raise_signal(signal.SIGTERM); print('alive', flush=True); signal.raise_signal(signal.SIGTERM)\n"
     code += "    print('still there')"
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)

@@ -10,8 +10,8 @@ import psutil
 import pytest
 from torch.distributed import TCPStore
 
-from engine import relaunch
-from engine.relaunch import AGENT, REASON, STORE, Relaunch
+from engine.recovery import relaunch
+from engine.recovery.relaunch import AGENT, REASON, STORE, Relaunch
 
 COMMAND = ["python", "-u", "train.py", "--resume", "old"]
 FAILURE = {"event": "out_of_memory", "step": 3}

@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 from engine.config import LogConfig, OptimConfig
-from engine.plan_run import halvings
-from engine.recompute import Policy, by_block
-from engine.rescue import MemoryExhausted, Rescue
-from engine.wrap import bare_module
-from tests.engine.conftest import unused_port
+from engine.plan.run_plan import halvings
+from engine.recovery.rescue import MemoryExhausted
+from engine.step.recompute import Policy, by_block
+from engine.step.wrap import bare_module
+from tests.engine.conftest import rescue_of, unused_port
 
 
 class Net(nn.Module):
@@ -80,7 +80,10 @@ def rescued(make_trainer, where: str, calls: set[int], ladder=None, **options):
     torch.manual_seed(0)
     model = Net()
     trainer = make_trainer("rescued", model=model, optim=OPTIM, log=LogConfig(every=1), **options)
-    trainer.rescue = Rescue(trainer, halvings(trainer.plan) if ladder is None else ladder(trainer.plan))
+    trainer.rescue = rescue_of(
+        trainer,
+        halvings(trainer.plan) if ladder is None else ladder(trainer.plan),
+    )
     failing = Failing(model, where, calls)
     trainer.fit()
     return trainer, failing
@@ -138,9 +141,9 @@ def test_state_that_does_not_fit_is_told_before_the_first_step(make_trainer, mon
 def test_a_run_that_cannot_change_its_plan_says_how_to_go_on(make_trainer, predicted, flags):
     """Under DeepSpeed: with the flags of the plan that would have been next."""
     trainer = make_trainer("sharded", model=Net(), optim=OPTIM)
-    trainer.plan = replace(trainer.plan, zero_stage=2)
+    trainer.step.plan = replace(trainer.plan, zero_stage=2)
     after = halvings(trainer.plan)[0]
-    trainer.rescue = Rescue(trainer, (replace(after, predicted_peak_bytes=predicted),))
+    trainer.rescue = rescue_of(trainer, (replace(after, predicted_peak_bytes=predicted),))
     Failing(trainer.model, "forward", {2})
     with pytest.raises(MemoryExhausted, match=f"step 2.*Go on with --resume {trainer.folder.path} {flags}$"):
         trainer.fit()
@@ -172,8 +175,8 @@ def test_the_next_plan_may_keep_less_in_compiled_graphs(make_trainer, monkeypatc
         torch.manual_seed(0)
         model = Net()
         trainer = make_trainer(folder, model=model, optim=OPTIM)
-        trainer.plan = replace(trainer.plan, compile=True, policy=Policy(partition=1.0))
-        trainer.rescue = Rescue(trainer, (replace(trainer.plan, policy=Policy(partition=0.25)),))
+        trainer.step.plan = replace(trainer.plan, compile=True, policy=Policy(partition=1.0))
+        trainer.rescue = rescue_of(trainer, (replace(trainer.plan, policy=Policy(partition=0.25)),))
         torch._dynamo.reset()
         model.compile(backend=counting, dynamic=False)
         backward, calls = trainer.accelerator.backward, iter(range(1, 100))
@@ -197,7 +200,7 @@ def test_the_next_plan_may_keep_less_in_compiled_graphs(make_trainer, monkeypatc
 
 def test_other_errors_are_not_taken_for_memory(make_trainer):
     trainer = make_trainer(model=Net(), optim=OPTIM)
-    trainer.rescue = Rescue(trainer, halvings(trainer.plan))
+    trainer.rescue = rescue_of(trainer, halvings(trainer.plan))
     trainer.model.head.register_forward_pre_hook(lambda *_: (_ for _ in ()).throw(RuntimeError("out of memory, or so")))
     with pytest.raises(RuntimeError, match="or so"):
         trainer.fit()
@@ -221,7 +224,7 @@ def test_a_share_that_does_not_divide_is_filled_up_with_weight_zero(make_trainer
         torch.manual_seed(3)
         trainer = make_trainer(f"parts{accumulation}", model=Linear(), optim=OPTIM)
         micro = -(-16 // accumulation)
-        trainer.plan = replace(trainer.plan, micro_batch_size=micro, accumulation=accumulation)
+        trainer.step.plan = replace(trainer.plan, micro_batch_size=micro, accumulation=accumulation)
         trainer.accelerator.gradient_accumulation_steps = accumulation
         trainer.fit()
         results.append(state(trainer))
@@ -245,12 +248,12 @@ def two_ranks(rank: int, port: int, failing: dict | None, folder: str, sync_bn: 
     }
     torch.set_num_threads(1)
     from engine.config import ModelConfig, ParallelConfig, PrecisionConfig, RunConfig
-    from engine.interrupt import Interrupt
-    from engine.optim import build_optimizer
-    from engine.planner import Hardware, make_plan
-    from engine.runfolder import RunFolder
-    from engine.trainer import Trainer
-    from engine.wrap import Launch, build_accelerator, wrap
+    from engine.recovery.interrupt import Interrupt
+    from engine.runs.runfolder import RunFolder
+    from engine.step.optim import build_optimizer
+    from engine.step.plan import Hardware, make_plan
+    from engine.step.wrap import Launch, build_accelerator, wrap
+    from engine.train.trainer import Trainer
     from tests.engine.conftest import MadeLoader
 
     torch.manual_seed(0)

@@ -3,7 +3,7 @@
 import pytest
 
 import archs
-from engine import arch_table
+from engine.report import arch_table
 
 
 def test_the_listing_has_every_network_and_its_facts():
@@ -28,7 +28,7 @@ def test_a_difference_from_the_learning_repository_is_explained_and_nothing_else
 
 def test_the_readme_s_tables_are_the_code_s(root):
     text = (root / "README.md").read_text(encoding="utf-8")
-    assert arch_table.with_tables(text) == text, "make them anew: python -m engine.arch_table"
+    assert arch_table.with_tables(text) == text, "make them anew: python -m engine.report.arch_table"
 
 
 def test_a_readme_without_its_marks_is_refused():

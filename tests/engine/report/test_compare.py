@@ -10,11 +10,11 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-import engine.report
-from engine.evaluation_report import write_evaluation
-from engine.history import NotARun
-from engine.report import ALT_TEXTS, summary_table, write_report
-from engine.report_page import LISTED
+import engine.report.compare
+from engine.report.compare import ALT_TEXTS, summary_table, write_report
+from engine.report.evaluation_report import write_evaluation
+from engine.report.page import LISTED
+from engine.runs.history import NotARun
 
 PIXEL = b"\x89PNG\r\n\x1a\n"
 VOID = {"meta", "link", "img", "source", "br", "hr", "input"}
@@ -53,7 +53,9 @@ class Page(HTMLParser):
 @pytest.fixture
 def page_of(monkeypatch):
     """page_of(folder): its page, written with one stand-in for all charts (drawing them is most of the time)."""
-    monkeypatch.setattr(engine.report, "draw", lambda history, theme: {"accuracy": PIXEL} if history.steps else {})
+    monkeypatch.setattr(
+        engine.report.compare, "draw", lambda history, theme: {"accuracy": PIXEL} if history.steps else {}
+    )
 
     def write(folder):
         path = write_report(folder)

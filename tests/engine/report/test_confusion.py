@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from engine.confusion import LABELLED, NUMBERED, confusion_figure, confusion_png, enlarged, row_shares
-from engine.plot_style import DARK, LIGHT
+from engine.report.confusion import LABELLED, NUMBERED, confusion_figure, confusion_png, enlarged, row_shares
+from engine.report.plot_style import DARK, LIGHT
 
 
 def made(count, images=20, seed=0):

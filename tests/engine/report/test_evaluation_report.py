@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from engine.evaluation_report import evaluation_text, most_confused, write_evaluation
+from engine.report.evaluation_report import evaluation_text, most_confused, write_evaluation
 
 MATRIX = np.array([[8, 2, 0], [0, 5, 5], [0, 0, 0]])
 CLASSES = ["cat", "dog", "owl"]

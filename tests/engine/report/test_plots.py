@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from engine.history import read_history
-from engine.plot_style import DARK, DPI, LIGHT, SIZE, THEMES
-from engine.plots import CHARTS, accuracy, draw, learning_rate, loss, memory, throughput, write_plots
+from engine.report.plot_style import DARK, DPI, LIGHT, SIZE, THEMES
+from engine.report.plots import CHARTS, accuracy, draw, learning_rate, loss, memory, throughput, write_plots
+from engine.runs.history import read_history
 
 
 def lines(figure, panel=0):
@@ -167,7 +167,7 @@ def test_neither_pyplot_nor_torch_is_loaded_and_matplotlib_late(root, make_run, 
     folder = make_run(rows=metrics(1))
     program = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
-        "from pathlib import Path\nfrom engine.plots import draw\nfrom engine.history import read_history\n"
+        "from pathlib import Path\nfrom engine.report.plots import draw\nfrom engine.runs.history import read_history\n"
         "assert 'matplotlib' not in sys.modules\n"
         "assert draw(read_history(Path(sys.argv[2])), ['accuracy'])\n"
         "assert 'matplotlib.pyplot' not in sys.modules and 'torch' not in sys.modules\n"

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.history import History, NotARun, column, read_history, time_in_training, timeline
+from engine.runs.history import History, NotARun, column, read_history, time_in_training, timeline
 
 
 def step(number, **more):

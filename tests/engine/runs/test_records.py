@@ -10,7 +10,7 @@ import time
 import numpy as np
 import pytest
 
-from engine.records import RecordWriter, read_records
+from engine.runs.records import RecordWriter, read_records
 
 
 def test_rows_come_back_as_they_were(tmp_path):
@@ -59,7 +59,7 @@ def test_a_killed_writer_leaves_at_most_one_torn_line(tmp_path, root):
     path = tmp_path / "rows.jsonl"
     program = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
-        "from pathlib import Path\nfrom engine.records import RecordWriter\n"
+        "from pathlib import Path\nfrom engine.runs.records import RecordWriter\n"
         "writer, step = RecordWriter(Path(sys.argv[2])), 0\n"
         "while True: writer.write({'step': step, 'filler': 'x' * 500}); step += 1\n"
     )

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from engine.config import ConfigError, LogConfig, RunConfig
-from engine.runfolder import RunFolder, atomic_file
+from engine.runs.runfolder import RunFolder, atomic_file
 
 
 def test_unnamed_runs_get_folders_of_their_own(tmp_path, monkeypatch):

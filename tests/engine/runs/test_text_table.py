@@ -2,7 +2,7 @@
 
 import pytest
 
-from engine.text_table import LONGEST, clip, text_table, width
+from engine.runs.text_table import LONGEST, clip, text_table, width
 
 
 def test_columns_line_up_also_with_wide_signs():

@@ -2,7 +2,7 @@
 
 import pytest
 
-from engine.wording import duration, gib, measured, moment, number, percent, value_of
+from engine.runs.wording import duration, gib, measured, moment, number, percent, value_of
 
 
 @pytest.mark.parametrize(

@@ -7,14 +7,13 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from engine.checkpoint import checkpoint_to_resume
 from engine.config import ConfigError, LogConfig, OptimConfig
-from engine.ema import WeightAverage
-from engine.plan_run import halvings
-from engine.rescue import Rescue
-from tests.engine.conftest import TinyNet
-from tests.engine.test_rescue import Failing, Net
-from tests.engine.test_trainer import StopAfter, assert_same, rows, weights
+from engine.plan.run_plan import halvings
+from engine.recovery.checkpoint import checkpoint_to_resume
+from engine.step.ema import WeightAverage
+from tests.engine.conftest import TinyNet, rescue_of
+from tests.engine.recovery.test_rescue import Failing, Net
+from tests.engine.train.test_trainer import StopAfter, assert_same, rows, weights
 
 EMA = OptimConfig(epochs=3, batch_size=16, lr=0.01, ema=0.9)
 
@@ -177,14 +176,14 @@ def test_a_checkpoint_without_an_average_is_refused(make_trainer):
     first = make_trainer("a", optim=OptimConfig(epochs=1, batch_size=16))
     first.fit()
     with pytest.raises(ConfigError, match="average"):
-        make_trainer("b", optim=EMA).resume(first.last_checkpoint)
+        make_trainer("b", optim=EMA).resume(first.checkpointer.last)
 
 
 def test_a_step_repeated_for_memory_counts_once(make_trainer):
     torch.manual_seed(0)
     model = Net()
     trainer = make_trainer(model=model, optim=EMA)
-    trainer.rescue = Rescue(trainer, halvings(trainer.plan))
+    trainer.rescue = rescue_of(trainer, halvings(trainer.plan))
     Failing(model, "backward", {2})
     trainer.fit()
     assert len(trainer.rescue.events) == 1

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from engine.config import OptimConfig, RunConfig
-from engine.micro_batches import micro_batches
-from engine.planner import Hardware, make_plan
-from tests.engine.test_rescue import Net
+from engine.step.micro_batches import micro_batches
+from engine.step.plan import Hardware, make_plan
+from tests.engine.recovery.test_rescue import Net
 
 PLAN = make_plan(RunConfig(optim=OptimConfig(batch_size=20)), Net(), Hardware("cpu", "CPU"))
 

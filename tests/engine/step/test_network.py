@@ -6,8 +6,8 @@ import torchvision
 from safetensors.torch import save_file
 
 import archs
-from engine import network
 from engine.config import ConfigError, DataConfig, ModelConfig, RunConfig
+from engine.step import network
 
 
 def config(arch="resnet18", image_size=64, progressive_from=0, **model) -> RunConfig:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from engine.config import OptimConfig
-from engine.optim import allocate_state, build_optimizer, learning_rate, parameter_groups, set_learning_rate
+from engine.step.optim import allocate_state, build_optimizer, learning_rate, parameter_groups, set_learning_rate
 
 
 def test_constant_rate():

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from engine.config import ConfigError, ModelConfig, OptimConfig, ParallelConfig, PrecisionConfig, RunConfig
-from engine.planner import Hardware, choose_compile, choose_precision, make_plan, split_batch
+from engine.step.plan import Hardware, choose_compile, choose_precision, make_plan, split_batch
 
 CPU = Hardware("cpu", "CPU", native_bf16=True)
 OLD_CPU = Hardware("cpu", "CPU")

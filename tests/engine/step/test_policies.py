@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from engine.memory.trace import Unit
-from engine.offload import Offload
-from engine.recompute import Policy, apply_policy, by_block, first_blocks
-from engine.segments import best_segments, inside
+from engine.plan.memory.trace import Unit
+from engine.plan.segments import best_segments, inside
+from engine.step.offload import Offload
+from engine.step.recompute import Policy, apply_policy, by_block, first_blocks
 
 
 class Block(nn.Module):
@@ -64,7 +64,7 @@ def train(model: nn.Module, policy: Policy = Policy(), steps: int = 3, autocast:
 @pytest.mark.parametrize("autocast", [False, True], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("name", POLICIES)
 def test_policies_are_exact(name, autocast, monkeypatch):
-    monkeypatch.setattr("engine.offload.SMALLEST", 0)
+    monkeypatch.setattr("engine.step.offload.SMALLEST", 0)
     plain = Net()
     other = apply_policy(copy.deepcopy(plain), POLICIES[name])
     assert other.state_dict().keys() == plain.state_dict().keys()

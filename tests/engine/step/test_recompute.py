@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from engine.recompute import recompute_blocks, statistics_suspended
+from engine.step.recompute import recompute_blocks, statistics_suspended
 
 
 class Net(nn.Module):

@@ -9,18 +9,19 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from engine.checkpoint import checkpoint_to_resume
 from engine.config import ConfigError, LogConfig, OptimConfig, RunConfig
-from engine.plan_command import parse, run_plan
-from engine.plan_run import halvings
-from engine.relaunch import Relaunch
-from engine.rescue import MemoryExhausted, Rescue
-from engine.sam import SharpnessAware
-from engine.session import Session
-from tests.engine import test_rescue
-from tests.engine.conftest import MadeLoader, TinyNet
-from tests.engine.test_rescue import Failing, Net
-from tests.engine.test_trainer import StopAfter, assert_same, rows, weights
+from engine.plan.command import run_plan
+from engine.plan.request import parse
+from engine.plan.run_plan import halvings
+from engine.recovery.checkpoint import checkpoint_to_resume
+from engine.recovery.relaunch import Relaunch
+from engine.recovery.rescue import MemoryExhausted
+from engine.step.sam import SharpnessAware
+from engine.train.session import Session
+from tests.engine.conftest import MadeLoader, TinyNet, rescue_of
+from tests.engine.recovery import test_rescue
+from tests.engine.recovery.test_rescue import Failing, Net
+from tests.engine.train.test_trainer import StopAfter, assert_same, rows, weights
 
 RHO = 0.5
 SGD = OptimConfig(epochs=2, batch_size=15, lr=0.05, optimizer="sgd", weight_decay=0.01, sam=RHO)
@@ -238,15 +239,15 @@ def test_memory_that_runs_out_in_the_second_pass_leaves_the_weights(make_trainer
     torch.manual_seed(0)
     model = Net()
     trainer = make_trainer(model=model, optim=replace(SGD, batch_size=16))
-    trainer.rescue = Rescue(trainer)
+    trainer.rescue = rescue_of(trainer)
     before: dict[str, torch.Tensor] = {}
-    stepped = trainer.rescue.step
+    stepped = trainer.rescue.take
 
     def step(batch) -> None:
         before.update(weights(trainer))
         stepped(batch)
 
-    trainer.rescue.step = step
+    trainer.rescue.take = step
     Failing(model, where, {4})
     with pytest.raises(MemoryExhausted, match="step 2"):
         trainer.fit()
@@ -261,7 +262,7 @@ def test_a_step_that_fails_in_its_second_pass_is_repeated_in_halves(make_trainer
         torch.manual_seed(0)
         model = Net()
         trainer = make_trainer(name, model=model, optim=replace(SGD, batch_size=16), micro=micro)
-        trainer.rescue = Rescue(trainer, halvings(trainer.plan))
+        trainer.rescue = rescue_of(trainer, halvings(trainer.plan))
         if not micro:
             Failing(model, "backward", {2})
         trainer.fit()
@@ -323,7 +324,7 @@ def test_a_deepspeed_launch_is_refused_before_anything_is_built(monkeypatch, tmp
 @pytest.mark.parametrize("more", [["--zero-stage", "2"], ["--zero-stage", "2", "--offload-optimizer"]])
 def test_a_plan_for_deepspeed_is_refused(more, capsys):
     with pytest.raises(ConfigError, match=r"--optim.sam does not run under DeepSpeed"):
-        run_plan(parse(["--arch", "resnet18", "--sam", "0.05", *more]))
+        run_plan(parse(["--arch", "resnet18", "--sam", "0.05", *more]), draw=lambda planned: None)
     assert capsys.readouterr().out == ""
 
 

@@ -9,7 +9,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
 
-from engine.sync_norm import SyncNorm, combined, local_statistics, synchronise_norms
+from engine.step.sync_norm import SyncNorm, combined, local_statistics, synchronise_norms
 
 STEPS = 3
 
@@ -139,7 +139,7 @@ def test_one_compiled_layer(dtype, free_port, monkeypatch):
 
 
 def compare_one_layer(device: str, dtype: torch.dtype, tolerance: float, wrapped=lambda function: function) -> None:
-    from engine.sync_norm import _SyncNorm
+    from engine.step.sync_norm import _SyncNorm
     from kernels.over_ranks import group_name
 
     norm = nn.BatchNorm2d(3).to(device)

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from engine.config import ConfigError, OptimConfig, RunConfig
-from engine.planner import Hardware, make_plan
-from engine.wrap import Launch, cpu_threads, deepspeed_configuration
+from engine.step.plan import Hardware, make_plan
+from engine.step.wrap import Launch, cpu_threads, deepspeed_configuration
 
 ALONE = Launch(0, 0, 1, None)
 
@@ -66,9 +66,9 @@ def test_a_plan_is_put_on_the_model(reset_accelerator, monkeypatch):
     """SyncNorm, recompute and the cap on workspaces; under the names that the plain model has."""
     from dataclasses import replace
 
-    from engine.recompute import by_block
-    from engine.sync_norm import SyncNorm
-    from engine.wrap import build_accelerator, wrap
+    from engine.step.recompute import by_block
+    from engine.step.sync_norm import SyncNorm
+    from engine.step.wrap import build_accelerator, wrap
 
     monkeypatch.setenv("CUDNN_CONV_WSCAP_DBG", "")
     monkeypatch.delenv("CUDNN_CONV_WSCAP_DBG")

@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from engine.checkpoint import checkpoint_folders, checkpoint_to_resume
 from engine.config import ConfigError, LogConfig, OptimConfig
-from engine.trainer import Diverged, loss_and_hits
+from engine.recovery.checkpoint import checkpoint_folders, checkpoint_to_resume
+from engine.step.loss import loss_and_hits
+from engine.train.trainer import Diverged
 
 
 def weights(trainer) -> dict[str, torch.Tensor]:
@@ -165,8 +166,8 @@ def test_killed_after_a_periodic_checkpoint(make_trainer):
     def die(*_):
         raise KeyError("killed")
 
-    step = first._step
-    first._step = lambda batch: die() if first.progress.step == 5 else step(batch)
+    step = first.step.take
+    first.step.take = lambda batch: die() if first.progress.step == 5 else step(batch)
     with pytest.raises(KeyError):
         first.fit()
     second = make_trainer("parts", log=log)
@@ -178,14 +179,14 @@ def test_killed_after_a_periodic_checkpoint(make_trainer):
 
 def test_nan_loss_stops_with_step_rate_and_checkpoint(make_trainer):
     trainer = make_trainer(log=LogConfig(every=2))
-    step = trainer._step
+    step = trainer.step.take
 
     def poison(batch):
         if trainer.progress.step == 4:
             trainer.model.head.weight.data.fill_(float("nan"))
         step(batch)
 
-    trainer._step = poison
+    trainer.step.take = poison
     with pytest.raises(Diverged, match=r"step 5 \(learning rate 0.01, loss scale none\).*step-00000003"):
         trainer.fit()
     assert rows(trainer, "event")[-1]["step"] == 5
@@ -197,15 +198,15 @@ def test_checkpoint_of_another_network_is_refused(make_trainer):
     first.fit()
     second = make_trainer("b", model=TinyLinear())
     with pytest.raises(ConfigError, match="not of this network"):
-        second.resume(first.last_checkpoint)
+        second.resume(first.checkpointer.last)
 
 
 def test_damaged_checkpoint_is_named(make_trainer):
     trainer = make_trainer("a", optim=OptimConfig(epochs=1, batch_size=16))
     trainer.fit()
-    (trainer.last_checkpoint / "trainer.pt").write_bytes(b"\x80\x02not a checkpoint")
+    (trainer.checkpointer.last / "trainer.pt").write_bytes(b"\x80\x02not a checkpoint")
     with pytest.raises(ConfigError, match="cannot be read"):
-        make_trainer("b").resume(trainer.last_checkpoint)
+        make_trainer("b").resume(trainer.checkpointer.last)
 
 
 def test_checkpoint_with_code_in_it_is_refused(make_trainer, tmp_path):
@@ -240,14 +241,14 @@ def test_host_waits_only_at_log_points(make_trainer, monkeypatch):
     trainer._in_step = False
     for name in ("item", "tolist", "__bool__", "__float__", "__int__", "cpu", "numpy"):
         watch(name)
-    step = trainer._step
+    step = trainer.step.take
 
     def marked(batch):
         trainer._in_step = True
         step(batch)
         trainer._in_step = False
 
-    trainer._step = marked
+    trainer.step.take = marked
     trainer._train_epoch()
     assert trainer.progress.step == 10
     assert inside == []

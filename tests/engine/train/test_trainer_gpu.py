@@ -5,8 +5,8 @@ import json
 import pytest
 import torch
 
-from engine.checkpoint import checkpoint_to_resume
 from engine.config import LogConfig, OptimConfig
+from engine.recovery.checkpoint import checkpoint_to_resume
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")]
 
@@ -28,7 +28,7 @@ def test_it_learns_in_every_precision(make_trainer, precision, compile):
 def test_no_step_waits_for_the_device(make_trainer, precision):
     """CUDA itself reports every synchronisation: torch.cuda.set_sync_debug_mode."""
     trainer = make_trainer(device="cuda", precision=precision, log=LogConfig(every=1000), images=160)
-    step = trainer._step
+    step = trainer.step.take
 
     def watched(batch):
         quiet = trainer.progress.step < 2  # the first steps set things up
@@ -38,7 +38,7 @@ def test_no_step_waits_for_the_device(make_trainer, precision):
         finally:
             torch.cuda.set_sync_debug_mode("default")
 
-    trainer._step = watched
+    trainer.step.take = watched
     trainer._train_epoch()
     assert trainer.progress.step == 10
 

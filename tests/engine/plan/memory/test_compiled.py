@@ -11,12 +11,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import archs
 from engine.config import OptimConfig
-from engine.memory.compiled import unwritten_nodes
-from engine.memory.fake import fake_copy, on_meta
-from engine.memory.simulate import Simulator, Step, Stepper
-from engine.memory.trace import Category, Trace
-from engine.memory.tracker import Tracker
-from engine.recompute import Policy
+from engine.plan.memory.compiled import unwritten_nodes
+from engine.plan.memory.fake import fake_copy, on_meta
+from engine.plan.memory.simulate import Simulator, Step, Stepper
+from engine.plan.memory.trace import Category, Trace
+from engine.plan.memory.tracker import Tracker
+from engine.step.recompute import Policy
 
 aten = torch.ops.aten
 BATCH, CLASSES, SIZE = 4, 10, 32

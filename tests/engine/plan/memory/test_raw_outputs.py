@@ -9,12 +9,12 @@ from torch import nn
 import archs
 from archs.fused import Fusable
 from archs.layers import InvertedResidual
-from engine.memory import fused
-from engine.memory.cuda import CudaModel
-from engine.memory.simulate import Simulator, Step, simulate
-from engine.memory.trace import Category
-from engine.memory.validate import compare
-from engine.recompute import Policy, apply_policy, clear_policy
+from engine.bench.memory_simulator import compare
+from engine.plan.memory import fused
+from engine.plan.memory.cuda import CudaModel
+from engine.plan.memory.simulate import Simulator, Step, simulate
+from engine.plan.memory.trace import Category
+from engine.step.recompute import Policy, apply_policy, clear_policy
 
 RAW = Policy(rewrite="raw outputs")
 

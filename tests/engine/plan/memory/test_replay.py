@@ -7,10 +7,10 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import archs
-from engine.memory.cuda import CudaModel
-from engine.memory.replay import Replay
-from engine.memory.simulate import Simulator, Step
-from engine.recompute import Policy
+from engine.plan.memory.cuda import CudaModel
+from engine.plan.memory.replay import Replay
+from engine.plan.memory.simulate import Simulator, Step
+from engine.step.recompute import Policy
 
 aten = torch.ops.aten
 MODE = FakeTensorMode(allow_non_fake_inputs=True)

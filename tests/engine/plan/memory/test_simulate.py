@@ -10,13 +10,13 @@ from torch import nn
 
 import archs
 import archs.cost
+from engine.bench.memory_simulator import NETWORKS, POLICIES, compare, good
 from engine.config import OptimConfig
-from engine.memory.cuda import CudaModel
-from engine.memory.simulate import Simulator, Step, Stepper, Untraceable, run_step, simulate
-from engine.memory.trace import Category
-from engine.memory.tracker import Tracker
-from engine.memory.validate import NETWORKS, POLICIES, compare, good
-from engine.recompute import Policy, by_block
+from engine.plan.memory.cuda import CudaModel
+from engine.plan.memory.simulate import Simulator, Step, Stepper, Untraceable, run_step, simulate
+from engine.plan.memory.trace import Category
+from engine.plan.memory.tracker import Tracker
+from engine.step.recompute import Policy, by_block
 
 resnet18 = partial(archs.build, "resnet18", 10)
 SMALL = Step(32, 10, cuda=False)
@@ -60,8 +60,8 @@ def test_as_torchs_own_tracker_says(optimizer):
 
     step = replace(SMALL, optim=OptimConfig(optimizer=optimizer))
     trace = simulate(resnet18, step)
-    from engine.loss import loss_and_hits
-    from engine.optim import build_optimizer
+    from engine.step.loss import loss_and_hits
+    from engine.step.optim import build_optimizer
 
     model = resnet18().to(memory_format=torch.channels_last).train()
     adam = build_optimizer(model, step.optim)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from engine.memory.trace import PRIME, ROUND, Affine, Category, Operators, Trace
+from engine.plan.memory.trace import PRIME, ROUND, Affine, Category, Operators, Trace
 
 
 def made(sizes, events, category=None, batch=PRIME, phases=((0, "forward"), (2, "backward"))) -> Trace:

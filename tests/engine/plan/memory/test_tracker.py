@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from engine.memory.trace import Category
-from engine.memory.tracker import DeviceModel, Extra, Tracker
+from engine.plan.memory.trace import Category
+from engine.plan.memory.tracker import DeviceModel, Extra, Tracker
 
 KIB = 1024
 

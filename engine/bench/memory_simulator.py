@@ -1,4 +1,4 @@
-"""The simulator against real training steps on this CPU: `python -m engine.memory.validate`.
+"""The simulator against real training steps on this CPU: `python -m engine.bench.memory_simulator`.
 
 Both are counted by the same tracker, once on FakeTensors at a batch that no memory could hold and once on real tensors.
 """
@@ -15,10 +15,10 @@ from pathlib import Path
 import torch
 
 import archs
-from engine.memory.simulate import Step, run_step, simulate
-from engine.memory.tracker import Tracker
-from engine.recompute import REWRITES, Policy, by_block
-from engine.segments import best_segments
+from engine.plan.memory.simulate import Step, run_step, simulate
+from engine.plan.memory.tracker import Tracker
+from engine.plan.segments import best_segments
+from engine.step.recompute import REWRITES, Policy, by_block
 
 NETWORKS = (
     *("resnet18", "resnext50", "resnext29_2x64d", "inceptionv3", "inceptionv3_fullres", "darknet53"),
@@ -66,7 +66,7 @@ def compare(arch: str, precision: str, kind: str, batch: int, image_size: int) -
 
 def main() -> int:
     """Compare all networks, precisions and policies; exit code 1 where a prediction is off."""
-    from engine.bench.record import record
+    from engine.bench.instrument.record import record
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS))

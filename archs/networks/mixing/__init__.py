@@ -1,0 +1,1 @@
+"""Networks of patches: attention, and the MLPs that mix tokens in its place."""

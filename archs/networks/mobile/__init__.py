@@ -1,0 +1,1 @@
+"""Networks of depthwise convolutions and channel shuffles, made for few multiply-adds."""

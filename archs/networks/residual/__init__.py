@@ -1,0 +1,1 @@
+"""Networks with shortcuts: sums (ResNet and its kin, Darknet-53) and concatenations (DenseNet)."""

@@ -1,0 +1,1 @@
+"""Chains of convolutions: every layer reads the one before it."""

@@ -1,0 +1,1 @@
+"""What is measured: one file a suite, each with its rows."""

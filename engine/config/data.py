@@ -1,0 +1,60 @@
+"""Which images: the fields of the group `data`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from engine.config.checks import require
+from engine.config.flag import TopLevel
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which images, and how they reach the device."""
+
+    name: Literal["auto", "digits", "mnist", "cifar10", "folder"] = "auto"
+    """Source of images; auto is `folder` where a root is given and `digits` where none is."""
+    root: Path | None = None
+    """Folder of the data: train/ and val/ for `folder`, torchvision's layout for mnist and cifar10."""
+    image_size: Annotated[int, TopLevel] = 224
+    """Height and width of the images that the network sees, in pixels."""
+    progressive_from: int = 0
+    """Size in pixels of the first training images, which grow to image_size over the run; 0 is no growth."""
+    progressive_stages: int = 4
+    """Sizes that growing images pass through, the first and the last included."""
+    on_bad_image: Literal["skip", "error"] = "skip"
+    """An image that does not decode is reported by path, then skipped or refused."""
+    backend: Literal["auto", "dali", "torchvision"] = "auto"
+    """Who decodes; auto is DALI where it has a wheel."""
+    workers: int = 0
+    """Decoding threads (DALI) or processes (torchvision); 0 is one a core, at most 8."""
+    prefetch: int = 2
+    """Batches prepared ahead."""
+    flip: Literal["auto", "on", "off"] = "auto"
+    """Random horizontal flip in training; auto is on for photographs and off for digits."""
+    crop_scale: tuple[float, float] | None = None
+    """Smallest and largest share of the area that a training crop keeps; none is the source's own."""
+    limit: int = 0
+    """Train on this many images only, a seeded random choice; 0 is all."""
+    download: bool = True
+    """Let mnist and cifar10 be downloaded where they are missing."""
+
+    def __post_init__(self) -> None:
+        require(self.image_size >= 8, f"--image-size must be at least 8 pixels, not {self.image_size}")
+        require(
+            self.progressive_from == 0 or 8 <= self.progressive_from <= self.image_size,
+            f"--data.progressive-from must be 0 (no growth) or from 8 to the image size of {self.image_size} pixels, "
+            f"not {self.progressive_from}",
+        )
+        require(
+            self.progressive_stages >= 2,
+            f"--data.progressive-stages must be at least 2, not {self.progressive_stages}",
+        )
+        require(self.workers >= 0, f"--data.workers must be 0 (one a core) or more, not {self.workers}")
+        require(self.prefetch >= 1, f"--data.prefetch must be at least 1 batch, not {self.prefetch}")
+        require(self.limit >= 0, f"--data.limit must be 0 (all images) or more, not {self.limit}")
+        if self.crop_scale is not None:
+            low, high = self.crop_scale
+            require(0 < low <= high <= 1, f"--data.crop-scale needs 0 < MIN <= MAX <= 1, not {low} {high}")

@@ -1,0 +1,11 @@
+"""How a field's flag is written."""
+
+from __future__ import annotations
+
+try:
+    import tyro
+except ModuleNotFoundError:  # only parsing needs it: measuring from a source tree goes without
+    tyro = None  # type: ignore[assignment]
+
+TopLevel = tyro.conf.arg(prefix_name=False) if tyro else None
+"""Marks a field whose flag stands alone, without its group: `--lr`, not `--optim.lr`."""

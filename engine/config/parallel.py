@@ -1,0 +1,30 @@
+"""Over how many devices: the fields of the group `parallel`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from engine.config.checks import require
+from engine.config.flag import TopLevel
+
+
+@dataclass(frozen=True)
+class ParallelConfig:
+    """How a global batch is spread."""
+
+    micro_batch_size: int = 0
+    """Images a GPU takes at once; the rest of its share is accumulated. 0 is the whole share. BatchNorm sees one
+    micro-batch at a time, so this changes what such a network computes."""
+
+    sync_bn: Annotated[bool, TopLevel] = False
+    """BatchNorm over the images of all ranks together, not each rank's own."""
+
+    threads: int = 0
+    """CPU threads of a process without a GPU; 0 is OMP_NUM_THREADS, or this machine's cores shared out."""
+
+    def __post_init__(self) -> None:
+        require(self.threads >= 0, f"--parallel.threads must be 0 (all cores) or more, not {self.threads}")
+        require(
+            self.micro_batch_size >= 0, f"--parallel.micro-batch-size must be 0 or more, not {self.micro_batch_size}"
+        )

@@ -1,0 +1,36 @@
+"""Which library decodes: DALI, or its torchvision twin where DALI has no wheel."""
+
+from __future__ import annotations
+
+import logging
+from typing import Literal
+
+from engine.data.loader import Loader
+from engine.data.sources.source import DataError, Source
+
+logger = logging.getLogger("hcr")
+
+
+def make_loader(source: Source, split: Literal["train", "val"], **settings) -> Loader:
+    """A loader of the backend that `config.backend` names; `auto` is DALI, or torchvision where DALI is not installed.
+
+    Takes the arguments of `Loader`; raises DataError where backend `dali` is asked for and cannot be imported.
+    """
+    wanted = settings["config"].backend
+    if wanted in ("auto", "dali"):
+        try:
+            import nvidia.dali  # noqa: F401
+        except ImportError as error:
+            if wanted == "dali":
+                raise DataError(
+                    f"--data.backend dali: nvidia.dali cannot be imported ({error}); install nvidia-dali-cuda120, or "
+                    "use --data.backend torchvision"
+                ) from None
+            logger.info("DALI cannot be imported (%s); torchvision reads the images instead", error)
+        else:
+            from engine.data.graph.dali import DaliLoader
+
+            return DaliLoader(source, split, **settings)
+    from engine.data.graph.reference import TorchvisionLoader
+
+    return TorchvisionLoader(source, split, **settings)

@@ -1,0 +1,1 @@
+"""How an encoded image becomes a batch's pixels: DALI's graph, and its torchvision twin."""

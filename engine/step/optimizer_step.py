@@ -1,0 +1,121 @@
+"""One optimizer step over this rank's share of a global batch, and the sums that are kept of it on the device."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from engine.config import OptimConfig
+from engine.step.loss import loss_and_hits
+from engine.step.micro_batches import is_whole, micro_batches
+from engine.step.optim import learning_rate, set_learning_rate
+from engine.step.plan import Plan
+from engine.step.recompute import apply_policy, clear_policy
+from engine.step.sam import SharpnessAware
+from engine.step.standing import Progress
+from engine.step.wrap import bare_module, eager_for_odd_shapes, set_partition
+
+
+class OptimizerStep:
+    """Takes steps by `plan`, with a model and an optimizer as `wrap` gave them.
+
+    progress  where the run stands; it is read here, the training loop moves it on
+    """
+
+    def __init__(
+        self,
+        config: OptimConfig,
+        plan: Plan,
+        accelerator: Accelerator,
+        model,
+        optimizer,
+        progress: Progress,
+        steps_per_epoch: int,
+    ) -> None:
+        self.config, self.plan, self.accelerator = config, plan, accelerator
+        self.model, self.optimizer = model, optimizer
+        self.progress, self.steps_per_epoch = progress, steps_per_epoch
+        self.sam = SharpnessAware(bare_module(model), config.sam) if config.sam else None
+        self.span: Callable[[str], AbstractContextManager] = lambda part: nullcontext()
+        """Around each part of a step, by its name: a profiler's range."""
+        self.agree: Callable[..., None] = lambda batch, last: None
+        """Called as (batch, last) after `batch`'s backward pass, before its gradients are used: ranks go on together or
+        fail together. `last`: no other backward pass follows in this step."""
+        self.meter = torch.zeros(5, dtype=torch.float64, device=accelerator.device)
+        """Loss, hits, images, the first step with a bad loss, and one place for the training loop."""
+        self._parameters = list(model.parameters())
+
+    def begin_epoch(self) -> None:
+        """Nothing has been counted yet."""
+        self.meter.zero_()
+        self.meter[3] = math.inf
+
+    def take(self, batch) -> None:
+        """One step. With SAM the gradient is taken twice; what is counted is at the weights themselves."""
+        rate = learning_rate(self.progress.step, self.steps_per_epoch, self.config)
+        set_learning_rate(self.optimizer, rate)
+        counted = self._gradient(batch, last=self.sam is None)
+        if self.sam:
+            with self.sam.moved():
+                self.optimizer.zero_grad()
+                self._gradient(batch)
+        with self.span("optimizer"):
+            self._clip()
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+        for part in counted:  # now that the step cannot fail any more
+            self._count(*part)
+
+    def switch(self, plan: Plan) -> None:
+        """Go on under another plan of the same precision and ranks."""
+        if plan.policy != self.plan.policy:
+            model = bare_module(self.model)
+            clear_policy(model)
+            apply_policy(model, plan.policy)
+            if plan.compile:
+                set_partition(plan)
+                torch._dynamo.reset()  # the compiled graphs are of the old policy
+        self.plan = plan
+        self.accelerator.gradient_accumulation_steps = plan.accumulation
+
+    def _gradient(self, batch, last: bool = True) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """Leave the gradient at the weights as they are; returns (loss, hits, weights) of each micro-batch.
+
+        It is the mean over the global batch, exactly, whatever the split: each micro-batch adds its summed loss, times
+        what accelerate, DeepSpeed and DDP divide by. An unreadable image leaves its rank's mean to the others of its
+        share. `last`: no other gradient follows in this step.
+        """
+        plan, smoothing = self.plan, self.config.label_smoothing
+        readable = batch.weights.sum().clamp(min=1.0)
+        scale = batch.count / readable / batch.global_count * plan.ranks * plan.accumulation
+        tail = not is_whole(batch, plan)
+        counted = []
+        for images, labels, weights in micro_batches(batch, plan):
+            with self.accelerator.accumulate(self.model), eager_for_odd_shapes(plan.compile, tail):
+                with self.span("forward"):
+                    with plan.policy.around_forward(self._parameters):
+                        output = self.model(images)
+                    loss, hits = loss_and_hits(output, labels, weights, smoothing)
+                with self.span("backward"):
+                    self.accelerator.backward(loss * scale)
+                    del output
+                    if self.accelerator.sync_gradients:
+                        self.agree(batch, last)
+            counted.append((loss.detach(), hits, weights))
+        return counted
+
+    def _clip(self) -> None:
+        largest = self.config.clip_norm
+        if largest and self.plan.zero_stage == 0:
+            self.accelerator.clip_grad_norm_(self.model.parameters(), largest)
+
+    def _count(self, loss: Tensor, hits: Tensor, weights: Tensor) -> None:
+        """Add a micro-batch to the meter on the device: loss, hits, images, the first step with a bad loss."""
+        self.meter[:3] += torch.stack([loss, hits, weights.sum()]).double()
+        first = torch.where(loss.isfinite(), math.inf, float(self.progress.step + 1))
+        self.meter[3] = torch.minimum(self.meter[3], first)
