@@ -1,9 +1,8 @@
 """Fused training operators for convolutional networks. The marker below tells this package from the one on PyPI.
 
-Between two layers there is one tensor, the raw convolution output. A layer opens the BatchNorm and activation
-that the previous one left (`Prologue`), convolves, and leaves its own output with its statistics
-(`Statistics`), which `batch_norm` turns into the next prologue. Docstrings give the formulas; `dispatch`
-chooses between these kernels and the library's.
+Between two layers there is one tensor, the raw convolution output. A layer opens the BatchNorm and activation that the
+one before left (`Prologue`), convolves, and leaves its output with its statistics (`Statistics`), from which
+`batch_norm` makes the next prologue. `dispatch` chooses between these kernels and the library's.
 """
 
 from kernels.batch_norm import batch_norm, merge_statistics, running_batch_norm, synchronise, update_running

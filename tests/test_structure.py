@@ -4,6 +4,7 @@ import ast
 import re
 import subprocess
 import sys
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -16,30 +17,113 @@ MAY_IMPORT = {
     "engine": {"archs", "kernels"},
     "launch": {"engine"},
 }
+ROOMS = (
+    {"kernels"},
+    {"archs"},
+    {"engine.config"},
+    {"engine.runs"},
+    {"engine.data"},
+    {"engine.step"},
+    {"engine.monitor", "engine.recovery"},
+    {"engine.plan"},
+    {"engine.report"},
+    {"engine.train"},
+    {"engine.use"},
+    {"engine.bench"},
+    {"launch"},
+)
+"""From the bottom up: a room imports from those below it. Two on one level know nothing of each other."""
+MOST_FILES, MOST_LINES = 20, 400
 SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+FOLDERS = sorted({path.parent for path in SOURCES})
 
 
-def imported_packages(path: Path) -> set[str]:
-    """This project's packages that a file imports, anywhere in it."""
+def module_of(path: Path) -> str:
+    """Dotted name of a source file."""
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+MODULES = {module_of(path): path for path in SOURCES}
+
+
+def imports(path: Path) -> set[str]:
+    """This project's modules that a file imports, anywhere in it, for types too."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            found |= {alias.name.partition(".")[0] for alias in node.names}
+            found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            found.add(node.module.partition(".")[0])
-    return found & set(PACKAGES)
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            inside = names & MODULES.keys()
+            found |= inside | ({node.module} if names - inside else set())
+    return found & MODULES.keys() - {module_of(path)}
+
+
+def room_of(module: str) -> str:
+    """`engine.plan` of `engine.plan.memory.cost`; `archs` of `archs.layers`."""
+    parts = module.split(".")
+    return ".".join(parts[:2]) if parts[0] == "engine" else parts[0]
 
 
 @pytest.mark.parametrize("package", PACKAGES)
 def test_imports_go_one_way(package):
     for path in (ROOT / package).rglob("*.py"):
-        foreign = imported_packages(path) - {package} - MAY_IMPORT[package]
+        foreign = {module.partition(".")[0] for module in imports(path)} - {package} - MAY_IMPORT[package]
         assert not foreign, f"{path.relative_to(ROOT)} imports {', '.join(foreign)}"
+
+
+def test_imports_between_rooms_go_down():
+    level = {room: place for place, rooms in enumerate(ROOMS) for room in rooms}
+    checked = 0
+    for module, path in MODULES.items():
+        for imported in imports(path):
+            room, below = room_of(module), room_of(imported)
+            if room == below or imported == "engine.imports":  # that one imports nothing
+                continue
+            assert level[below] < level[room], f"{module} imports {imported}"
+            checked += 1
+    assert checked > 100
+
+
+def test_no_import_is_a_circle():
+    """Those within functions and for types alone count as well: two files that know each other are one idea."""
+    graph = {module: imports(path) for module, path in MODULES.items()}
+    for package in [module for module, path in MODULES.items() if path.name == "__init__.py"]:
+        graph[package] = {one for one in graph[package] if not one.startswith(f"{package}.")}  # it only hands them on
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(" -> ".join(error.args[1]))
+
+
+def test_rooms_hold_few_files_and_no_file_has_no_room():
+    for folder in FOLDERS:
+        own = [path.name for path in folder.glob("*.py") if path.name != "__init__.py"]
+        assert len(own) <= MOST_FILES, f"{folder.relative_to(ROOT)} has {len(own)} files"
+    assert {path.name for path in (ROOT / "engine").glob("*.py")} == {"__init__.py", "imports.py"}
+    rooms = {room for level in ROOMS for room in level}
+    assert {room_of(module) for module in MODULES} == rooms | {"engine", "engine.imports"}
+
+
+def test_each_room_says_what_happens_there():
+    for folder in FOLDERS:
+        text = ast.get_docstring(ast.parse((folder / "__init__.py").read_text(encoding="utf-8")))
+        assert text, f"{folder.relative_to(ROOT)} says nothing"
+        assert len(text.splitlines()) <= 5, f"{folder.relative_to(ROOT)} says too much"
+
+
+def test_tests_mirror_the_rooms():
+    """A test of a room lies in the folder of its name, and there is no test beside the rooms' folders."""
+    folders = {path.parent for path in (ROOT / "tests" / "engine").rglob("test_*.py")}
+    assert folders
+    for folder in folders:
+        room = ROOT / folder.relative_to(ROOT / "tests")
+        assert room in FOLDERS and room != ROOT / "engine", folder.relative_to(ROOT)
 
 
 def test_files_are_one_idea_each():
     lengths = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in SOURCES}
-    assert not [path for path, length in lengths.items() if length > 400]
+    assert not [path for path, length in lengths.items() if length > MOST_LINES]
     assert not [path for path in (ROOT / "launch").glob("*.py") if lengths[path] >= 100]
     assert not [path for path in SOURCES if path.stem.rstrip("s") in ("util", "helper", "common", "misc")]
 
