@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from engine.report.plan_table import plan_rows
 from engine.runs.history import History, Row, read_json
 from engine.runs.wording import duration, gib, measured, moment, number, percent, value_of, words
 
@@ -56,7 +57,7 @@ def page_facts(history: History) -> dict[str, Any]:
         "epochs": [epoch_row(row, row is history.best) for row in history.epochs],
         "monitor": monitor_rows(history),
         "monitor_note": monitor_note(history),
-        "plan": [(words(key), value_of(key, value)) for key, value in history.plan.items() if key != "changes"],
+        "plan": plan_rows(history.plan),
         "config": config_groups(history.config),
         "events": [event_row(row) for row in notable[-LISTED:]],
         "bad_images": [(str(row.get("path", "?")), str(row.get("reason", ""))) for row in history.bad_images][:LISTED],

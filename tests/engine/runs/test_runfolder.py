@@ -1,8 +1,11 @@
 """Run folders: named, refused, written whole or not at all."""
 
 import json
+import os
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from engine.config import ConfigError, LogConfig, RunConfig
 from engine.runs.runfolder import RunFolder, atomic_file
@@ -35,6 +38,19 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
         temporary.write_text("half")
         raise KeyError
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("umask, mode", [(0o022, 0o644), (0o027, 0o640)])
+def test_files_have_the_umasks_mode_whoever_writes_them(tmp_path, umask, mode):
+    """safetensors makes its file private to the user."""
+    before = os.umask(umask)
+    try:
+        with atomic_file(tmp_path / "model.safetensors") as temporary:
+            save_file({"weight": torch.zeros(1)}, temporary)
+        RunFolder(tmp_path).write_text("config.yaml", "")
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {mode}
 
 
 def test_rows_after_a_torn_one_can_be_read(tmp_path):
