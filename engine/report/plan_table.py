@@ -110,4 +110,4 @@ LINES = {
     "a convolution's workspace at most": ("workspace_cap_bytes", _bytes("workspace_cap_bytes")),
     "predicted time": ("relative_cost", _cost),
 }
-"""Lines of the table in their order: the field that each is about and what it says, nothing where it was not planned."""
+"""Lines of the table in their order: the field that each is about and what it says, empty where nothing was planned."""
