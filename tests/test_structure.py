@@ -169,13 +169,6 @@ def test_readme_names_make_targets_that_are_there(readme):
     assert not [target for target in targets if not re.search(rf"^{target}:", makefile, re.MULTILINE)]
 
 
-def test_readme_table_has_every_network(readme):
-    import archs
-
-    table = set(re.findall(r"^\| `(\w+)`", readme, re.MULTILINE))
-    assert set(archs.names()) <= table
-
-
 def test_a_foreign_kernels_package_is_told_plainly(tmp_path):
     """The PyPI package `kernels` on the path would otherwise fail somewhere deep inside."""
     package = tmp_path / "kernels"

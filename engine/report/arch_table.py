@@ -109,10 +109,18 @@ def markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def networks_table() -> str:
-    """Every network for the README: names as code, papers as links."""
+def published(text: str) -> list[str]:
+    """The networks that a README's table names. Raises ValueError where there is no such table."""
+    table = re.search(r"<!-- networks -->\n(.*?)<!-- /networks -->", text, flags=re.DOTALL)
+    if table is None:
+        raise ValueError("the text has no table of networks")
+    return re.findall(r"^\| `(\w+)`", table[1], flags=re.MULTILINE)
+
+
+def networks_table(names: Sequence[str]) -> str:
+    """Networks for the README: names as code, papers as links."""
     rows = []
-    for name in archs.names():
+    for name in names:
         info = archs.lookup(name)
         called, paper, *others = facts(info)
         linked = f"[{paper}](https://arxiv.org/abs/{paper.removeprefix('arXiv:')})" if "arXiv" in paper else paper
@@ -151,13 +159,19 @@ def memory_table() -> str:
     return brief(rows, "bf16")
 
 
-BLOCKS = {"networks": networks_table, "comparison": comparison_table, "memory": memory_table}
-"""What stands between `<!-- NAME -->` and `<!-- /NAME -->` in the README."""
+def with_tables(text: str, names: Sequence[str] | None = None) -> str:
+    """README text with what stands between `<!-- NAME -->` and `<!-- /NAME -->` made anew.
 
+    names  the networks to list; None is all
 
-def with_tables(text: str) -> str:
-    """README text with its tables made anew. Raises ValueError where a pair of marks is missing."""
-    for name, make in BLOCKS.items():
+    Raises ValueError where a pair of marks is missing.
+    """
+    blocks = {
+        "networks": lambda: networks_table(archs.names() if names is None else names),
+        "comparison": comparison_table,
+        "memory": memory_table,
+    }
+    for name, make in blocks.items():
         pattern = rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)"
         text, count = re.subn(
             pattern, lambda found, make=make: f"{found[1]}{make()}\n{found[2]}", text, flags=re.DOTALL
