@@ -27,6 +27,8 @@ class Reference:
     """Applied to the state dict before the renames, where tensors are shaped or split otherwise."""
     options: Mapping[str, object] = field(default_factory=dict, hash=False)
     """What `build` must be told for the library's published weights to mean what they mean there."""
+    published: bool = True
+    """The library publishes weights for it; else its random ones load, which tests compare."""
 
 
 @dataclass(frozen=True)
@@ -46,16 +48,21 @@ class ArchInfo:
     multiply_adds: float
     """Of one image at image_size with 1,000 classes in evaluation: convolutions and matrix products."""
     references: tuple[Reference, ...] = ()
-    """Whose weights load; none where no library has this network."""
+    """Models of libraries that have this structure; none where no library has this network."""
     aliases: tuple[str, ...] = ()
     """Other names for it."""
     minimum_size: int = 1
     """The smallest side in pixels at which every map keeps at least one pixel."""
 
     @property
-    def sources(self) -> tuple[str, ...]:
-        """The references by name."""
+    def peers(self) -> tuple[str, ...]:
+        """The references by name, with published weights or without."""
         return tuple(reference.source for reference in self.references)
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """By name, the references whose weights are published."""
+        return tuple(reference.source for reference in self.references if reference.published)
 
 
 Constructor = Callable[..., Classifier]

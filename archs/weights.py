@@ -55,20 +55,27 @@ def rename(state_dict: Mapping[str, Tensor], reference: Reference) -> dict[str, 
     return ours
 
 
-def load_reference(model: nn.Module, state_dict: Mapping[str, Tensor], arch: str, source: str) -> Loaded:
+def load_reference(
+    model: nn.Module, state_dict: Mapping[str, Tensor], arch: str, source: str, rows: Mapping[int, int] | None = None
+) -> Loaded:
     """Load a torchvision or timm state dict into `model`, in place; dtype and device stay the model's.
 
     arch    the name that `model` was built by
-    source  one of its `ArchInfo.sources`, such as "torchvision:resnet18"
+    source  one of its references, such as "torchvision:resnet18"
+    rows    which rows of the head are kept, as in `fit`
 
     See `fit` for what must match. Raises ValueError for a source that `arch` does not take weights from.
     """
     reference = reference_of(arch, source)
-    return fit(model, rename(state_dict, reference), reference.source)
+    return fit(model, rename(state_dict, reference), reference.source, rows)
 
 
-def load_weights(model: nn.Module, state_dict: Mapping[str, Tensor], arch: str) -> Loaded:
+def load_weights(
+    model: nn.Module, state_dict: Mapping[str, Tensor], arch: str, rows: Mapping[int, int] | None = None
+) -> Loaded:
     """Load weights of unknown origin: ours or those of any reference of `arch`, whichever keys match best.
+
+    rows  which rows of the head are kept, as in `fit`
 
     Raises WeightsMismatch, with the model unchanged, that tells about the closest match.
     """
@@ -80,16 +87,19 @@ def load_weights(model: nn.Module, state_dict: Mapping[str, Tensor], arch: str) 
         except (WeightsMismatch, KeyError, RuntimeError):
             continue  # not this library's keys
     best = max(candidates, key=lambda source: len(wanted & candidates[source].keys()))
-    return fit(model, candidates[best], best)
+    return fit(model, candidates[best], best, rows)
 
 
-def fit(model: nn.Module, given: Mapping[str, Tensor], source: str) -> Loaded:
+def fit(model: nn.Module, given: Mapping[str, Tensor], source: str, rows: Mapping[int, int] | None = None) -> Loaded:
     """Load tensors under our keys into `model`, in place; dtype and device stay the model's.
 
     Every parameter and running statistic must be given, with its shape, and nothing more. Only
     `num_batches_tracked` may be missing (checkpoints from before torch 0.4.1 lack it): ours is kept. A head for
     another number of classes keeps its initialisation, and so do auxiliary heads where the weights have none: the
     result names their keys. Auxiliary heads that the model was built without are left out.
+
+    rows  our class -> the weights' class of the same name: these rows of every head are kept and the others keep their
+          initialisation, however many classes there are. None: nobody knows the names, a head of as many is kept
 
     Raises WeightsMismatch, with the model unchanged, that names what is missing, left over or of another shape, and
     our nearest name for what is left over.
@@ -101,7 +111,9 @@ def fit(model: nn.Module, given: Mapping[str, Tensor], source: str) -> Loaded:
             given.setdefault(key, tensor)
     if not ours:
         given = {key: tensor for key, tensor in given.items() if key not in theirs}
-    replaced = [key for key in wanted if key in given and _other_classes(key, given[key], wanted[key])]
+    if rows is not None:
+        given |= {key: _with_rows(given[key], wanted[key], rows) for key in _classifiers(given, wanted)}
+    replaced = [key for key in _classifiers(given, wanted) if rows == {} or given[key].shape != wanted[key].shape]
     replaced += [key for key in wanted if key in ours and not theirs]
     given |= {key: wanted[key] for key in replaced}
     shapes = [
@@ -122,10 +134,23 @@ def fit(model: nn.Module, given: Mapping[str, Tensor], source: str) -> Loaded:
     return Loaded(source, tuple(replaced))
 
 
-def _other_classes(key: str, given: Tensor, wanted: Tensor) -> bool:
-    """Whether a tensor is a classifier's, right but for the number of classes."""
-    classifier = re.match(r"(head|auxiliary)\.(.*\.)?fc\.(weight|bias)$", key)
-    return classifier is not None and given.shape != wanted.shape and given.shape[1:] == wanted.shape[1:]
+def _classifiers(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:
+    """Keys of the tensors with a row a class, which are right but for the number of classes."""
+    classifier = re.compile(r"(head|auxiliary)\.(.*\.)?fc\.(weight|bias)$")
+    return [
+        key
+        for key in wanted
+        if classifier.match(key) and key in given and given[key].shape[1:] == wanted[key].shape[1:]
+    ]
+
+
+def _with_rows(given: Tensor, wanted: Tensor, rows: Mapping[int, int]) -> Tensor:
+    """`wanted` with these rows from `given`. Raises WeightsMismatch where there are fewer than were named."""
+    if rows and max(rows.values()) >= len(given):
+        raise WeightsMismatch(f"the weights name at least {max(rows.values()) + 1} classes and have {len(given)}")
+    mixed = wanted.clone()
+    mixed[list(rows)] = given[list(rows.values())].to(mixed)
+    return mixed
 
 
 def _with_nearest(key: str, missing: list[str]) -> str:

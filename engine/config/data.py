@@ -36,6 +36,15 @@ class DataConfig:
     """Random horizontal flip in training; auto is on for photographs and off for digits."""
     crop_scale: tuple[float, float] | None = None
     """Smallest and largest share of the area that a training crop keeps; none is the source's own."""
+    mean: tuple[float, float, float] | None = None
+    """Mean of red, green and blue that is taken off, where white is 1; none is what the pretrained weights expect, else
+    the source's own."""
+    std: tuple[float, float, float] | None = None
+    """Standard deviation of red, green and blue that pixels are divided by; none as for the mean."""
+    eval_crop: float | None = None
+    """Side of the centre crop in evaluation over the shorter side of the resized image; none as for the mean."""
+    interpolation: Literal["bilinear", "bicubic"] | None = None
+    """Filter of every resize; none as for the mean, bilinear where no weights say."""
     limit: int = 0
     """Train on this many images only, a seeded random choice; 0 is all."""
     download: bool = True
@@ -55,6 +64,11 @@ class DataConfig:
         require(self.workers >= 0, f"--data.workers must be 0 (one a core) or more, not {self.workers}")
         require(self.prefetch >= 1, f"--data.prefetch must be at least 1 batch, not {self.prefetch}")
         require(self.limit >= 0, f"--data.limit must be 0 (all images) or more, not {self.limit}")
+        require(self.std is None or min(self.std) > 0, f"--data.std must be above 0 in every channel, not {self.std}")
+        require(
+            self.eval_crop is None or 0 < self.eval_crop <= 1,
+            f"--data.eval-crop must be above 0 and at most 1, not {self.eval_crop}",
+        )
         if self.crop_scale is not None:
             low, high = self.crop_scale
             require(0 < low <= high <= 1, f"--data.crop-scale needs 0 < MIN <= MAX <= 1, not {low} {high}")

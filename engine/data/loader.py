@@ -18,6 +18,7 @@ import torch
 
 from engine.data import sampling
 from engine.data.bad_images import BadImage
+from engine.data.preprocessing import Preprocessing
 from engine.data.sources.source import DataError, Source, Split
 
 if TYPE_CHECKING:
@@ -90,7 +91,8 @@ class Loader(ABC):
     """Batches of one split for one rank, forever resumable at any (epoch, step).
 
     source         what to read; its train split is shuffled and augmented, its val split is read in order
-    config         the run's data settings (engine.config.DataConfig)
+    config         the run's data settings (engine.config.DataConfig); the pixels are made as it says, else as the
+                   source does
     global_batch   images a step over all ranks
     device, dtype  where the images go and what they become
     seed           of the order and the augmentation
@@ -130,6 +132,7 @@ class Loader(ABC):
         self.largest_share = sampler.largest_share
         self.flip = {"auto": source.flip, "on": True, "off": False}[config.flip] and self.train
         self.crop_scale = source.crop_scale if config.crop_scale is None else config.crop_scale
+        self.preprocessing = Preprocessing.of(source, config)
         self.bad_images: list[BadImage] = []
         self.on_bad: Callable[[BadImage], None] | None = None
         self._reported: set[int] = set()

@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import archs
 from archs.fused import Fused, set_fused
-from archs.weights import Loaded, reference_of
-from engine.config import ConfigError, ModelConfig, RunConfig
+from archs.registry import constructor
+from archs.weights import reference_of
+from engine.config import ConfigError, ModelConfig, RunConfig, require
+from engine.data.published import LIBRARIES
 from engine.step.plan import use_cuda
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-LIBRARIES = ("timm:", "torchvision:")
-WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model")
-"""Keys under which training scripts keep the weights in a checkpoint."""
-
-logger = logging.getLogger("hcr")
+from engine.step.pretrained import load_pretrained
 
 
 def network_options(model: ModelConfig) -> dict[str, Any]:
@@ -32,14 +24,34 @@ def network_options(model: ModelConfig) -> dict[str, Any]:
     options: dict[str, Any] = dict(model.options())
     if model.pretrained is not None and model.pretrained.startswith(LIBRARIES):
         try:
-            options |= reference_of(model.arch, model.pretrained).options
+            reference = reference_of(model.arch, model.pretrained)
         except ValueError as error:
             raise ConfigError(f"--pretrained: {error}") from None
+        require(
+            reference.published,
+            f"--pretrained {model.pretrained}: {model.pretrained.partition(':')[0]} publishes no weights of it; "
+            f"{published_relatives(model.arch)}",
+        )
+        options |= reference.options
     return options
 
 
-def build_network(config: RunConfig, num_classes: int) -> archs.Classifier:
+def published_relatives(arch: str) -> str:
+    """Which networks of the same file have published weights, in words."""
+    file = constructor(arch).__module__
+    found = [
+        f"{source} for {name}"
+        for name in archs.names()
+        if constructor(name).__module__ == file
+        for source in archs.lookup(name).sources
+    ]
+    return f"of its family there are {', '.join(found)}" if found else "nor does any library, of its family"
+
+
+def build_network(config: RunConfig, num_classes: int, classes: Sequence[str] | None = None) -> archs.Classifier:
     """The network that `config` describes, with its pretrained weights where it names any.
+
+    classes  their names, in order, so that the head keeps what it knows of them
 
     Raises ConfigError where it cannot be built so: name, image sizes, options, weights.
     """
@@ -52,7 +64,7 @@ def build_network(config: RunConfig, num_classes: int) -> archs.Classifier:
     except (ValueError, TypeError) as error:
         raise ConfigError(str(error)) from None
     if model.pretrained is not None:
-        load_pretrained(network, model.pretrained)
+        load_pretrained(network, model.pretrained, classes)
     set_fused(network, model.fused, "cuda" if use_cuda() else "cpu")
     return network
 
@@ -72,68 +84,3 @@ def _fused(build: Callable[[], archs.Classifier], fused: Fused, device: str) -> 
     network = build()
     set_fused(network, fused, device)
     return network
-
-
-def load_pretrained(network: archs.Classifier, pretrained: str) -> Loaded:
-    """Load `timm:NAME`, `torchvision:NAME` or a file into `network`, and say what kept its initialisation.
-
-    A library's weights are fetched by that library. Raises ConfigError, with the network unchanged, where they cannot
-    be had or do not fit.
-    """
-    library = pretrained.startswith(LIBRARIES)
-    weights = library_weights(pretrained) if library else file_weights(Path(pretrained))
-    try:
-        if library:
-            loaded = archs.load_reference(network, weights, network.arch, pretrained)
-        else:
-            loaded = archs.load_weights(network, weights, network.arch)
-    except ValueError as error:
-        raise ConfigError(f"--pretrained {pretrained}: {error}") from None
-    kept = f"; {', '.join(loaded.replaced)} start anew" if loaded.replaced else ""
-    logger.info("weights of %s loaded (as %s)%s", pretrained, loaded.source, kept)
-    return loaded
-
-
-def library_weights(pretrained: str) -> Mapping[str, Tensor]:
-    """The state dict that a library publishes under this name. Raises ConfigError where it cannot be had."""
-    library, _, name = pretrained.partition(":")
-    try:
-        if library == "timm":
-            import timm
-
-            return timm.create_model(name, pretrained=True).state_dict()
-        import torchvision
-
-        return torchvision.models.get_model(name, weights="DEFAULT").state_dict()
-    except ImportError:
-        raise ConfigError(f"--pretrained {pretrained}: {library} is not installed: pip install {library}") from None
-    except Exception as error:  # the libraries and their hubs raise many types: no network, no such name, no space
-        raise ConfigError(f"--pretrained {pretrained}: {library} cannot give these weights: {error}") from error
-
-
-def file_weights(path: Path) -> Mapping[str, Tensor]:
-    """The tensors of a .safetensors file or of a torch checkpoint, read without pickle's code.
-
-    Raises ConfigError for a file that is not there, that holds more than tensors, or that holds none.
-    """
-    import torch
-
-    if not path.is_file():
-        raise ConfigError(f"--pretrained {path}: no such file (a library's: timm:NAME or torchvision:NAME)")
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(path)
-        read = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # safetensors, zip, pickle and the file system have no common type
-        raise ConfigError(f"--pretrained {path} cannot be read as weights: {error}") from error
-    for wrapper in WRAPPERS:
-        if isinstance(read, dict) and isinstance(read.get(wrapper), dict):
-            read = read[wrapper]
-    tensors = {}
-    if isinstance(read, dict):
-        tensors = {key: value for key, value in read.items() if isinstance(value, torch.Tensor)}
-    if not tensors:
-        raise ConfigError(f"--pretrained {path} holds no state dict")
-    return {key.removeprefix("module."): tensor for key, tensor in tensors.items()}

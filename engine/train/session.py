@@ -38,6 +38,7 @@ from engine.runs.runfolder import RunFolder
 from engine.step.network import build_network, network_builder
 from engine.step.optim import build_optimizer
 from engine.step.plan import Hardware
+from engine.step.pretrained import with_preprocessing
 from engine.step.wrap import AUTOCAST_DTYPES, Launch, build_accelerator, prepare_device, wrap
 from engine.train.trainer import Diverged, Trainer
 
@@ -63,8 +64,9 @@ class Session:
             config.optim.refuse_deepspeed(launch.zero_stage)
         device = prepare_device(launch, config.parallel.threads)
         hardware = Hardware.detect()
+        self.asked, config = config, with_preprocessing(config, source)
         torch.manual_seed(config.seed)
-        model = build_network(config, len(source.classes))
+        model = build_network(config, len(source.classes), source.classes)
         self.planned = self._plan(config, model, len(source.classes), hardware, launch)
         plan = self.planned.plan
         optimizer_model = model.to(device)
@@ -141,7 +143,7 @@ class Session:
             try:
                 if self.config.resume is not None:
                     told[0] = str(find_run(self.config.resume, str(self.config.log.output or "") or None))
-                    refuse_other_run(self.config, Path(told[0]))
+                    refuse_other_run(self.asked, Path(told[0]))
                     RunFolder(Path(told[0])).write_text("config.yaml", to_yaml(self.config))
                 else:
                     told[0] = str(RunFolder.create(self.config, arch, self.source.name).path)

@@ -18,6 +18,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from engine.config import RunConfig
+from engine.data.preprocessing import Preprocessing
 from engine.monitor.progress import EpochBar, memory_in_use
 from engine.monitor.step_profile import StepProfile, Unprofiled
 from engine.recovery.checkpoint import Checkpointer
@@ -84,6 +85,8 @@ class Trainer:
             "image_size": str(config.data.image_size),
         }
         """What model.safetensors says of itself."""
+        if (preprocessing := Preprocessing.named_by(config.data)) is not None:
+            self.facts["preprocessing"] = preprocessing.to_json()
         self.progress = Progress()
         self.steps_per_epoch: int = train_loader.steps_per_epoch
         self.step = OptimizerStep(

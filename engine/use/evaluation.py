@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
 from engine.config import ConfigError, DataConfig, command_line, find_run, from_yaml, require
 from engine.config.flag import TopLevel
+from engine.data.preprocessing import Preprocessing
 from engine.data.sources.open import open_source
 from engine.data.sources.source import Source
 
@@ -55,6 +56,8 @@ class Weights:
     classes: list[str] | None
     image_size: int
     data: DataConfig | None
+    preprocessing: Preprocessing | None = None
+    """The pixels they expect; None where nobody wrote it down."""
 
 
 def read_weights(path: Path) -> Weights:
@@ -82,15 +85,19 @@ def read_weights(path: Path) -> Weights:
         run = path.parent / "config.yaml"
         data = from_yaml(run).data if run.is_file() else None
         options = json.loads(facts.get("options", "{}"))
-        return Weights(tensors, facts["arch"], options, json.loads(facts["classes"]), int(facts["image_size"]), data)
+        said = facts.get("preprocessing")
+        expected = Preprocessing.from_json(said) if said else None
+        classes, size = json.loads(facts["classes"]), int(facts["image_size"])
+        return Weights(tensors, facts["arch"], options, classes, size, data, expected)
     checkpoint = checkpoint_to_resume(path, path / "checkpoints")
     if checkpoint is None:
         raise ConfigError(f"--checkpoint {path}: neither a run folder, nor a checkpoint, nor a .safetensors")
     config = from_yaml(find_run(str(checkpoint)) / "config.yaml")
     state = read_state(checkpoint / "trainer.pt")
     require("model" in state, f"--checkpoint {path} is sharded by DeepSpeed; evaluate the run folder's best weights")
-    model = config.model
-    return Weights(state["model"], model.arch, network_options(model), None, config.data.image_size, config.data)
+    model, data = config.model, config.data
+    expected = Preprocessing.named_by(data)
+    return Weights(state["model"], model.arch, network_options(model), None, data.image_size, data, expected)
 
 
 def choose_source(config: EvaluateConfig, trained: DataConfig | None) -> Source:
@@ -147,7 +154,12 @@ def run_evaluation(config: EvaluateConfig) -> dict:
             f"the weights do not fit {weights.arch} with {len(source.classes)} classes: {error}"
         ) from None
     model.to(device).to(memory_format=torch.channels_last).eval()
-    data = DataConfig(name="auto", image_size=config.image_size or weights.image_size)
+    data = DataConfig(image_size=weights.image_size)
+    if weights.preprocessing is None:
+        assumed = Preprocessing.of(source, data)
+        print(f"{config.checkpoint} does not say which pixels it expects; assumed: {assumed.describe()}")
+    data = (weights.preprocessing or assumed).into(data)
+    data = replace(data, image_size=config.image_size or data.image_size)
     loader = make_loader(source, "val", config=data, global_batch=config.batch_size, device=device)
 
     def forward(images: torch.Tensor) -> torch.Tensor:

@@ -128,7 +128,7 @@ def name(request) -> str:
     return request.param
 
 
-PAIRS = [(name, source) for name in archs.names() for source in archs.lookup(name).sources]
+PAIRS = [(name, source) for name in archs.names() for source in archs.lookup(name).peers]
 
 
 @pytest.fixture(

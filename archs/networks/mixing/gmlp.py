@@ -21,7 +21,9 @@ TABLE = {
     "gmlp_ti16": (30, 128, 768, 5_867_328, 1_328_989_184, "timm:gmlp_ti16_224"),
     "gmlp_s16": (30, 256, 1536, 19_422_656, 4_392_060_928, "timm:gmlp_s16_224"),
 }
-"""Depth, channels, hidden channels (the paper's table 1); parameters, multiply-adds; whose weights load."""
+"""Depth, channels, hidden channels (the paper's table 1); parameters, multiply-adds; whose structure it is."""
+UNPUBLISHED = ("gmlp_ti16",)
+"""Those that timm has no trained weights of."""
 
 
 class SpatialGate(nn.Module):
@@ -120,7 +122,7 @@ def declare(name: str, depth: int, channels: int, hidden: int, parameters: int, 
         image_size=224,
         parameters=parameters,
         multiply_adds=cost,
-        references=(Reference(source, RENAMES),),
+        references=(Reference(source, RENAMES, published=name not in UNPUBLISHED),),
         minimum_size=PATCH,
     )
     def build(num_classes: int, *, in_channels: int = 3, image_size: int = 224, drop_path: float = 0.0) -> GMLP:

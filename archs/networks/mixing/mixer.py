@@ -30,6 +30,8 @@ TABLE = {
     "mixer_b16": (12, 768, 384, 3072, 59_880_472, 12_601_767_936, "timm:mixer_b16_224"),
 }
 """Depth, channels, widths of the token and the channel MLPs (the paper's table 1); parameters, multiply-adds."""
+UNPUBLISHED = ("mixer_s16",)
+"""Those that timm has no trained weights of."""
 
 
 class Mixer(Classifier):
@@ -101,7 +103,7 @@ def declare(
         image_size=224,
         parameters=parameters,
         multiply_adds=cost,
-        references=(Reference(source, RENAMES),),
+        references=(Reference(source, RENAMES, published=name not in UNPUBLISHED),),
         minimum_size=PATCH,
     )
     def build(

@@ -56,6 +56,7 @@ def _add(
     groups: int = 1,
     group_width: int = 64,
     aliases: tuple[str, ...] = (),
+    published: bool = True,
 ) -> None:
     """Register the ResNet or ResNeXt of that block and depth."""
 
@@ -67,7 +68,7 @@ def _add(
         image_size=224,
         parameters=parameters,
         multiply_adds=multiply_adds,
-        references=(Reference(f"timm:{source}", RENAMES),),
+        references=(Reference(f"timm:{source}", RENAMES, published=published),),
     )
     def se_resnet(num_classes: int, *, in_channels: int = 3, zero_init_residual: bool = False) -> ResNet:
         return ResNet(
@@ -89,6 +90,7 @@ _add(
     parameters=11_779_624,
     multiply_adds=1_814_161_408,
     aliases=("senet",),
+    published=False,
 )
 _add("se_resnet50", "seresnet50", SEBottleneck, (3, 4, 6, 3), parameters=28_088_024, multiply_adds=4_091_699_200)
 _add(

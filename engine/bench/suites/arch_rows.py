@@ -106,7 +106,7 @@ def expected_seconds(settings: dict[str, Any], device: torch.device) -> float:
 
 def sides(settings: dict[str, Any]) -> dict[str, Side]:
     """The contenders of a row by name, in the order of CONTENDERS."""
-    arch, source = settings["arch"], next(iter(archs.lookup(settings["arch"]).sources), None)
+    arch, source = settings["arch"], next(iter(archs.lookup(settings["arch"]).peers), None)
     shared = {
         "precision": settings["precision"],
         "channels_last": True,

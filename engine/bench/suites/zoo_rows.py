@@ -40,7 +40,7 @@ def rows(options: Options) -> Iterator[Row]:
     """A row a network that has a reference, the cheapest first; those without have nobody to be compared with."""
     chosen = options.archs or (("resnet18",) if options.dry_run else archs.names())
     for arch in sorted(chosen, key=lambda name: archs.lookup(name).multiply_adds):
-        for source in archs.lookup(arch).sources[:1]:
+        for source in archs.lookup(arch).peers[:1]:
             settings = {
                 "arch": archs.lookup(arch).name,
                 "reference": source,

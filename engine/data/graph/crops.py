@@ -59,8 +59,12 @@ def _area_share(image_ratio: np.ndarray, draw: np.ndarray, scale: tuple[float, f
 
 
 def resized_shorter_side(image_size: int, eval_crop: float) -> int:
-    """Pixels of the shorter side before the centre crop: 256 for a crop of 224 and 0.875."""
-    return round(image_size / eval_crop)
+    """Pixels of the shorter side before the centre crop: 256 for a crop of 224 and 0.875.
+
+    Rounded down, as timm does (timm.data.transforms_factory); a share that is itself a quotient of two whole sizes, as
+    torchvision's are, gives its divisor back in spite of its last bit.
+    """
+    return int(image_size / eval_crop + 1e-6)
 
 
 def evaluation_region(sizes: np.ndarray, image_size: int, eval_crop: float) -> np.ndarray:

@@ -55,9 +55,7 @@ class DaliLoader(Loader):
         self.graph_settings = GraphSettings(
             encoded=self.files is not None,
             train=self.train,
-            image_size=self.config.image_size,
-            mean=self.source.mean,
-            std=self.source.std,
+            preprocessing=self.preprocessing,
             half=self.dtype == torch.float16,
             device=self.device,
             threads=worker_count(self.config.workers),
@@ -168,7 +166,8 @@ class DaliLoader(Loader):
             graph.feed_input(pipeline.SHAPE, shape)
             graph.feed_input(pipeline.MIRROR, ((draws[:, 4] < 0.5) & self.flip).astype(np.int32))
         else:
-            region = crops.evaluation_region(sizes, self.config.image_size, self.source.eval_crop)
+            wanted = self.preprocessing
+            region = crops.evaluation_region(sizes, wanted.image_size, wanted.eval_crop)
             graph.feed_input(pipeline.REGION, region)
         graph.schedule_run()
         return images

@@ -1,7 +1,7 @@
 """The DALI graph: one definition for GPU and CPU, files and arrays, training and evaluation.
 
 Where the image is cut is computed outside, from sizes, so that the graph holds nothing but pixels: decode (with EXIF
-orientation), cut, resize with an antialiasing triangle filter, flip and normalise. On a GPU the decoder is `mixed`
+orientation), cut, resize with an antialiasing filter, flip and normalise. On a GPU the decoder is `mixed`
 and everything after it runs on the device; on a CPU the same operators run in DALI's threads.
 """
 
@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 import torch
+
+from engine.data.preprocessing import Preprocessing
 
 IMAGES, START, SHAPE, REGION, MIRROR = "images", "start", "shape", "region", "mirror"
 
@@ -22,9 +24,7 @@ class GraphSettings:
     """Images arrive as files' bytes; else as uint8 [H, W, 3]."""
     train: bool
     """Cut a window of whole pixels and flip; else resize from a region given in source pixels."""
-    image_size: int
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    preprocessing: Preprocessing
     half: bool
     """Emit fp16 rather than fp32."""
     device: torch.device
@@ -43,7 +43,12 @@ def define_graph(settings: GraphSettings, batch_size: int, depth: int) -> Any:
     from nvidia.dali import fn, pipeline_def, types
 
     gpu = settings.device.type == "cuda"
-    size = [settings.image_size, settings.image_size]
+    wanted = settings.preprocessing
+    resize = {
+        "size": [wanted.image_size, wanted.image_size],
+        "interp_type": types.INTERP_CUBIC if wanted.interpolation == "bicubic" else types.INTERP_LINEAR,
+        "antialias": True,
+    }
 
     @pipeline_def(  # type: ignore[call-overload]  # DALI's stub does not know exec_dynamic
         batch_size=batch_size,
@@ -69,7 +74,7 @@ def define_graph(settings: GraphSettings, batch_size: int, depth: int) -> Any:
                 images = fn.decoders.image_slice(images, device=decoder, start=start, shape=shape, axes=[0, 1])
             else:
                 images = fn.slice(images.gpu() if gpu else images, start=start, shape=shape, axes=[0, 1])
-            images = fn.resize(images, size=size, antialias=True)
+            images = fn.resize(images, **resize)
         else:
             region = fn.external_source(name=REGION, dtype=types.FLOAT, ndim=1)
             mirror = 0
@@ -77,12 +82,12 @@ def define_graph(settings: GraphSettings, batch_size: int, depth: int) -> Any:
                 images = fn.decoders.image(images, device=decoder, jpeg_fancy_upsampling=True)
             elif gpu:
                 images = images.gpu()
-            images = fn.resize(images, size=size, roi_start=region[0:2], roi_end=region[2:4], antialias=True)
+            images = fn.resize(images, roi_start=region[0:2], roi_end=region[2:4], **resize)
         return fn.crop_mirror_normalize(
             images,
             mirror=mirror,
-            mean=[255 * value for value in settings.mean],
-            std=[255 * value for value in settings.std],
+            mean=[255 * value for value in wanted.mean],
+            std=[255 * value for value in wanted.std],
             dtype=types.FLOAT16 if settings.half else types.FLOAT,
             output_layout="HWC",
         )

@@ -19,6 +19,7 @@ from torchvision.transforms.v2 import functional
 from engine.data.bad_images import BadImage, Unreadable, decode, read
 from engine.data.graph import crops
 from engine.data.loader import Batch, Loader, Position, Schedule, fill_bad_slots, worker_count
+from engine.data.preprocessing import Preprocessing
 from engine.data.sources.source import Split
 
 
@@ -30,9 +31,7 @@ class TorchvisionLoader(Loader):
     def __init__(self, *arguments, **settings) -> None:
         super().__init__(*arguments, **settings)
         config = self.config
-        pictures = Pictures(
-            self.data, self.schedule, config.image_size, self.crop_scale, self.source.eval_crop, self.flip
-        )
+        pictures = Pictures(self.data, self.schedule, self.preprocessing, self.crop_scale, self.flip)
         self._positions = Positions(self.schedule)
         workers = worker_count(config.workers)
         self._loader: DataLoader | None = DataLoader(
@@ -47,8 +46,8 @@ class TorchvisionLoader(Loader):
         )
         self._iterator: Iterator | None = None
         self._next: Position | None = None
-        self._mean = 255 * torch.tensor(self.source.mean, device=self.device).view(3, 1, 1)
-        self._std = 255 * torch.tensor(self.source.std, device=self.device).view(3, 1, 1)
+        self._mean = 255 * torch.tensor(self.preprocessing.mean, device=self.device).view(3, 1, 1)
+        self._std = 255 * torch.tensor(self.preprocessing.std, device=self.device).view(3, 1, 1)
 
     def close(self) -> None:
         """End the workers; harmless when repeated."""
@@ -99,13 +98,12 @@ class Pictures(Dataset):
         self,
         data: Split,
         schedule: Schedule,
-        image_size: int,
+        preprocessing: Preprocessing,
         crop_scale: tuple[float, float],
-        eval_crop: float,
         flip: bool,
     ) -> None:
-        self.data, self.schedule, self.image_size = data, schedule, image_size
-        self.crop_scale, self.eval_crop, self.flip = crop_scale, eval_crop, flip
+        self.data, self.schedule, self.preprocessing = data, schedule, preprocessing
+        self.crop_scale, self.flip = crop_scale, flip
 
     def __getitem__(self, position: Position) -> tuple[torch.Tensor, np.ndarray, np.ndarray, dict[int, BadImage]]:
         """The batch at `position`.
@@ -127,7 +125,8 @@ class Pictures(Dataset):
                 pictures.append(np.asarray(self._cut(picture, request.draws[slot] if len(request.draws) else None)))
         filling = fill_bad_slots(indices, {int(indices[slot]) for slot in bad})
         if filling is None:
-            black = torch.zeros(len(indices), self.image_size, self.image_size, 3, dtype=torch.uint8)
+            side = self.preprocessing.image_size
+            black = torch.zeros(len(indices), side, side, 3, dtype=torch.uint8)
             return black, np.arange(len(indices)), np.zeros(len(indices), dtype=bool), bad
         slots, good = filling
         return torch.from_numpy(np.stack([pictures[slot] for slot in slots])), slots, good, bad
@@ -138,10 +137,13 @@ class Pictures(Dataset):
         return decode(read(self.data.paths[index]))
 
     def _cut(self, picture: Image.Image, draws: np.ndarray | None) -> Image.Image:
-        size = [self.image_size, self.image_size]
+        wanted = self.preprocessing
+        size, filtered = [wanted.image_size, wanted.image_size], functional.InterpolationMode(wanted.interpolation)
         if draws is None:
-            shorter = crops.resized_shorter_side(self.image_size, self.eval_crop)
-            return functional.center_crop(functional.resize(picture, [shorter], antialias=True), size)
+            shorter = crops.resized_shorter_side(wanted.image_size, wanted.eval_crop)
+            return functional.center_crop(functional.resize(picture, [shorter], filtered, antialias=True), size)
         start, shape = crops.training_window(np.array([picture.size[::-1]]), draws[None], self.crop_scale)
-        picture = functional.resized_crop(picture, *start[0].tolist(), *shape[0].tolist(), size, antialias=True)
+        picture = functional.resized_crop(
+            picture, *start[0].tolist(), *shape[0].tolist(), size, filtered, antialias=True
+        )
         return functional.horizontal_flip(picture) if self.flip and draws[4] < 0.5 else picture

@@ -68,7 +68,16 @@ def test_windows_are_spread_as_torchvision_spreads_them(size):
 
 
 @pytest.mark.parametrize(
-    ("size", "crop", "side"), [(224, 0.875, 256), (299, 0.875, 342), (64, 1.0, 64), (96, 0.875, 110)]
+    ("size", "crop", "side"),
+    [
+        (224, 0.875, 256),
+        (299, 0.875, 341),
+        (299, 299 / 342, 342),
+        (64, 1.0, 64),
+        (96, 0.875, 109),
+        (224, 0.95, 235),
+        (224, 224 / 232, 232),
+    ],
 )
 def test_shorter_side_before_the_crop(size, crop, side):
     assert resized_shorter_side(size, crop) == side

@@ -4,11 +4,14 @@ import pytest
 import torch
 
 from engine.data.graph.pipeline import GraphSettings, define_graph
+from engine.data.preprocessing import Preprocessing
+
+UNCHANGED = Preprocessing((0, 0, 0), (1, 1, 1), 0.875, "bilinear", 32)
 
 
 def operators(device: str, train: bool, encoded: bool) -> list[tuple[str, str]]:
     """(operator, device of its output) in the order of definition."""
-    settings = GraphSettings(encoded, train, 32, (0, 0, 0), (1, 1, 1), False, torch.device(device), threads=1)
+    settings = GraphSettings(encoded, train, UNCHANGED, False, torch.device(device), threads=1)
     graph = define_graph(settings, batch_size=4, depth=2)
     if not hasattr(graph, "_build_graph"):
         pytest.skip("this DALI keeps its graph elsewhere")

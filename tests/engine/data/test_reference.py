@@ -56,7 +56,7 @@ def test_arrays_look_the_same(loader_of, split, channels):
 def test_evaluation_is_torchvisions_resize_and_centre_crop(photo_files, files_source, loader_of, image_size):
     batches = loader_of(files_source(photo_files), "val", image_size=image_size).epoch(0)
     images = torch.cat([batch.images for batch in batches]) * 255
-    transform = v2.Compose([v2.Resize(round(image_size / 0.875)), v2.CenterCrop(image_size), v2.PILToTensor()])
+    transform = v2.Compose([v2.Resize(int(image_size / 0.875)), v2.CenterCrop(image_size), v2.PILToTensor()])
     for path, image in zip(photo_files, images, strict=True):
         with Image.open(path) as picture:
             expected = transform(picture).float()

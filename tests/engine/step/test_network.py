@@ -7,7 +7,7 @@ from safetensors.torch import save_file
 
 import archs
 from engine.config import ConfigError, DataConfig, ModelConfig, RunConfig
-from engine.step import network
+from engine.step import network, pretrained
 
 
 def config(arch="resnet18", image_size=64, progressive_from=0, **model) -> RunConfig:
@@ -40,7 +40,7 @@ def test_what_cannot_be_built_is_told(asked, told):
 
 def test_a_library_s_weights(published, monkeypatch, caplog):
     caplog.set_level("INFO", logger="hcr")
-    monkeypatch.setattr(network, "library_weights", lambda name: published)
+    monkeypatch.setattr(pretrained, "library_weights", lambda name: published)
     model = network.build_network(config(pretrained="torchvision:resnet18"), 10)
     assert torch.equal(model.stem.conv.conv.weight, published["conv1.weight"])
     assert "weights of torchvision:resnet18 loaded" in caplog.text
@@ -59,7 +59,7 @@ def test_a_library_that_cannot_be_reached(monkeypatch):
 
 def test_published_inception_weights_come_with_their_scaling(monkeypatch):
     theirs = torchvision.models.inception_v3(init_weights=False).state_dict()
-    monkeypatch.setattr(network, "library_weights", lambda name: theirs)
+    monkeypatch.setattr(pretrained, "library_weights", lambda name: theirs)
     asked = config("inceptionv3", 75, pretrained="torchvision:inception_v3")
     assert "scaling" in dict(network.build_network(asked, 1000).stem.named_children())
     assert network.network_options(asked.model) == {"tensorflow_scaling": True}

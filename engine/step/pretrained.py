@@ -1,0 +1,168 @@
+"""Weights from elsewhere into a run's network, with the pixels and the classes that they are for."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import archs
+from archs.weights import Loaded
+from engine.config import ConfigError, RunConfig
+from engine.data.preprocessing import Preprocessing
+from engine.data.published import LIBRARIES, published_classes, published_preprocessing
+from engine.data.sources.source import Source
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model")
+"""Keys under which training scripts keep the weights in a checkpoint."""
+SHOWN = 8
+"""Classes named of each kind; the rest are counted."""
+
+logger = logging.getLogger("hcr")
+
+
+def weights_preprocessing(pretrained: str) -> Preprocessing | None:
+    """The pixels that `timm:NAME`, `torchvision:NAME` or a file expect; None for a file that does not say.
+
+    Raises ConfigError for a library without these weights, and for what a file says that cannot be meant.
+    """
+    if pretrained.startswith(LIBRARIES):
+        return published_preprocessing(pretrained)
+    said = file_facts(Path(pretrained)).get("preprocessing")
+    return None if said is None else Preprocessing.from_json(said)
+
+
+def with_preprocessing(config: RunConfig, source: Source) -> RunConfig:
+    """The same run with every part of its preprocessing named: flags, else the pretrained weights', else the source's.
+
+    Raises ConfigError as `weights_preprocessing`.
+    """
+    if Preprocessing.named_by(config.data) is not None:  # also a run that is resumed
+        return config
+    pretrained, expected = config.model.pretrained, None
+    if pretrained is not None:
+        expected = weights_preprocessing(pretrained)
+    chosen = Preprocessing.of(source, config.data, expected)
+    if pretrained is not None and expected is None:
+        logger.info("%s does not say which pixels it expects; assumed: %s", pretrained, chosen.describe())
+    elif expected is not None and expected != chosen:
+        logger.info("%s expects %s; this run has %s", pretrained, expected.describe(), chosen.describe())
+    return replace(config, data=chosen.into(config.data))
+
+
+def weights_classes(pretrained: str) -> list[str] | None:
+    """The classes that the weights know, in order; None where nobody says."""
+    if pretrained.startswith(LIBRARIES):
+        return published_classes(pretrained)
+    said = file_facts(Path(pretrained)).get("classes")
+    return None if said is None else list(json.loads(said))
+
+
+def load_pretrained(network: archs.Classifier, pretrained: str, classes: Sequence[str] | None = None) -> Loaded:
+    """Load `timm:NAME`, `torchvision:NAME` or a file into `network`, and say what kept its initialisation.
+
+    classes  the network's, in order: rows of the head whose class has the same name in the weights are kept, the
+             others start anew. None, or weights that name no classes: a head for as many classes is kept as it is
+
+    A library's weights are fetched by that library. Raises ConfigError, with the network unchanged, where they cannot
+    be had or do not fit.
+    """
+    library = pretrained.startswith(LIBRARIES)
+    weights = library_weights(pretrained) if library else file_weights(Path(pretrained))
+    theirs = None if classes is None else weights_classes(pretrained)
+    rows = None
+    if classes is not None and theirs is not None:
+        rows = {place: theirs.index(name) for place, name in enumerate(classes) if name in theirs}
+    try:
+        if library:
+            loaded = archs.load_reference(network, weights, network.arch, pretrained, rows)
+        else:
+            loaded = archs.load_weights(network, weights, network.arch, rows)
+    except ValueError as error:
+        raise ConfigError(f"--pretrained {pretrained}: {error}") from None
+    logger.info("weights of %s loaded (as %s)%s", pretrained, loaded.source, _kept(loaded, classes, rows))
+    return loaded
+
+
+def _kept(loaded: Loaded, classes: Sequence[str] | None, rows: Mapping[int, int] | None) -> str:
+    """What became of the head, in words."""
+    anew = f"; {', '.join(loaded.replaced)} start anew" if loaded.replaced else ""
+    if classes is None or rows is None:
+        unnamed = "" if loaded.replaced or classes is None else "; they name no classes, so the head is kept as it is"
+        return anew + unnamed
+    if not rows:
+        return f"{anew}: none of the {len(classes)} classes is among theirs"
+    kept = [classes[place] for place in rows]
+    new = [name for place, name in enumerate(classes) if place not in rows]
+    if not new:
+        return f"{anew}; the head knows all {len(classes)} classes"
+    return f"{anew}; the head knows {_named(kept)} by name, {_named(new)} start anew"
+
+
+def _named(names: Sequence[str]) -> str:
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
+
+
+def file_facts(path: Path) -> dict[str, str]:
+    """What a safetensors file says of itself; nothing for other files, and for those that cannot be read."""
+    if path.suffix != ".safetensors" or not path.is_file():
+        return {}
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return dict(file.metadata() or {})
+    except (SafetensorError, OSError):
+        return {}  # told where the tensors are read
+
+
+def library_weights(pretrained: str) -> Mapping[str, Tensor]:
+    """The state dict that a library publishes under this name. Raises ConfigError where it cannot be had."""
+    library, _, name = pretrained.partition(":")
+    try:
+        if library == "timm":
+            import timm
+
+            return timm.create_model(name, pretrained=True).state_dict()
+        import torchvision
+
+        return torchvision.models.get_model(name, weights="DEFAULT").state_dict()
+    except ImportError:
+        raise ConfigError(f"--pretrained {pretrained}: {library} is not installed: pip install {library}") from None
+    except Exception as error:  # the libraries and their hubs raise many types: no network, no such name, no space
+        raise ConfigError(f"--pretrained {pretrained}: {library} cannot give these weights: {error}") from error
+
+
+def file_weights(path: Path) -> Mapping[str, Tensor]:
+    """The tensors of a .safetensors file or of a torch checkpoint, read without pickle's code.
+
+    Raises ConfigError for a file that is not there, that holds more than tensors, or that holds none.
+    """
+    import torch
+
+    if not path.is_file():
+        raise ConfigError(f"--pretrained {path}: no such file (a library's: timm:NAME or torchvision:NAME)")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        read = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # safetensors, zip, pickle and the file system have no common type
+        raise ConfigError(f"--pretrained {path} cannot be read as weights: {error}") from error
+    for wrapper in WRAPPERS:
+        if isinstance(read, dict) and isinstance(read.get(wrapper), dict):
+            read = read[wrapper]
+    tensors = {}
+    if isinstance(read, dict):
+        tensors = {key: value for key, value in read.items() if isinstance(value, torch.Tensor)}
+    if not tensors:
+        raise ConfigError(f"--pretrained {path} holds no state dict")
+    return {key.removeprefix("module."): tensor for key, tensor in tensors.items()}
