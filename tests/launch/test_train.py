@@ -11,9 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from engine.config import from_yaml
+from engine.data.preprocessing import Preprocessing
 
 TRAIN = "launch/train.py"
 
@@ -249,9 +251,16 @@ def test_accelerate_launch_stops_with_its_run(start_in_background, tmp_path, row
     assert rows(tmp_path / "run", "event")[-1]["event"] == "interrupted"
 
 
-def test_evaluate_reads_what_a_run_left(launch, photos, tmp_path):
+def test_evaluate_reads_what_a_run_left(launch, photos, rows, tmp_path):
     run = tmp_path / "run"
-    launch(*flags("--arch", "resnet18", "--data.root", photos, "--epochs", 1, "--output", run), script=TRAIN)
+    pixels = ["--data.mean", 0.1, 0.2, 0.3, "--data.std", 0.5, 0.6, 0.7]
+    pixels += ["--data.eval-crop", 0.8, "--data.interpolation", "bicubic"]
+    shape = ["--arch", "resnet18", "--epochs", 1, "--output", run, *pixels]
+    launch(*flags("--data.root", photos, *shape), script=TRAIN)
+    expected = Preprocessing((0.1, 0.2, 0.3), (0.5, 0.6, 0.7), 0.8, "bicubic", 32)
+    with safe_open(run / "model.safetensors", framework="numpy") as file:
+        assert Preprocessing.from_json(file.metadata()["preprocessing"]) == expected
+    assert Preprocessing.named_by(from_yaml(run / "config.yaml").data) == expected
     checkpoint = next((run / "checkpoints").iterdir())
     results = []
     for number, weights in enumerate((run, run / "model.safetensors", checkpoint)):
@@ -263,6 +272,9 @@ def test_evaluate_reads_what_a_run_left(launch, photos, tmp_path):
         results.append(json.loads((out / "evaluation.json").read_text()))
         assert (out / "confusion.png").stat().st_size > 1000
     assert results[0]["count"] == 8
+    tested = rows(run, "epoch")[-1]
+    for result in results:  # their own pixels, though the folder's are others
+        assert result["loss"] == pytest.approx(tested["test_loss"], rel=1e-5)
     assert results[0]["accuracy"] == results[1]["accuracy"] == results[2]["accuracy"]
     done = launch("--checkpoint", run, "--data", "digits", script="launch/evaluate.py", code=2)
     assert "2 classes" in done.stderr and "10" in done.stderr
