@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from engine.config.checks import require
 from engine.config.flag import TopLevel
+from engine.config.optimizers import OPTIMIZERS
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class OptimConfig:
     """Images a step over all GPUs together (the global batch)."""
     lr: Annotated[float, TopLevel] = 0.001
     """Peak learning rate."""
-    optimizer: Annotated[Literal["sgd", "adam", "adamw"], TopLevel] = "adam"
+    optimizer: Annotated[Literal[*OPTIMIZERS], TopLevel] = "adam"
     """SGD with Nesterov momentum, Adam, or AdamW."""
     momentum: float = 0.9
     """Momentum of SGD."""

@@ -20,6 +20,7 @@ from engine.config import (
     command_line,
     require,
 )
+from engine.config.optimizers import OPTIMIZERS
 
 TRAINING_FLAGS = {
     "precision": "--precision",
@@ -62,7 +63,7 @@ class PlanConfig:
     """ZeRO stage under DeepSpeed; 0 is DDP."""
     offload_optimizer: bool = False
     """Optimizer states in host memory, under ZeRO-2."""
-    optimizer: Literal["sgd", "adam", "adamw"] = "adam"
+    optimizer: Literal[*OPTIMIZERS] = "adam"
     """Its states are part of the memory."""
     ema: float = 0.0
     """Decay of a moving average of the weights, launch/train.py's --optim.ema: a copy of them; 0 is none."""

@@ -9,6 +9,7 @@ from typing import Self
 from torch import nn
 
 from archs.fused import Fusable
+from engine.config.optimizers import OPTIMIZERS
 from engine.plan.memory.cost import NOMINAL, seconds
 from engine.plan.memory.cuda import CudaModel, loader_bytes
 from engine.plan.memory.fake import on_meta
@@ -16,7 +17,7 @@ from engine.plan.memory.sharding import PERSISTENT, Parameters, Sharding, shard
 from engine.plan.memory.simulate import Simulator, Step
 from engine.plan.memory.trace import Category, Timeline, Trace, Unit
 from engine.plan.workload import Candidate, Workload
-from engine.step.plan import OPTIMIZER_STATES, function_changes
+from engine.step.plan import function_changes
 from engine.step.recompute import Policy
 
 FEWEST_FOR_NORM = 16
@@ -46,7 +47,7 @@ class Simulated:
             total=sum(sizes),
             largest=max(sizes, default=0),
             small=sum(size for size in sizes if size <= PERSISTENT),
-            states=OPTIMIZER_STATES[workload.optim.optimizer],
+            states=OPTIMIZERS[workload.optim.optimizer].states,
         )
 
     def under(self, zero_stage: int) -> Self:

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from engine.config import OptimConfig
+from engine.config.optimizers import OPTIMIZERS
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
@@ -22,15 +23,10 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
-    """The optimizer of `config` over `model`'s parameters.
-
-    Fused implementations: one kernel over all parameters, and on fp16 the overflow check stays on the device.
-    """
+    """The optimizer of `config` over `model`'s parameters."""
+    chosen = OPTIMIZERS[config.optimizer]
     groups = parameter_groups(model, config.weight_decay)
-    if config.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0, fused=True)
-    kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
-    return kind(groups, lr=config.lr, fused=True)
+    return getattr(torch.optim, chosen.kind)(groups, lr=config.lr, fused=True, **chosen.options(config))
 
 
 def allocate_state(optimizer: torch.optim.Optimizer) -> None:

@@ -16,11 +16,10 @@ from torch import nn
 
 from engine.config import ConfigError, RunConfig, require
 from engine.config.byte_sizes import gib
+from engine.config.optimizers import OPTIMIZERS
 from engine.step.recompute import Policy, by_block
 
 Precision = Literal["fp32", "bf16", "fp16"]
-
-OPTIMIZER_STATES = {"sgd": 1, "adam": 2, "adamw": 2}  # fp32 tensors of the parameters' size
 
 
 def use_cuda() -> bool:
@@ -201,7 +200,7 @@ def make_plan(config: RunConfig, model: nn.Module, hardware: Hardware, ranks: in
     )
     policy = by_block(len(list(model.blocks()))) if asked == "block" else Policy()  # type: ignore[attr-defined,operator]
     parameters = 4 * sum(parameter.numel() for parameter in model.parameters())
-    states = OPTIMIZER_STATES[config.optim.optimizer] * parameters
+    states = OPTIMIZERS[config.optim.optimizer].states * parameters
     return Plan(
         device=hardware.type,
         device_name=hardware.name,

@@ -18,9 +18,7 @@ import torch
 from engine.bench.instrument import rates
 from engine.bench.instrument.peers import NotAvailable
 from engine.bench.instrument.record import PROFILES, load, machine
-
-STATES = {"sgd": 1, "adam": 2, "adamw": 2}
-"""fp32 tensors of the parameters' size that the optimizer keeps."""
+from engine.config.optimizers import OPTIMIZERS
 
 
 @dataclass(frozen=True)
@@ -61,7 +59,8 @@ class Work:
 
 def training_work(batch: int, forward_flops: float, saved_bytes: float, parameters: int, optimizer: str) -> Work:
     """A training step: 3 forward passes' operations. `forward_flops` and `saved_bytes` are of one image."""
-    per_parameter = 2 + 2 + 2 + 2 * STATES[optimizer]  # read twice; gradient written, read; written and read; states
+    # read twice; gradient written and read; written and read; states
+    per_parameter = 2 + 2 + 2 + 2 * OPTIMIZERS[optimizer].states
     return Work(3 * batch * forward_flops, 2 * batch * saved_bytes + 4 * per_parameter * parameters)
 
 

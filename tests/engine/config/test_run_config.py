@@ -1,9 +1,9 @@
 """The run description: flags, YAML, checks, nearest names."""
 
+import resource
 import shlex
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -151,11 +151,13 @@ def test_every_field_is_documented(root):
 
 
 def test_help_is_quick(root):
+    """In processor time, which a busy machine stretches less than the clock on the wall."""
     times = []
     for _ in range(3):
-        began = time.perf_counter()
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         subprocess.run([sys.executable, "launch/train.py", "--help"], cwd=root, capture_output=True, check=True)
-        times.append(time.perf_counter() - began)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        times.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     assert min(times) < 2.0
 
 
