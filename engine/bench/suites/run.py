@@ -16,12 +16,14 @@ from engine.bench.instrument.rows import Outcome, Row, describe, missing_row, ru
 from engine.runs.text_table import text_table
 
 SUITES = {
+    "training": "engine.bench.suites.training_suite",
     "machine": "engine.bench.suites.machine_rows",
     "archs": "engine.bench.suites.arch_rows",
     "trainer": "engine.bench.suites.trainer_tax",
     "loader": "engine.bench.suites.loader_rate",
     "kernels": "engine.bench.suites.kernel_suite",
     "memory": "engine.bench.suites.memory_suite",
+    "graphs": "engine.bench.suites.graph_suite",
     "startup": "engine.bench.suites.startup",
     "compile": "engine.bench.suites.compile_gain",
     "zoo": "engine.bench.suites.zoo_rows",
