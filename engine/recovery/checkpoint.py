@@ -97,8 +97,8 @@ class Checkpointer:
         """The newest checkpoint that was written or restored."""
         self.sharded = accelerator.distributed_type == DistributedType.DEEPSPEED
 
-    def save(self, step: int, progress: dict[str, Any]) -> Path:
-        """Write the checkpoint of `step` with the trainer's `progress` (plain values); all ranks call this."""
+    def save(self, step: int, more: dict[str, Any]) -> Path:
+        """Write the checkpoint of `step` with what the trainer adds (plain values); all ranks call this."""
         target = self.checkpoints / f"step-{step:08d}"
         draft = self.checkpoints / f".step-{step:08d}.draft"
         generators = gather_object([random_state()]) if self.accelerator.num_processes > 1 else [random_state()]
@@ -106,7 +106,7 @@ class Checkpointer:
             shutil.rmtree(draft, ignore_errors=True)
             draft.mkdir(parents=True)
         self.accelerator.wait_for_everyone()
-        state: dict[str, Any] = {"format": FORMAT, "step": step, "progress": progress, "random": generators}
+        state: dict[str, Any] = {"format": FORMAT, "step": step, "random": generators, **more}
         if self.sharded:
             self.model.save_checkpoint(str(draft / "zero"), tag="state", exclude_frozen_parameters=False)
         elif self.accelerator.is_main_process:
@@ -133,12 +133,13 @@ class Checkpointer:
             for old in checkpoint_folders(self.checkpoints)[: -self.keep]:
                 shutil.rmtree(old, ignore_errors=True)
 
-    def restore(self, folder: Path) -> dict[str, Any]:
+    def restore(self, folder: Path, state: dict[str, Any]) -> dict[str, Any]:
         """Load the checkpoint in `folder` into model, optimizer, scaler and generators; returns the progress.
 
-        Raises ConfigError for a checkpoint that is damaged, of another format, or of another network.
+        state  what `read_state` gave of its trainer.pt
+
+        Raises ConfigError for a checkpoint of another network.
         """
-        state = read_state(folder / "trainer.pt")
         try:
             if self.sharded:
                 with without_pickle():

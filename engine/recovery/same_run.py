@@ -1,11 +1,14 @@
-"""Whether a run that is resumed is still the same one."""
+"""Whether a run that goes on is still the same one, on the same data."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from engine.config import ConfigError, RunConfig, flatten, from_yaml
+from engine.data.fingerprint import Fingerprint
 
 FREE_TO_CHANGE = {
     *("config", "resume", "optim.epochs", "model.compile", "model.fused"),
@@ -14,18 +17,103 @@ FREE_TO_CHANGE = {
 }
 """Fields besides the `log` group that a resumed run may change without becoming another run. Micro-batches are among
 them, as a run that is short of memory changes them by itself."""
+SHOWN = 8
+"""Classes named of a list; the rest are counted."""
+
+
+def run_identity(config: RunConfig) -> dict[str, Any]:
+    """The fields that make a run what it is, as plain values by their dotted names."""
+    return {
+        name: list(value) if isinstance(value, tuple) else None if value is None else plain(value)
+        for name, value in flatten(asdict(config))
+        if name not in FREE_TO_CHANGE and not name.startswith("log.")
+    }
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON knows it; a path as text."""
+    return str(value) if isinstance(value, Path) else value
 
 
 def refuse_other_run(config: RunConfig, folder: Path) -> None:
     """Raise ConfigError where flags would turn the run in `folder` into another one."""
-    before = dict(flatten(asdict(from_yaml(folder / "config.yaml"))))
-    changed = [
-        f"{name} {before[name]} -> {value}"
-        for name, value in flatten(asdict(config))
-        if before[name] != value and name not in FREE_TO_CHANGE and not name.startswith("log.")
-    ]
-    if changed:
+    if changed := changes(run_identity(from_yaml(folder / "config.yaml")), run_identity(config)):
         raise ConfigError(
-            f"--resume {folder}: these flags would make it another run: {', '.join(changed)}; "
-            "leave them out, or start a new run"
+            f"--resume {folder}: these flags would make it another run: {changed}; leave them out, or start a new run"
         )
+
+
+def changes(before: dict[str, Any], now: dict[str, Any]) -> str:
+    """Each field that both sides have with different values, as `optim.lr 0.1 -> 0.5`."""
+    return ", ".join(
+        f"{name} {before[name]} -> {now[name]}" for name in now if name in before and before[name] != now[name]
+    )
+
+
+def refuse_other(
+    state: dict[str, Any], config: RunConfig, data: Fingerprint, steps_per_epoch: int, checkpoint: Path
+) -> str | None:
+    """Compare what a checkpoint was trained on with what is here; returns how the images differ, None for not at all.
+
+    state  the checkpoint's contents; older ones say neither `run` nor `data`
+
+    Raises ConfigError for a run of other fields, for other classes, and in the middle of an epoch for another number
+    of images: which of them were seen in it is not known then.
+    """
+    if changed := changes(state.get("run", {}), run_identity(config)):
+        raise ConfigError(
+            f"checkpoint {checkpoint} was written by a run of other fields: {changed}; config.yaml was edited or is of "
+            "another run. Put them back, or start a new run"
+        )
+    trained = Fingerprint.from_dict(state.get("data"))
+    refuse_other_classes(trained and trained.classes, data.classes, f"checkpoint {checkpoint}")
+    change = trained and other_images(trained, data)
+    done = state["progress"]["step_in_epoch"]
+    if done > steps_per_epoch or (done and trained and trained.train_images != data.train_images):
+        raise ConfigError(
+            f"checkpoint {checkpoint} was written after step {done} of an epoch, and {change or 'the data changed'} "
+            f"since: an epoch has {steps_per_epoch} steps now and other images in them. Put the images back, resume "
+            "from a checkpoint at an epoch's end, or start a new run (--pretrained FOLDER begins with its weights)"
+        )
+    return change
+
+
+def refuse_other_classes(trained: Sequence[str] | None, given: Sequence[str], what: str) -> None:
+    """Raise ConfigError unless the data's classes are those that were trained on, in order.
+
+    trained  names in the order of the outputs; None where that is not known
+    what     begins the message: which weights
+    """
+    if trained is None or list(trained) == list(given):
+        return
+    lacking = [name for name in trained if name not in set(given)]
+    new = [name for name in given if name not in set(trained)]
+    if not lacking and not new:
+        raise ConfigError(
+            f"{what}: the same classes in another order, trained on {listed(trained)}, the data has {listed(given)}"
+        )
+    raise ConfigError(
+        f"{what}: other classes. Trained on {len(trained)} classes ({listed(trained)}), the data has {len(given)} "
+        f"classes ({listed(given)}); only in training: {listed(lacking) or 'none'}; only in the data: {listed(new) or 'none'}"
+    )
+
+
+def other_images(trained: Fingerprint, given: Fingerprint) -> str | None:
+    """How the images differ from those that were trained on, in words; None where they are the same."""
+    if trained.digest == given.digest:
+        return None
+    counts = [
+        f"{before:,} -> {now:,} {name} images"
+        for name, before, now in (
+            ("training", trained.train_images, given.train_images),
+            ("test", trained.val_images, given.val_images),
+        )
+        if before != now
+    ]
+    return f"the data changed ({', '.join(counts) or 'as many images, other names or sizes'})"
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names in quotes where they would not be told apart otherwise: `cat, dog` but `'e\\u0301', 'é'`."""
+    shown = [name if name.isascii() and name.isprintable() else ascii(name) for name in names[:SHOWN]]
+    return ", ".join(shown) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")

@@ -57,7 +57,8 @@ class OptimizerStep:
 
     def take(self, batch) -> None:
         """One step. With SAM the gradient is taken twice; what is counted is at the weights themselves."""
-        rate = learning_rate(self.progress.step, self.steps_per_epoch, self.config)
+        step = self.progress.in_steps_of(self.steps_per_epoch)
+        rate = learning_rate(step, self.steps_per_epoch, self.config)
         set_learning_rate(self.optimizer, rate)
         counted = self._gradient(batch, last=self.sam is None)
         if self.sam:

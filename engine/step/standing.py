@@ -22,6 +22,10 @@ class Progress:
     best_accuracy: float = -1.0
     best_epoch: int = 0
 
+    def in_steps_of(self, steps_per_epoch: int) -> int:
+        """Steps by the epochs that are done: `step`, unless an earlier session's epochs had others (its data grew)."""
+        return self.epoch * steps_per_epoch + self.step_in_epoch
+
     def restore(self, values: dict[str, Any]) -> None:
         """Stand where a checkpoint's `values` say. Raises TypeError for names that are none of the fields."""
         vars(self).update(vars(type(self)(**values)))

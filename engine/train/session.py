@@ -17,6 +17,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 from engine.config import ConfigError, DataConfig, RunConfig, find_run, to_yaml
 from engine.config.byte_sizes import gib
 from engine.data.backend import make_loader
+from engine.data.fingerprint import fingerprint_of
 from engine.data.loader import Loader
 from engine.data.progressive import ProgressiveLoader
 from engine.data.sources.source import Source
@@ -114,6 +115,7 @@ class Session:
             self.folder,
             interrupt,
             self.planned.ladder,
+            fingerprint_of(source),
         )
         self.resumed = self._resume()
 

@@ -6,7 +6,7 @@ summed on the device until then.
 
 from __future__ import annotations
 
-import json
+import logging
 import math
 import time
 from collections.abc import Iterator
@@ -18,13 +18,16 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from engine.config import RunConfig
+from engine.data.fingerprint import Fingerprint
 from engine.data.preprocessing import Preprocessing
 from engine.monitor.progress import EpochBar, memory_in_use
 from engine.monitor.step_profile import StepProfile, Unprofiled
-from engine.recovery.checkpoint import Checkpointer
+from engine.recovery.checkpoint import Checkpointer, read_state
 from engine.recovery.interrupt import Interrupt
 from engine.recovery.rescue import Rescue
+from engine.recovery.same_run import refuse_other, run_identity
 from engine.runs.runfolder import RunFolder, atomic_file
+from engine.runs.weights_facts import CHECKSUM, WeightsFacts, checksum
 from engine.step.ema import WeightAverage
 from engine.step.network import network_options
 from engine.step.optim import learning_rate
@@ -33,6 +36,8 @@ from engine.step.plan import Plan
 from engine.step.standing import Progress
 from engine.step.wrap import bare_module, eager_for_odd_shapes, share_buffers
 from engine.train.evaluate import Evaluation, evaluate
+
+logger = logging.getLogger("hcr")
 
 
 class Diverged(RuntimeError):
@@ -70,6 +75,7 @@ class Trainer:
         folder: RunFolder,
         interrupt: Interrupt,
         ladder: tuple[Plan, ...] = (),
+        data: Fingerprint | None = None,
     ) -> None:
         self.config, self.accelerator = config, accelerator
         self.train_loader, self.val_loader, self.num_classes = train_loader, val_loader, len(classes)
@@ -78,15 +84,18 @@ class Trainer:
         self.checkpointer = Checkpointer(
             accelerator, model, optimizer, folder.checkpoints, config.log.keep_checkpoints, self.average
         )
-        self.facts = {
-            "arch": config.model.arch,
-            "classes": json.dumps(classes),
-            "options": json.dumps(network_options(config.model)),
-            "image_size": str(config.data.image_size),
-        }
+        self.data = data or Fingerprint(classes, len(train_loader), len(val_loader), "")
+        preprocessing = Preprocessing.named_by(config.data)
+        self.facts = WeightsFacts(
+            config.model.arch,
+            classes,
+            network_options(config.model),
+            config.data.image_size,
+            data=self.data.as_dict(),
+            run=run_identity(config),
+            preprocessing=preprocessing.to_json() if preprocessing else "",
+        )
         """What model.safetensors says of itself."""
-        if (preprocessing := Preprocessing.named_by(config.data)) is not None:
-            self.facts["preprocessing"] = preprocessing.to_json()
         self.progress = Progress()
         self.steps_per_epoch: int = train_loader.steps_per_epoch
         self.step = OptimizerStep(
@@ -116,8 +125,14 @@ class Trainer:
         return self.step.optimizer
 
     def resume(self, checkpoint: Path) -> None:
-        """Go on exactly where `checkpoint` was written, in mid-epoch too."""
-        self.progress.restore(self.checkpointer.restore(checkpoint))
+        """Go on exactly where `checkpoint` was written, in mid-epoch too.
+
+        Raises ConfigError for a checkpoint that cannot be read, of another run or of other data.
+        """
+        state = read_state(checkpoint / "trainer.pt")
+        if change := refuse_other(state, self.config, self.data, self.steps_per_epoch, checkpoint):
+            logger.info("note: %s since %s was written", change, checkpoint)
+        self.progress.restore(self.checkpointer.restore(checkpoint, state))
         self._started_step = self.progress.step
 
     def fit(self) -> None:
@@ -126,7 +141,7 @@ class Trainer:
             self.rescue.allocate_state()
         while self.progress.epoch < self.config.optim.epochs and not self._stopping:
             self._train_epoch()
-            if self.progress.step_in_epoch == self.steps_per_epoch:
+            if self.progress.step_in_epoch >= self.steps_per_epoch:
                 self._finish_epoch()
 
     # --- one epoch ---------------------------------------------------------------------------------------------
@@ -200,7 +215,7 @@ class Trainer:
         sums = rows[:, :3].sum(dim=0).tolist()
         self._stopping = bool(rows[:, 4].max() > 0)
         progress = self.progress
-        rate = learning_rate(progress.step - 1, self.steps_per_epoch, self.config.optim)
+        rate = learning_rate(progress.in_steps_of(self.steps_per_epoch) - 1, self.steps_per_epoch, self.config.optim)
         if math.isfinite(first_bad := rows[:, 3].min().item()):
             raise Diverged(self._diverged(int(first_bad)))
         loss, hits, images = (new - old for new, old in zip(sums, point.totals, strict=True))
@@ -211,7 +226,7 @@ class Trainer:
         seconds = max(1e-9, now - point.time)
         speed, seen = point.images / seconds, max(1.0, images)
         memory = memory_in_use(self.accelerator.device)
-        remaining = self.config.optim.epochs * self.steps_per_epoch - progress.step
+        remaining = self.config.optim.epochs * self.steps_per_epoch - progress.in_steps_of(self.steps_per_epoch)
         left = (now - self._started) / (progress.step - self._started_step) * remaining
         bar.report(loss=loss / seen, accuracy=hits / seen, rate=speed, memory=memory, left=left)
         if self.main:
@@ -271,7 +286,7 @@ class Trainer:
 
     def _finish_epoch(self) -> None:
         """Evaluate, keep the best weights, write the row and the checkpoint."""
-        progress, result = self.progress, self.evaluate()
+        progress, result, steps = self.progress, self.evaluate(), self.steps_per_epoch
         best = result.top1 > progress.best_accuracy
         seen = max(1.0, progress.images)
         row = {
@@ -286,7 +301,7 @@ class Trainer:
             "test_images": result.count,
             "images_per_second": round(len(self.train_loader) / max(1e-9, progress.seconds), 2),
             "seconds": round(progress.seconds, 3),
-            "lr": learning_rate(progress.step - 1, self.steps_per_epoch, self.config.optim),
+            "lr": learning_rate(progress.in_steps_of(steps) - 1, steps, self.config.optim),
             "best": best,
         }
         if best:
@@ -319,8 +334,10 @@ class Trainer:
             tensors = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in named}
         if self.main:
             with atomic_file(self.folder.weights) as temporary:
-                save_file(tensors, temporary, metadata=self.facts)
+                save_file(tensors, temporary, metadata=self.facts.as_metadata() | {CHECKSUM: checksum(tensors)})
 
     def save(self) -> None:
         """Write a checkpoint of this very step; all ranks call this."""
-        self.checkpointer.save(self.progress.step, asdict(self.progress))
+        self.checkpointer.save(
+            self.progress.step, {"progress": asdict(self.progress), "data": self.facts.data, "run": self.facts.run}
+        )

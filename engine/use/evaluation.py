@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
 from engine.config import ConfigError, DataConfig, command_line, find_run, from_yaml, require
 from engine.config.flag import TopLevel
+from engine.data.fingerprint import Fingerprint, fingerprint_of
 from engine.data.preprocessing import Preprocessing
 from engine.data.sources.open import open_source
 from engine.data.sources.source import Source
+from engine.runs.weights_facts import WeightsFacts, refuse_damaged
 
 NAMED_SOURCES = ("digits", "mnist", "cifar10")
 
@@ -58,6 +59,7 @@ class Weights:
     data: DataConfig | None
     preprocessing: Preprocessing | None = None
     """The pixels they expect; None where nobody wrote it down."""
+    trained_on: Fingerprint | None = None
 
 
 def read_weights(path: Path) -> Weights:
@@ -78,26 +80,26 @@ def read_weights(path: Path) -> Weights:
         try:
             with safe_open(path, framework="pt") as file:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-                facts = file.metadata() or {}
+                metadata = file.metadata()
         except (SafetensorError, OSError) as error:
             raise ConfigError(f"--checkpoint {path} cannot be read: {error}") from error
-        require("arch" in facts, f"--checkpoint {path} does not say which network it is of; name a run folder")
+        facts = WeightsFacts.from_metadata(metadata, f"--checkpoint {path}")
+        refuse_damaged(tensors, metadata, f"--checkpoint {path}")
         run = path.parent / "config.yaml"
         data = from_yaml(run).data if run.is_file() else None
-        options = json.loads(facts.get("options", "{}"))
-        said = facts.get("preprocessing")
+        said, trained_on = facts.preprocessing, Fingerprint.from_dict(facts.data)
         expected = Preprocessing.from_json(said) if said else None
-        classes, size = json.loads(facts["classes"]), int(facts["image_size"])
-        return Weights(tensors, facts["arch"], options, classes, size, data, expected)
+        return Weights(tensors, facts.arch, facts.options, facts.classes, facts.image_size, data, expected, trained_on)
     checkpoint = checkpoint_to_resume(path, path / "checkpoints")
     if checkpoint is None:
         raise ConfigError(f"--checkpoint {path}: neither a run folder, nor a checkpoint, nor a .safetensors")
     config = from_yaml(find_run(str(checkpoint)) / "config.yaml")
     state = read_state(checkpoint / "trainer.pt")
     require("model" in state, f"--checkpoint {path} is sharded by DeepSpeed; evaluate the run folder's best weights")
-    model, data = config.model, config.data
-    expected = Preprocessing.named_by(data)
-    return Weights(state["model"], model.arch, network_options(model), None, data.image_size, data, expected)
+    model, data, trained_on = config.model, config.data, Fingerprint.from_dict(state.get("data"))
+    tensors = state["average"]["tensors"] if "average" in state else state["model"]  # as the run itself evaluates
+    options, classes, expected = network_options(model), trained_on and trained_on.classes, Preprocessing.named_by(data)
+    return Weights(tensors, model.arch, options, classes, data.image_size, data, expected, trained_on)
 
 
 def choose_source(config: EvaluateConfig, trained: DataConfig | None) -> Source:
@@ -111,14 +113,18 @@ def choose_source(config: EvaluateConfig, trained: DataConfig | None) -> Source:
     return open_source("folder", Path(config.data))
 
 
-def align_classes(source: Source, weights: Weights) -> None:
-    """Raise ConfigError unless the data's classes are those that the network was trained on, in order."""
-    if weights.classes is not None and weights.classes != source.classes:
-        missing = sorted(set(weights.classes) ^ set(source.classes))
-        raise ConfigError(
-            f"the weights know {len(weights.classes)} classes and the data has {len(source.classes)}; "
-            f"on one side only: {', '.join(missing[:8])}{' …' if len(missing) > 8 else ''}"
-        )
+def compare_data(config: EvaluateConfig, source: Source, weights: Weights) -> None:
+    """Raise ConfigError unless the data's classes are those that the network was trained on; say if images differ.
+
+    Images are compared where the run's own data is meant: data that was named differs as it should.
+    """
+    from engine.recovery.same_run import other_images, refuse_other_classes
+
+    refuse_other_classes(weights.classes, source.classes, f"--checkpoint {config.checkpoint}")
+    if config.data is None and weights.trained_on is not None:
+        change = other_images(weights.trained_on, fingerprint_of(source))
+        if change is not None:
+            print(f"note: {change} since the weights were trained")
 
 
 def run_evaluation(config: EvaluateConfig) -> dict:
@@ -128,7 +134,7 @@ def run_evaluation(config: EvaluateConfig) -> dict:
     """
     weights = read_weights(config.checkpoint)
     source = choose_source(config, weights.data)
-    align_classes(source, weights)
+    compare_data(config, source, weights)
     import torch
 
     import archs

@@ -196,7 +196,7 @@ def test_nan_loss_stops_with_step_rate_and_checkpoint(make_trainer):
 def test_checkpoint_of_another_network_is_refused(make_trainer):
     first = make_trainer("a", optim=OptimConfig(epochs=1, batch_size=16))
     first.fit()
-    second = make_trainer("b", model=TinyLinear())
+    second = make_trainer("b", model=TinyLinear(), optim=OptimConfig(epochs=1, batch_size=16))
     with pytest.raises(ConfigError, match="not of this network"):
         second.resume(first.checkpointer.last)
 

@@ -1,0 +1,104 @@
+"""What a weights file says of itself: network, classes, data, run, and a checksum of its tensors.
+
+It is the metadata of a model.safetensors: text by name, each value JSON but for the network's name. Whoever reads
+weights reads these first; what an older file lacks is None or empty.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from engine.config import ConfigError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+CHECKSUM = "checksum"
+
+
+@dataclass(frozen=True)
+class WeightsFacts:
+    """What a network was trained as and on."""
+
+    arch: str
+    classes: list[str]
+    """Names in the order of the outputs."""
+    options: dict[str, Any]
+    """What `archs.build` was told beside the name."""
+    image_size: int
+    """Side in pixels."""
+    data: dict[str, Any] = field(default_factory=dict)
+    """The training data's fingerprint (engine.data.fingerprint) as plain values; empty where it is not known."""
+    run: dict[str, Any] = field(default_factory=dict)
+    """The fields that make the run what it is (engine.recovery.same_run), by their dotted names."""
+    preprocessing: str = ""
+    """engine.data.preprocessing as JSON; empty where nobody wrote it down."""
+
+    def as_metadata(self) -> dict[str, str]:
+        """Text by name, as safetensors keeps it."""
+        expected = {"preprocessing": self.preprocessing} if self.preprocessing else {}
+        return expected | {
+            "arch": self.arch,
+            "classes": json.dumps(self.classes),
+            "options": json.dumps(self.options),
+            "image_size": str(self.image_size),
+            "data": json.dumps(self.data),
+            "run": json.dumps(self.run),
+        }
+
+    @classmethod
+    def from_metadata(cls, metadata: Mapping[str, str] | None, origin: str) -> WeightsFacts:
+        """What `as_metadata` gave; `origin` begins the message.
+
+        Raises ConfigError for metadata that is missing or not of this project, naming the entry.
+        """
+        found = dict(metadata or {})
+        if "arch" not in found:
+            raise ConfigError(f"{origin} does not say which network it is of; name a run folder")
+        facts = {
+            "classes": _entry(found, "classes", list, origin),
+            "options": _entry(found, "options", dict, origin, "{}"),
+            "image_size": _entry(found, "image_size", int, origin),
+            "data": _entry(found, "data", dict, origin, "{}"),
+            "run": _entry(found, "run", dict, origin, "{}"),
+        }
+        if not facts["classes"] or not all(isinstance(name, str) for name in facts["classes"]):
+            raise ConfigError(f"{origin}: its metadata's classes are not names")
+        if not 0 < facts["image_size"] < 2**20:
+            raise ConfigError(f"{origin}: its metadata's image_size is {facts['image_size']}")
+        return cls(found["arch"], **facts, preprocessing=found.get("preprocessing", ""))
+
+
+def checksum(tensors: Mapping[str, Tensor]) -> str:
+    """A hash of names, shapes, dtypes and bits, whatever the order; tensors are on the CPU and contiguous."""
+    import torch
+
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(memoryview(tensor.contiguous().flatten().view(torch.uint8).numpy()))
+    return digest.hexdigest()
+
+
+def refuse_damaged(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None, origin: str) -> None:
+    """Raise ConfigError where the tensors are not those that the file was written with; older files do not say."""
+    written = (metadata or {}).get(CHECKSUM)
+    if written is not None and written != checksum(tensors):
+        raise ConfigError(f"{origin} is damaged: its tensors do not match the checksum that was written with them")
+
+
+def _entry(metadata: dict[str, str], name: str, kind: type, origin: str, missing: str | None = None) -> Any:
+    """One value of JSON. Raises ConfigError where it is missing or of another kind."""
+    text = metadata.get(name, missing)
+    try:
+        value = None if text is None else json.loads(text)
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise ConfigError(f"{origin}: its metadata's {name} is not what this project writes ({str(text)[:60]!r})")
+    return value
