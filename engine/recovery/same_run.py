@@ -88,13 +88,12 @@ def refuse_other_classes(trained: Sequence[str] | None, given: Sequence[str], wh
         return
     lacking = [name for name in trained if name not in set(given)]
     new = [name for name in given if name not in set(trained)]
+    both = f"trained on {len(trained)} classes ({listed(trained)}), the data has {len(given)} classes ({listed(given)})"
     if not lacking and not new:
-        raise ConfigError(
-            f"{what}: the same classes in another order, trained on {listed(trained)}, the data has {listed(given)}"
-        )
+        raise ConfigError(f"{what}: the same classes in another order, {both}")
     raise ConfigError(
-        f"{what}: other classes. Trained on {len(trained)} classes ({listed(trained)}), the data has {len(given)} "
-        f"classes ({listed(given)}); only in training: {listed(lacking) or 'none'}; only in the data: {listed(new) or 'none'}"
+        f"{what}: other classes, {both}; only in training: {listed(lacking) or 'none'}; only in the data: "
+        f"{listed(new) or 'none'}"
     )
 
 
