@@ -2,6 +2,7 @@
 # make test        install, then every test that needs no GPU
 # make test-slow   the tests that take minutes
 # make test-gpu    the tests that need an NVIDIA GPU
+# make test-emulated  the same, and more, on an emulated one; needs g++
 # make lint        ruff
 # make bench       regressions against the baselines under profiles/
 # make gpu-report  measure this machine within BUDGET (25m), results to profiles/; installs nothing
@@ -12,19 +13,22 @@ PYTHON ?= $(shell for python in python3 python3.12 python3.11 python3.13; do \
 
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: train test test-slow test-gpu lint bench gpu-report
+.PHONY: train test test-slow test-gpu test-emulated lint bench gpu-report
 
 train: .venv/installed
 	accelerate launch launch/train.py --arch resnext --config configs/quickstart.yaml
 
 test: .venv/installed-test
-	python -m pytest -m "not gpu and not slow"
+	python -m pytest -m "not gpu and not slow and not emulated"
 
 test-slow: .venv/installed-test
-	python -m pytest -m "slow and not gpu" --ignore tests/benchmarks
+	python -m pytest -m "slow and not gpu and not emulated" --ignore tests/benchmarks
 
 test-gpu: .venv/installed-test
 	python -m pytest -m gpu
+
+test-emulated: .venv/installed-test
+	python tests/emulated_gpu/run.py python -m pytest -m "(gpu or emulated) and not real_gpu"
 
 lint: .venv/installed-test
 	ruff check .

@@ -1,5 +1,6 @@
 """What every test can rely on: a cache of its own, the project's root, shared data where it is there."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,16 @@ settings.register_profile("any machine", deadline=None)  # how long an example t
 settings.load_profile("any machine")
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def pytest_collection_modifyitems(items):
+    """Tests of the emulated GPU need it under the whole process: tests/emulated_gpu/run.py starts one so."""
+    if "EMULATED_GPU_LIBRARIES" in os.environ:
+        return
+    absent = pytest.mark.skip(reason="needs the emulated GPU: make test-emulated")
+    for item in items:
+        if item.get_closest_marker("emulated"):
+            item.add_marker(absent)
 
 
 @pytest.fixture(scope="session")

@@ -21,15 +21,30 @@ TINY = 1e-12
 """Added to a variance before its root where the root is only a way to carry the variance."""
 
 
+@torch.library.custom_op("hcr::mean_and_inverse_deviation", mutates_args=())
+def mean_and_inverse_deviation(features: Tensor) -> tuple[Tensor, Tensor]:
+    """(mean, 1 / √(variance + TINY)) of each channel of [N, C, ...], fp32 [C].
+
+    torch's own operator for it on a GPU has no fake rule: tracing it would allocate the maps (torch 2.15).
+    """
+    if features.is_cuda:
+        return torch.batch_norm_stats(features, TINY)
+    # The operator that normalises sums in fp32 whatever the images are; its result is let go.
+    ones = features.new_ones(features.shape[1], dtype=torch.float32)  # else 16-bit images get 16-bit statistics
+    _, mean, inverse = torch.native_batch_norm(features, ones, None, None, None, True, 0.0, TINY)
+    return mean, inverse
+
+
+@mean_and_inverse_deviation.register_fake
+def _(features: Tensor) -> tuple[Tensor, Tensor]:
+    channels = features.new_empty(features.shape[1], dtype=torch.float32)
+    return channels, torch.empty_like(channels)
+
+
 def local_statistics(features: Tensor) -> tuple[Tensor, Tensor]:
     """(mean, M2) of each channel of this rank's images [N, C, ...], fp32 [C]."""
     count = features.numel() // features.shape[1]
-    if features.is_cuda:
-        mean, inverse = torch.batch_norm_stats(features, TINY)
-    else:  # the operator that normalises sums in fp32 whatever the images are; its result is let go
-        ones = features.new_ones(features.shape[1], dtype=torch.float32)  # else 16-bit images get 16-bit statistics
-        _, mean, inverse = torch.native_batch_norm(features, ones, None, None, None, True, 0.0, TINY)
-    mean, inverse = mean.float(), inverse.float()
+    mean, inverse = mean_and_inverse_deviation(features)
     return mean, (inverse.square().reciprocal() - TINY).clamp(min=0) * count
 
 
@@ -63,15 +78,17 @@ class _SyncNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor, *_: Tensor):
         features, weight, mean, variance, total = ctx.saved_tensors
-        # With given statistics the operator's own backward is this rank's part of all three gradients.
+        inverse = (variance + ctx.eps).rsqrt()
+        # With given statistics the operator's own backward is this rank's part of all three gradients. A GPU's takes
+        # them where the forward's would be, for channels-last images (pytorch's Normalization.cu).
         through, of_weight, of_bias = torch.ops.aten.native_batch_norm_backward(
             _exact(gradient.contiguous(memory_format=_layout(features))),
             _exact(features),
             weight,
             mean,
             variance,
-            None,
-            None,
+            mean,
+            inverse,
             False,
             ctx.eps,
             [ctx.needs_input_grad[0], True, True],
@@ -80,7 +97,6 @@ class _SyncNorm(torch.autograd.Function):
             return None, of_weight, of_bias, None, None
         sums = sum_over_ranks(torch.cat([of_weight.float(), of_bias.float()]), ctx.group)
         all_weight, all_bias = sums.chunk(2)
-        inverse = (variance + ctx.eps).rsqrt()
         # dx = w/σ · (dy - mean(dy) - x̂ · mean(dy · x̂)), x̂ = (x - mean)/σ: a line in x for each channel
         slope = -weight * inverse * all_weight * inverse / total
         level = -weight * inverse * all_bias / total - slope * mean

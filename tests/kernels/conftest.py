@@ -76,7 +76,7 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, pytest.mark.real_gpu])])
 def device(request) -> torch.device:
     """The CPU (the twins, or the kernels under TRITON_INTERPRET=1) and, marked gpu, a GPU."""
     if request.param == "cuda" and not torch.cuda.is_available():

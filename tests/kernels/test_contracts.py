@@ -200,6 +200,7 @@ def test_raw_outputs_are_all_that_is_kept():
 
 
 @pytest.mark.gpu
+@pytest.mark.real_gpu
 def test_tensors_of_more_than_two_to_the_31_elements_on_a_gpu():
     """The last image of a large tensor comes out as it does alone; its gradient too."""
     if not torch.cuda.is_available() or torch.cuda.mem_get_info()[0] < 40 << 30:

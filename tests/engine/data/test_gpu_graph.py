@@ -5,6 +5,7 @@ import torch
 
 pytestmark = [
     pytest.mark.gpu,
+    pytest.mark.real_gpu,  # DALI's CUDA runtime is its own
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU"),
 ]
 

@@ -231,6 +231,7 @@ def test_a_hole_in_a_column_is_left_out_of_its_mean():
 
 
 @pytest.mark.gpu
+@pytest.mark.real_gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_a_real_gpu_at_under_half_a_percent(tmp_path):
     held = torch.empty(256 << 20, dtype=torch.uint8, device="cuda")

@@ -2,12 +2,14 @@
 
 import os
 import weakref
+from functools import partial
 
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from engine.step.sync_norm import SyncNorm, combined, local_statistics, synchronise_norms
 
@@ -85,6 +87,16 @@ def test_combining_parts_is_the_whole():
     torch.testing.assert_close(m2 / count, batch.var(dim=(0, 2, 3), correction=0), rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_statistics_are_traced_without_their_images(device):
+    """Compiling computes on fake tensors: an operator without a rule for them would run on zeros of full size."""
+    with FakeTensorMode(allow_fallback_kernels=False):
+        features = torch.empty(4, 3, 8, 8, device=device, dtype=torch.bfloat16)
+        mean, m2 = local_statistics(features)
+    for found in (mean, m2):
+        assert found.shape == (3,) and found.dtype == torch.float32 and found.device.type == device
+
+
 def test_alone_it_is_batchnorm():
     plain, other = network(), network()
     names = list(other.state_dict())
@@ -98,13 +110,16 @@ def test_alone_it_is_batchnorm():
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_one_layer_on_a_gpu(dtype, free_port, monkeypatch):
+@pytest.mark.parametrize("compiled", [False, True])
+def test_one_layer_on_a_gpu(dtype, compiled, free_port, monkeypatch):
     """In a group of one rank, where the sums still go through the group: as torch's BatchNorm."""
+    torch._dynamo.reset()
+    wrapped = partial(torch.compile, fullgraph=True) if compiled else lambda function: function
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     monkeypatch.setenv("MASTER_PORT", str(free_port))
     dist.init_process_group("nccl", rank=0, world_size=1)
     try:
-        compare_one_layer("cuda", dtype, 2e-2 if dtype != torch.float32 else 1e-4)
+        compare_one_layer("cuda", dtype, 2e-2 if dtype != torch.float32 else 1e-4, wrapped)
     finally:
         dist.destroy_process_group()
 
