@@ -5,9 +5,10 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
-from archs.registry import Reference, lookup
+from archs.registry import Reference, constructor, lookup
 
 SHOWN = 5
 """Keys named of each kind in an error; the rest are counted."""
@@ -79,7 +80,21 @@ def load_weights(
 
     Raises WeightsMismatch, with the model unchanged, that tells about the closest match.
     """
-    wanted = model.state_dict().keys()
+    given, source = our_keys(state_dict, arch, model.state_dict().keys())
+    return fit(model, given, source, rows)
+
+
+def our_keys(
+    state_dict: Mapping[str, Tensor], arch: str, wanted: Iterable[str] | None = None
+) -> tuple[dict[str, Tensor], str]:
+    """Weights of unknown origin under our keys, and whose they had: a reference's of `arch`, or "hcr".
+
+    wanted  the network's keys; None is those of `arch` by its defaults
+    """
+    if wanted is None:
+        with torch.device("meta"):
+            wanted = constructor(arch)(1).state_dict().keys()
+    wanted = set(wanted)
     candidates = {"hcr": dict(state_dict)}
     for reference in lookup(arch).references:
         try:
@@ -87,7 +102,7 @@ def load_weights(
         except (WeightsMismatch, KeyError, RuntimeError):
             continue  # not this library's keys
     best = max(candidates, key=lambda source: len(wanted & candidates[source].keys()))
-    return fit(model, candidates[best], best, rows)
+    return candidates[best], best
 
 
 def fit(model: nn.Module, given: Mapping[str, Tensor], source: str, rows: Mapping[int, int] | None = None) -> Loaded:

@@ -9,3 +9,6 @@ except ModuleNotFoundError:  # only parsing needs it: measuring from a source tr
 
 TopLevel = tyro.conf.arg(prefix_name=False) if tyro else None
 """Marks a field whose flag stands alone, without its group: `--lr`, not `--optim.lr`."""
+
+Positional = tyro.conf.Positional if tyro else None
+"""Marks a field that stands without a flag."""

@@ -6,13 +6,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
-from engine.config import ConfigError, DataConfig, command_line, find_run, from_yaml, require
+from engine.config import ConfigError, DataConfig, command_line, require
 from engine.config.flag import TopLevel
-from engine.data.fingerprint import Fingerprint, fingerprint_of
+from engine.data.fingerprint import fingerprint_of
 from engine.data.preprocessing import Preprocessing
 from engine.data.sources.open import open_source
 from engine.data.sources.source import Source
-from engine.runs.weights_facts import WeightsFacts, refuse_damaged
+from engine.use.weights import Weights, for_use, read_weights
 
 NAMED_SOURCES = ("digits", "mnist", "cifar10")
 
@@ -23,6 +23,8 @@ class EvaluateConfig:
 
     checkpoint: Path
     """A run folder (its best weights), a checkpoint in one (checkpoints/step-…), or a model.safetensors."""
+    arch: str | None = None
+    """The network, for weights that do not say: timm's and torchvision's files load too."""
     data: str | None = None
     """digits, mnist, cifar10, or a folder with val/ and train/; none is what the run was trained on."""
     root: Path | None = None
@@ -44,62 +46,6 @@ class EvaluateConfig:
 def parse(arguments: list[str] | None = None) -> EvaluateConfig:
     """The evaluation that is asked for. Raises ConfigError as `command_line`."""
     return command_line(EvaluateConfig, arguments, "Evaluate trained weights on a validation split.")
-
-
-@dataclass(frozen=True)
-class Weights:
-    """A network's tensors and what they were trained as."""
-
-    tensors: dict
-    arch: str
-    options: dict
-    """What `archs.build` was told beside the name."""
-    classes: list[str] | None
-    image_size: int
-    data: DataConfig | None
-    preprocessing: Preprocessing | None = None
-    """The pixels they expect; None where nobody wrote it down."""
-    trained_on: Fingerprint | None = None
-
-
-def read_weights(path: Path) -> Weights:
-    """Load weights without pickle from any of the places that a run leaves them in.
-
-    Raises ConfigError for a path that holds none, or a file that does not say which network it is of.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    from engine.recovery.checkpoint import checkpoint_to_resume, read_state
-    from engine.step.network import network_options
-
-    if path.is_dir() and (path / "config.yaml").is_file():
-        path = path / "model.safetensors"
-        require(path.is_file(), f"--checkpoint {path.parent}: no model.safetensors yet; name a checkpoint in it")
-    if path.suffix == ".safetensors":
-        require(path.is_file(), f"--checkpoint {path}: no such file")
-        try:
-            with safe_open(path, framework="pt") as file:
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-                metadata = file.metadata()
-        except (SafetensorError, OSError) as error:
-            raise ConfigError(f"--checkpoint {path} cannot be read: {error}") from error
-        facts = WeightsFacts.from_metadata(metadata, f"--checkpoint {path}")
-        refuse_damaged(tensors, metadata, f"--checkpoint {path}")
-        run = path.parent / "config.yaml"
-        data = from_yaml(run).data if run.is_file() else None
-        said, trained_on = facts.preprocessing, Fingerprint.from_dict(facts.data)
-        expected = Preprocessing.from_json(said) if said else None
-        return Weights(tensors, facts.arch, facts.options, facts.classes, facts.image_size, data, expected, trained_on)
-    checkpoint = checkpoint_to_resume(path, path / "checkpoints")
-    if checkpoint is None:
-        raise ConfigError(f"--checkpoint {path}: neither a run folder, nor a checkpoint, nor a .safetensors")
-    config = from_yaml(find_run(str(checkpoint)) / "config.yaml")
-    state = read_state(checkpoint / "trainer.pt")
-    require("model" in state, f"--checkpoint {path} is sharded by DeepSpeed; evaluate the run folder's best weights")
-    model, data, trained_on = config.model, config.data, Fingerprint.from_dict(state.get("data"))
-    tensors = state["average"]["tensors"] if "average" in state else state["model"]  # as the run itself evaluates
-    options, classes, expected = network_options(model), trained_on and trained_on.classes, Preprocessing.named_by(data)
-    return Weights(tensors, model.arch, options, classes, data.image_size, data, expected, trained_on)
 
 
 def choose_source(config: EvaluateConfig, trained: DataConfig | None) -> Source:
@@ -132,45 +78,35 @@ def run_evaluation(config: EvaluateConfig) -> dict:
 
     Raises ConfigError and DataError.
     """
-    weights = read_weights(config.checkpoint)
+    weights = read_weights(config.checkpoint, config.arch)
     source = choose_source(config, weights.data)
     compare_data(config, source, weights)
     import torch
 
-    import archs
     from engine.data.backend import make_loader
     from engine.report.evaluation_report import write_evaluation
-    from engine.step.plan import Hardware, choose_precision
-    from engine.step.wrap import AUTOCAST_DTYPES
+    from engine.step.plan import use_cuda
     from engine.train.evaluate import evaluate
 
-    hardware = Hardware.detect()
-    device = torch.device(hardware.type)
-    precision = choose_precision(config.precision, hardware)
-    model = archs.build(weights.arch, len(source.classes), image_size=weights.image_size, **weights.options)
+    require(
+        weights.class_count == len(source.classes),
+        f"{weights.path} is for {weights.class_count} classes, and the data has {len(source.classes)}",
+    )
+    device = torch.device("cuda" if use_cuda() else "cpu")
+    model, forward = for_use(weights, device, config.precision)
     if config.image_size:
         try:
             model.refuse_size(config.image_size, config.image_size)
         except ValueError as error:
             raise ConfigError(f"--image-size: {error}") from None
-    try:
-        model.load_state_dict(weights.tensors)
-    except RuntimeError as error:
-        raise ConfigError(
-            f"the weights do not fit {weights.arch} with {len(source.classes)} classes: {error}"
-        ) from None
-    model.to(device).to(memory_format=torch.channels_last).eval()
     data = DataConfig(image_size=weights.image_size)
-    if weights.preprocessing is None:
-        assumed = Preprocessing.of(source, data)
-        print(f"{config.checkpoint} does not say which pixels it expects; assumed: {assumed.describe()}")
-    data = (weights.preprocessing or assumed).into(data)
+    expected = weights.preprocessing
+    if expected is None:
+        expected = Preprocessing.of(source, data)
+        print(f"{weights.path} does not say which pixels it expects; assumed: {expected.describe()}")
+    data = expected.into(data)
     data = replace(data, image_size=config.image_size or data.image_size)
     loader = make_loader(source, "val", config=data, global_batch=config.batch_size, device=device)
-
-    def forward(images: torch.Tensor) -> torch.Tensor:
-        with torch.autocast(device.type, AUTOCAST_DTYPES[precision], enabled=precision != "fp32"):
-            return model(images)
 
     try:
         result = evaluate(forward, loader.epoch(0), len(source.classes), device, config.batch_size, confusion=True)

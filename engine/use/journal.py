@@ -1,0 +1,153 @@
+"""Rows of a long job on disk as they are made, so that a killed job goes on where it was.
+
+Beside the file that is asked for lies `.NAME.part` while the job runs: what the job is, then a JSON row a line, flushed
+after every batch. The finished file is made of it in one step; a row is therefore never there twice, nor half.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+
+from engine.config import ConfigError
+
+
+def part_of(path: Path) -> Path:
+    """Where an unfinished file is."""
+    return path.with_name(f".{path.name}.part")
+
+
+class Journal:
+    """The rows of one job, appended in batches.
+
+    path   the file that is made in the end
+    job    what identifies the job, as plain values: another one's rows are refused
+    batch  rows of all batches but the last: the job goes on at a whole batch
+
+    Raises ConfigError where another process or another job is at work on `path`.
+    """
+
+    def __init__(self, path: Path, job: dict[str, Any], batch: int) -> None:
+        self.path = part_of(path)
+        try:
+            self._file = self.path.open("a+b")
+        except OSError as error:
+            raise ConfigError(f"{path} cannot be written: {error.strerror}") from None
+        try:
+            self._lock(path)
+            self.rows = self._found(job, batch)
+        except BaseException:
+            self._file.close()
+            raise
+
+    def _lock(self, path: Path) -> None:
+        try:
+            import fcntl
+        except ImportError:  # not on Windows
+            return
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ConfigError(f"another process is writing {path}") from None
+
+    def _found(self, job: dict[str, Any], batch: int) -> int:
+        """How many rows of this job are there; what is beyond the last whole batch is cut off."""
+        self._file.seek(0)
+        header = self._file.readline()
+        if not header.endswith(b"\n"):
+            self._file.truncate(0)
+            self._append(json.dumps(job) + "\n")
+            return 0
+        before = json.loads(header)
+        if before != job:
+            other = ", ".join(sorted(key for key in job if before.get(key) != job[key]))
+            raise ConfigError(f"{self.path} is an unfinished job with other {other}; remove it, or give another output")
+        ends = [self._file.tell()]
+        for line in self._file:
+            if line.endswith(b"\n"):
+                ends.append(ends[-1] + len(line))
+        rows = (len(ends) - 1) // batch * batch
+        self._file.truncate(ends[rows])
+        return rows
+
+    def add(self, rows: Iterable[dict[str, Any]]) -> None:
+        """Append rows; they are on disk when this returns."""
+        lines = [json.dumps(row) + "\n" for row in rows]
+        self._append("".join(lines))
+        self.rows += len(lines)
+
+    def _append(self, text: str) -> None:
+        self._file.write(text.encode())
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def read(self) -> Iterator[dict[str, Any]]:
+        """The rows so far, in order."""
+        with self.path.open("rb") as file:
+            next(file)
+            for line in file:
+                yield json.loads(line)
+
+    def remove(self) -> None:
+        """The job is done: its file is there."""
+        self.path.unlink(missing_ok=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+
+class FeatureFile:
+    """float32 [N, F] on disk, filled batch by batch beside a journal.
+
+    path  of the .npy or .safetensors that is made in the end
+    rows  N
+    """
+
+    def __init__(self, path: Path, rows: int) -> None:
+        self.path, self.rows = path, rows
+        self._array: np.memmap | None = None
+
+    def put(self, first: int, features: np.ndarray) -> None:
+        """Write the rows from `first` on; they are on disk when this returns."""
+        if self._array is None:
+            self._array = self._opened(features.shape[1])
+        self._array[first : first + len(features)] = features
+        self._array.flush()
+
+    def _opened(self, width: int) -> np.memmap:
+        part = part_of(self.path)
+        if part.is_file():
+            with contextlib.suppress(ValueError):  # not one of this shape: it is begun anew
+                found = np.lib.format.open_memmap(part, mode="r+")
+                if found.shape == (self.rows, width):
+                    return found
+        return np.lib.format.open_memmap(part, mode="w+", dtype=np.float32, shape=(self.rows, width))
+
+    def finish(self, paths: list[str]) -> None:
+        """Give the file its name; a .safetensors has the array as `features` and the paths in its metadata."""
+        part = part_of(self.path)
+        self._array = None
+        if not part.exists():  # a job that was killed after this had been done
+            return
+        if self.path.suffix == ".safetensors":
+            from safetensors.numpy import save_file
+
+            from engine.runs.runfolder import atomic_file
+
+            with atomic_file(self.path) as temporary:
+                save_file({"features": np.load(part)}, temporary, metadata={"paths": json.dumps(paths)})
+            part.unlink()
+        else:
+            part.replace(self.path)

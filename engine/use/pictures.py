@@ -1,0 +1,67 @@
+"""Which pictures a command line names: files, folders, patterns, lists, and paths on standard input."""
+
+from __future__ import annotations
+
+import glob
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+from engine.config import ConfigError
+from engine.data.sources.folder import EXTENSIONS, images_below
+
+LISTS = (".txt", ".lst")
+"""Endings of a file that names pictures, a path a line."""
+
+
+def named_pictures(given: Sequence[str], standard_input: BinaryIO | None = None) -> list[str]:
+    """The paths that `given` names, in its order.
+
+    A folder is its pictures at any depth, sorted; a pattern (`*`, `?`, `[…]`, `**`) what matches it, sorted; a .txt or
+    .lst file, or `@FILE`, a path a line; `-` the same on standard input. Anything else is a path, whether it is there
+    or not: what cannot be read becomes a row with the reason.
+
+    Raises ConfigError for a folder, pattern or list that names nothing, and for a list that cannot be read.
+    """
+    found = [path for each in given for path in _named_by(each, standard_input)]
+    if not found:
+        raise ConfigError("no pictures are named: give files, folders, patterns, a list in a .txt file, or -")
+    return found
+
+
+def _named_by(given: str, standard_input: BinaryIO | None) -> Iterator[str]:
+    path = Path(given)
+    if given == "-":
+        paths = _lines((standard_input or sys.stdin.buffer).read())
+        if not paths:
+            raise ConfigError("-: standard input ended before it named a picture")
+        yield from paths
+    elif path.is_dir():
+        below = images_below(path)
+        if not below:
+            files = sum(len(names) for _, _, names in os.walk(path))
+            held = f"it has {files} files of other kinds" if files else "it is empty"
+            raise ConfigError(f"{given} holds no pictures ({held}; looked for names ending in {' '.join(EXTENSIONS)})")
+        yield from below
+    elif given.startswith("@") or path.suffix.lower() in LISTS:
+        try:
+            paths = _lines(Path(given.removeprefix("@")).read_bytes())
+        except OSError as error:
+            raise ConfigError(f"{given}: the list cannot be read: {error.strerror}") from None
+        if not paths:
+            raise ConfigError(f"{given}: the list names no pictures")
+        yield from paths
+    elif glob.has_magic(given) and not path.exists():
+        matches = sorted(match for match in glob.glob(given, recursive=True) if Path(match).is_file())  # noqa: PTH207
+        if not matches:
+            raise ConfigError(f"{given}: no file matches")
+        yield from matches
+    else:
+        yield given
+
+
+def _lines(content: bytes) -> list[str]:
+    """The paths in a list: one a line, blank lines left out, in the file system's own encoding."""
+    return [os.fsdecode(line) for line in content.replace(b"\r\n", b"\n").split(b"\n") if line.strip()]

@@ -1,0 +1,197 @@
+"""Trained weights as files have them, and the network that they make."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from engine.config import ConfigError, DataConfig, find_run, from_yaml, require
+from engine.data.preprocessing import Preprocessing
+from engine.data.sources.folder import MEAN, STD
+
+if TYPE_CHECKING:
+    import torch
+
+    import archs
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A network's tensors and what they were trained as."""
+
+    path: Path
+    """The file that holds them."""
+    tensors: dict
+    arch: str
+    options: dict
+    """What `archs.build` was told beside the name."""
+    classes: list[str] | None
+    image_size: int
+    data: DataConfig | None
+    """What the run was trained on, where the weights lie in its folder."""
+    preprocessing: Preprocessing | None = None
+    """The pixels they expect; None where nobody wrote it down."""
+
+    @property
+    def class_count(self) -> int:
+        """Rows of the head. Raises ConfigError where the names are not as many."""
+        heads = [key for key in self.tensors if re.match(r"head\.(.*\.)?fc\.weight$", key)]
+        require(bool(heads), f"{self.path} holds no head of a classifier ({', '.join(list(self.tensors)[:3])}, …)")
+        count = int(self.tensors[heads[-1]].shape[0])
+        named = count if self.classes is None else len(self.classes)
+        require(named == count, f"{self.path} names {named} classes, and its head is for {count}")
+        return count
+
+    def class_names(self) -> list[str]:
+        """The classes in order; numbers where nobody wrote the names down. Raises ConfigError as `class_count`."""
+        count = self.class_count
+        return self.classes or [str(number) for number in range(count)]
+
+    def expected(self) -> Preprocessing:
+        """The pixels that they expect, or ImageNet's where nobody wrote it down."""
+        return self.preprocessing or Preprocessing(MEAN, STD, 0.875, "bilinear", self.image_size)
+
+    def build(self) -> archs.Classifier:
+        """The network with these weights, in evaluation mode on the CPU. Raises ConfigError where they do not fit."""
+        import archs
+
+        try:  # of what the file says, all may be wrong
+            model = archs.build(self.arch, self.class_count, image_size=self.image_size, **self.options)
+        except (ValueError, TypeError) as error:
+            raise ConfigError(f"{self.path}: {error}") from None
+        try:
+            model.load_state_dict(self.tensors)
+        except RuntimeError as error:
+            raise ConfigError(f"{self.path}: not the weights of {self.arch}: {_short(str(error))}") from None
+        return model.eval()
+
+    def digest(self) -> str:
+        """SHA-256 of the file that holds them."""
+        with self.path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _short(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return " ".join(lines)[:300]
+
+
+def read_weights(path: Path, arch: str | None = None) -> Weights:
+    """Load weights without pickle from any of the places that a run leaves them in.
+
+    arch  the network, for a file that does not say: ours, timm's and torchvision's keys are known
+
+    Raises ConfigError for a path that holds none, or a file that does not say which network it is of.
+    """
+    from engine.recovery.checkpoint import checkpoint_to_resume, read_state
+    from engine.step.network import network_options
+
+    if path.is_dir() and (path / "config.yaml").is_file():
+        path = path / "model.safetensors"
+        require(path.is_file(), f"--checkpoint {path.parent}: no model.safetensors yet; name a checkpoint in it")
+    if path.suffix in (".safetensors", ".pth", ".pt", ".bin") and path.name != "trainer.pt":
+        return _of_file(path, arch)
+    checkpoint = checkpoint_to_resume(path, path / "checkpoints")
+    if checkpoint is None:
+        raise ConfigError(f"--checkpoint {path}: neither a run folder, nor a checkpoint, nor a .safetensors")
+    run = find_run(str(checkpoint))
+    config = from_yaml(run / "config.yaml")
+    state = read_state(checkpoint / "trainer.pt")
+    require("model" in state, f"--checkpoint {path} is sharded by DeepSpeed; evaluate the run folder's best weights")
+    model, data = config.model, config.data
+    classes = json.loads(_facts(run / "model.safetensors").get("classes", "null"))
+    expected = Preprocessing.named_by(data)
+    file = checkpoint / "trainer.pt"
+    return Weights(file, state["model"], model.arch, network_options(model), classes, data.image_size, data, expected)
+
+
+def _facts(path: Path) -> dict[str, str]:
+    from engine.step.pretrained import file_facts
+
+    return file_facts(path)
+
+
+def _of_file(path: Path, arch: str | None) -> Weights:
+    require(path.is_file(), f"--checkpoint {path}: no such file")
+    from safetensors import SafetensorError, safe_open
+
+    facts: dict[str, str] = {}
+    if path.suffix == ".safetensors":
+        try:
+            with safe_open(path, framework="pt") as file:
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+                facts = file.metadata() or {}
+        except (SafetensorError, OSError) as error:
+            raise ConfigError(f"--checkpoint {path} cannot be read: {error}") from error
+    if "arch" not in facts:
+        require(
+            arch is not None,
+            f"--checkpoint {path} does not say which network it is of; name it with --arch, or name a run folder",
+        )
+        assert arch is not None
+        return _foreign(path, arch)
+    require(
+        arch in (None, facts["arch"]),
+        f"--checkpoint {path} is of {facts['arch']}, not of {arch}",
+    )
+    run = path.parent / "config.yaml"
+    data = from_yaml(run).data if run.is_file() else None
+    said = facts.get("preprocessing")
+    expected = Preprocessing.from_json(said) if said else None
+    try:
+        classes, size = json.loads(facts["classes"]), int(facts["image_size"])
+        options = json.loads(facts.get("options", "{}"))
+    except (KeyError, ValueError) as error:
+        raise ConfigError(f"--checkpoint {path}: what it says of itself cannot be read: {error}") from None
+    return Weights(path, tensors, facts["arch"], options, classes, size, data, expected)
+
+
+def _foreign(path: Path, arch: str) -> Weights:
+    """Weights that say nothing of themselves, under whichever keys: brought under ours."""
+    import torch
+
+    import archs
+    from archs.registry import options_of
+    from archs.weights import our_keys
+    from engine.step.pretrained import file_weights
+
+    tensors = file_weights(path)
+    try:
+        info = archs.lookup(arch)
+    except ValueError as error:
+        raise ConfigError(f"--arch: {error}") from None
+    named, source = our_keys(tensors, info.name)
+    options: dict[str, Any] = next((dict(one.options) for one in info.references if one.source == source), {})
+    if "auxiliary" in options_of(info.name):
+        options["auxiliary"] = False  # it serves training alone
+        named = {key: tensor for key, tensor in named.items() if not key.startswith("auxiliary.")}
+    for key in [key for key in named if key.endswith("running_mean")]:  # older files do not count
+        named.setdefault(key.replace("running_mean", "num_batches_tracked"), torch.zeros((), dtype=torch.int64))
+    return Weights(path, named, info.name, options, None, info.image_size, None)
+
+
+def for_use(
+    weights: Weights, device: torch.device, precision: str
+) -> tuple[archs.Classifier, Callable[[torch.Tensor], Any]]:
+    """(network, forward): on the device, channels-last, in `precision` ("auto" as in training).
+
+    Evaluation and prediction both go through here: for the same images they have the same logits.
+    """
+    import torch
+
+    from engine.step.plan import Hardware, choose_precision
+    from engine.step.wrap import AUTOCAST_DTYPES
+
+    chosen = choose_precision(precision, Hardware.detect())
+    model = weights.build().to(device).to(memory_format=torch.channels_last)
+
+    def forward(images: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(device.type, AUTOCAST_DTYPES[chosen], enabled=chosen != "fp32"):
+            return model(images)
+
+    return model, forward

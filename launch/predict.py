@@ -1,0 +1,27 @@
+"""Predict: `python launch/predict.py --checkpoint runs/NAME photos/ --output classes.csv`."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from engine.imports import refuse_foreign_packages
+
+refuse_foreign_packages()
+
+from engine.config import ConfigError
+from engine.data.sources.source import DataError
+from engine.train.run import fail
+from engine.use.prediction import parse, run_prediction
+
+
+def main() -> int:
+    """Parse the command line, predict, print; returns the exit code."""
+    try:
+        return run_prediction(parse())
+    except (ConfigError, DataError) as error:
+        return fail(error)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,186 @@
+"""`launch/predict.py` as a person meets it: tables, a killed job that goes on, and what cannot be meant."""
+
+import csv
+import importlib.util
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from engine.use import prediction
+from engine.use.journal import part_of
+
+
+def shared_fixtures():
+    """The weights and pictures of tests/engine/use."""
+    path = Path(__file__).parents[1] / "engine" / "use" / "conftest.py"
+    spec = importlib.util.spec_from_file_location("made_for_use", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+MADE = shared_fixtures()
+SCRIPT = "launch/predict.py"
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> Path:
+    return MADE.write_weights(tmp_path_factory.mktemp("weights") / "model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory) -> Path:
+    """A folder with ten pictures and a file that is none."""
+    folder = tmp_path_factory.mktemp("pictures")
+    MADE.make_pictures(folder)
+    (folder / "05b.jpg").write_bytes(b"%PDF-1.7")
+    return folder
+
+
+def run(*arguments) -> int:
+    """In this process, which has torch loaded already."""
+    return prediction.run_prediction(prediction.parse([str(argument) for argument in arguments]))
+
+
+def table(path: Path) -> list[dict]:
+    if path.suffix == ".jsonl":
+        return [json.loads(line) for line in path.read_text().splitlines()]
+    if path.suffix == ".parquet":
+        return pytest.importorskip("pyarrow.parquet").read_table(path).to_pylist()
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_table_of_each_kind_has_the_same_rows(checkpoint, pictures, tmp_path):
+    pytest.importorskip("pyarrow", reason="pyarrow is not installed: no Parquet")
+    found = {}
+    for kind in ("csv", "jsonl", "parquet"):
+        out = tmp_path / f"x.{kind}"
+        shape = ("--output", out, "--top-k", 2, "--precision", "fp32", "--batch-size", 4)
+        assert run("--checkpoint", checkpoint, pictures, *shape) == 0
+        found[kind] = table(out)
+        assert not part_of(out).exists()
+    assert found["jsonl"] == found["parquet"]
+    for row, other in zip(found["csv"], found["jsonl"], strict=True):
+        assert row["path"] == other["path"]
+        assert row["reason"] == (other["reason"] or "")
+        names = [row[f"class_{rank}"] for rank in (1, 2) if row[f"class_{rank}"]]
+        assert names == other["classes"]
+        shares = [float(row[f"probability_{rank}"]) for rank in (1, 2) if row[f"probability_{rank}"]]
+        assert shares == pytest.approx(other["probabilities"], rel=1e-5)
+    assert [Path(row["path"]).name for row in found["csv"]] == sorted(path.name for path in pictures.iterdir())
+    assert [Path(row["path"]).name for row in found["jsonl"] if row["reason"]] == ["05b.jpg"]
+
+
+def test_on_the_screen(checkpoint, pictures, capsys):
+    assert run("--checkpoint", checkpoint, pictures / "00.jpg", pictures / "05b.jpg", "--top-k", 1) == 0
+    said = capsys.readouterr().out
+    assert "00.jpg" in said and " %" in said
+    assert "unreadable: no image format that Pillow knows" in said and "2 pictures, 1 of them unreadable" in said
+
+
+def test_embeddings_beside_the_table(checkpoint, pictures, tmp_path):
+    out, features = tmp_path / "x.csv", tmp_path / "f.npy"
+    assert run("--checkpoint", checkpoint, pictures, "--output", out, "--embeddings", features) == 0
+    found = np.load(features)
+    assert found.shape == (11, 512)
+    bad = [row["reason"] != "" for row in table(out)]
+    assert np.isnan(found).all(axis=1).tolist() == bad
+
+
+def test_weights_that_do_not_say_are_told_what_is_assumed(pictures, tmp_path, capsys):
+    silent = MADE.write_weights(tmp_path / "model.safetensors", preprocessing=None)
+    assert run("--checkpoint", silent, pictures / "00.jpg") == 0
+    assert "does not say which pixels it expects; assumed: 64 px, crop 0.875, bilinear" in capsys.readouterr().out
+
+
+@pytest.fixture
+def slow_start(root):
+    """Start the script in a process of its own; batches are slowed down so that it can be met in its middle."""
+    processes = []
+    code = (
+        "import sys, time; sys.argv[0] = 'launch/predict.py'\n"
+        "from engine.use import journal\n"
+        "add = journal.Journal.add\n"
+        "journal.Journal.add = lambda self, rows: (add(self, rows), time.sleep(0.5))[0]\n"
+        "from engine.use.prediction import parse, run_prediction\n"
+        "sys.exit(run_prediction(parse(sys.argv[1:])))\n"
+    )
+
+    def start(*arguments):
+        command = [sys.executable, "-c", code, *map(str, arguments)]
+        processes.append(subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
+        return processes[-1]
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+def test_a_killed_job_goes_on_and_leaves_what_an_undisturbed_one_does(checkpoint, pictures, slow_start, tmp_path):
+    whole, cut = tmp_path / "whole.jsonl", tmp_path / "cut.jsonl"
+    shape = ("--checkpoint", checkpoint, pictures, "--batch-size", 2, "--precision", "fp32")
+    assert run(*shape, "--output", whole, "--embeddings", tmp_path / "whole.npy") == 0
+    process = slow_start(*shape, "--output", cut, "--embeddings", tmp_path / "cut.npy")
+    deadline = time.monotonic() + 120
+    while not part_of(cut).exists() or len(part_of(cut).read_bytes().splitlines()) < 5:
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not cut.exists() and not (tmp_path / "cut.npy").exists()
+    assert 5 <= len(part_of(cut).read_bytes().splitlines()) < 12
+    assert run(*shape, "--output", cut, "--embeddings", tmp_path / "cut.npy") == 0
+    assert cut.read_bytes() == whole.read_bytes()
+    assert (tmp_path / "cut.npy").read_bytes() == (tmp_path / "whole.npy").read_bytes()
+    assert not part_of(cut).exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--checkpoint", "{weights}", "{empty}"], "holds no pictures"),
+        (["--checkpoint", "{weights}", "{pictures}", "--output", "{there}"], "exists; remove it, or give another name"),
+        (["--checkpoint", "{weights}", "{pictures}", "--output", "{empty}/x.xlsx"], "ends in .csv, .jsonl, .parquet"),
+        (["--checkpoint", "{weights}", "{pictures}", "--output", "{empty}/no/x.csv"], "there is no folder"),
+        (["--checkpoint", "{weights}", "{pictures}", "--embeddings", "x.pkl"], "ends in .npy or .safetensors"),
+        (["--checkpoint", "{empty}/nowhere", "{pictures}"], "neither a run folder"),
+        (["{pictures}"], "--checkpoint is needed"),
+        (["--checkpoint", "{weights}", "-"], "standard input ended before it named a picture"),
+        (["--checkpoint", "{weights}", "{pictures}", "--precision", "fp16"], "--precision fp16 needs a GPU"),
+    ],
+)
+def test_what_cannot_be_meant_is_a_sentence_and_leaves_nothing(
+    checkpoint, pictures, tmp_path, monkeypatch, capsys, arguments, told
+):
+    import io
+
+    from launch import predict
+
+    names = {"weights": checkpoint, "pictures": pictures, "empty": tmp_path / "empty", "there": tmp_path / "there.csv"}
+    names["empty"].mkdir()
+    names["there"].write_text("mine")
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"")))
+    monkeypatch.setattr("sys.argv", ["predict.py", *(argument.format(**names) for argument in arguments)])
+    try:
+        code = predict.main()
+    except SystemExit as error:  # a value that the parser refuses by itself
+        code = error.code
+    assert code == 2
+    said = capsys.readouterr().err
+    assert told in " ".join(said.split()) and "Traceback" not in said
+    assert names["there"].read_text() == "mine" and not list(names["empty"].iterdir())
+
+
+def test_the_script_itself(launch, checkpoint, pictures, tmp_path):
+    done = launch("--checkpoint", checkpoint, pictures, "--output", tmp_path / "x.csv", script=SCRIPT)
+    assert "11 pictures, 1 of them unreadable" in done.stdout and "Traceback" not in done.stderr
+    done = launch("--checkpoint", checkpoint, pictures, "--output", tmp_path / "x.csv", script=SCRIPT, code=2)
+    assert done.stderr.startswith("error: --output")
