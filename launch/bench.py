@@ -40,7 +40,13 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         action="store_true",
         help="go through every line on the CPU at tiny sizes; profiles/ stays as it is",
     )
-    add("--report", action="store_true", help="all suites, then one table and the page profiles/<machine>/report.html")
+    add("--continue", action="store_true", dest="go_on", help="only what is missing; what failed at this commit stays")
+    add("--warmed", action="store_true", help="networks are compiled already: archs does not compile ahead")
+    add(
+        "--report",
+        action="store_true",
+        help="first contact, in order of value within the budget; a table and a page",
+    )
     return parser.parse_args(arguments)
 
 
@@ -70,18 +76,23 @@ def main(arguments: list[str] | None = None) -> int:
             budget=Options.seconds(given.budget),
             dry_run=given.dry_run,
             fresh=given.fresh,
+            go_on=given.go_on,
+            warmed=given.warmed,
             output=given.output,
             photos=given.photos,
             data=given.data,
             runs=tuple(given.runs),
         )
-        outcomes = gpu_report(options) if given.report else run_suites(suites, options)
+        if given.report:
+            failed = gpu_report(options)
+        else:
+            failed = sum(bool(outcome.failed) for outcome in run_suites(suites, options).values())
         if options.output is None:
             write_index()
     except (ValueError, Unwritable) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    return 1 if any(outcome.failed for outcome in outcomes.values()) else 0
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":

@@ -38,6 +38,10 @@ class Options:
     """Every line on the CPU at tiny sizes; nothing under profiles/ changes."""
     fresh: bool = False
     """Measure again what is in the file already."""
+    warmed: bool = False
+    """What is compiled is in the caches already."""
+    go_on: bool = False
+    """Leave rows alone that failed at this commit, too."""
     output: Path | None = None
     """Folder in place of profiles/."""
     photos: Path | None = None

@@ -77,10 +77,18 @@ class Store:
         """Rows by key, as they stand in the file."""
         return self.document["rows"]
 
-    def has(self, key: str, settings: dict[str, Any]) -> bool:
-        """Whether the row was measured already: here, at this commit, with these settings and this torch."""
-        row = self.rows.get(key)
-        return row is not None and row["status"] == "measured" and row["identity"] == self.identity(settings)
+    def has(self, key: str, settings: dict[str, Any], failed: bool = False) -> bool:
+        """Whether the row was measured already: here, at this commit, with these settings and this torch.
+
+        failed  or failed so
+        """
+        row, ended = self.rows.get(key), ("measured", "error") if failed else ("measured",)
+        return row is not None and row["status"] in ended and row["identity"] == self.identity(settings)
+
+    def begin(self, key: str, settings: dict[str, Any]) -> None:
+        """Write which row is being measured: whoever finds that in the file knows where the process ended."""
+        self.document["running"] = {"key": key, "identity": self.identity(settings)}
+        self.write()
 
     def identity(self, settings: dict[str, Any]) -> dict[str, Any]:
         """What makes a measurement the same one."""
@@ -91,6 +99,7 @@ class Store:
 
         What was measured once is not replaced by "not available".
         """
+        self.document.pop("running", None)
         if status == "not available" and self.rows.get(key, {}).get("status") == "measured":
             return
         about = {"status": status, "date": today(), "command": command(), "seconds": round(seconds, 1)}

@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 from engine.bench.instrument.measure import fair_settings, one_line, release_memory
 from engine.bench.instrument.peers import NotAvailable
 from engine.bench.instrument.record import Store
@@ -77,24 +79,34 @@ def parse_budget(text: str) -> float:
 
 
 def run_rows(
-    rows: Sequence[Row], store: Store, budget: float, fresh: bool = False, say: Callable[[str], None] = print
+    rows: Sequence[Row],
+    store: Store,
+    budget: float,
+    fresh: bool = False,
+    say: Callable[[str], None] = print,
+    go_on: bool = False,
 ) -> Outcome:
     """Measure `rows` in order into `store` for at most `budget` seconds.
 
     A row that is not expected to end within the budget is not begun; cheaper ones after it are. What is in the store
-    already, at this commit with these settings, is kept unless `fresh`. A row that crashes becomes one with its error.
+    already, at this commit with these settings, is kept unless `fresh`; with `go_on` what failed so, too. A row that
+    crashes becomes one with its error; where it takes the GPU away from this process, the rest is not begun ("lost").
     """
     deadline = time.monotonic() + budget
     outcome, pace = Outcome(), Pace()
     for note in store.notes:
         say(f"note: {note}")
     for row in rows:
-        if not fresh and store.has(row.key, row.settings):
+        if not fresh and store.has(row.key, row.settings, go_on):
             outcome.kept.append(row.key)
         elif budget <= 0 or time.monotonic() + pace.seconds(row) > deadline:
             outcome.not_reached.append(row.key)
         else:
             _measure(row, store, deadline, outcome, pace, say)
+            if row.key in outcome.failed and gpu_lost():
+                store.document["lost"] = row.key
+                say(f"the GPU is lost to this process after {row.key}: a new one has to go on")
+                break
     store.document["not_reached"] = outcome.not_reached
     store.write()
     return outcome
@@ -102,6 +114,7 @@ def run_rows(
 
 def _measure(row: Row, store: Store, deadline: float, outcome: Outcome, pace: Pace, say: Callable[[str], None]) -> None:
     release_memory()
+    store.begin(row.key, row.settings)
     began = time.monotonic()
     status, content = "measured", {}
     try:
@@ -122,6 +135,17 @@ def _measure(row: Row, store: Store, deadline: float, outcome: Outcome, pace: Pa
         status, f": {content.get('error')}"
     )
     say(f"{row.key}{told} ({seconds:.1f} s)")
+
+
+def gpu_lost() -> bool:
+    """Whether CUDA refuses everything in this process from now on: errors of kernels stay with their process."""
+    if not torch.cuda.is_initialized():
+        return False
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError:
+        return True
+    return False
 
 
 def describe(outcome: Outcome, store: Store) -> str:

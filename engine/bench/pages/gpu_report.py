@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import math
-import time
-from collections.abc import Callable
-from dataclasses import replace
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,62 +14,84 @@ from typing import Any
 import torch
 
 import engine.report
+from engine.bench.contact import AFTER, STEPS, Contact, Step, first_contact
 from engine.bench.instrument.options import Options
 from engine.bench.instrument.peers import NotAvailable, need
-from engine.bench.instrument.record import Store, load, machine
-from engine.bench.instrument.rows import Outcome
+from engine.bench.instrument.record import PROFILES, Unwritable, load, machine
 from engine.bench.suites import arch_rows
-from engine.bench.suites.run import SUITES, run_suites
-from engine.runs.provenance import commit, versions
+from engine.bench.suites.run import SUITES
+from engine.runs.provenance import ROOT, commit, versions
 from engine.runs.runfolder import atomic_file
 from engine.runs.text_table import text_table
 from engine.step.plan import use_cuda
 
-CAPS = {
-    "machine": 45,
-    "archs": 480,
-    "kernels": 480,
-    "memory": 300,
-    "trainer": 180,
-    "loader": 120,
-    "zoo": 600,
-    "compile": 180,
-    "startup": 90,
-}
-"""Seconds that a suite may take of a budget, in order of value; what it leaves goes to the next. The accuracy runs,
-the longest, take what is left in the end. Without a budget each takes what it needs."""
+AHEAD = ("-m", "engine.bench.ahead")
+LONGEST = 12_000
+"""Signs of the table that is printed last: a terminal that keeps only the end of what is said keeps all of it."""
 TEMPLATE = "bench_page.html.jinja"
+NO_GPU = f"no GPU: PyTorch {torch.__version__} measures the CPU"
 CROWDED = 0.9
 """Share of a GPU's memory that should be free; below it another process holds the rest."""
 
 
-def gpu_report(options: Options, say: Callable[[str], None] = print) -> dict[str, Outcome]:
-    """Run every suite within the budget, each capped by CAPS; then print one table and write report.html.
+def gpu_report(options: Options, say: Callable[[str], None] = print, steps: Sequence[Step] = (*STEPS, *AFTER)) -> int:
+    """First contact within the budget, then one table and report.html; returns how many steps did not pass.
+
+    This process makes no context on the GPU before the end: every step has the whole card.
 
     Raises Unwritable where results cannot be written.
     """
-    ends = time.monotonic() + options.budget
-    notes = machine_notes()
+    key, notes = looked_at(options.dry_run)
+    folder = (options.output or PROFILES) / key
+    try:
+        contact = Contact(folder, forwarded(options), say)
+    except OSError as error:
+        raise Unwritable(f"{folder} cannot be written ({error.strerror}); give another --output") from None
+    if options.go_on:
+        contact.go_on()
     for note in notes:
         say(f"note: {note}")
-    outcomes: dict[str, Outcome] = {}
-    for suite in [*CAPS, *(name for name in SUITES if name not in CAPS and name != "runs")]:
-        left = max(0.0, ends - time.monotonic())
-        most = left if math.isinf(left) else min(left, CAPS.get(suite, left))
-        outcomes |= run_suites([suite], replace(options, budget=most), say)
-    folder = Store("machine", options.output).path.parent
-    say(summary(folder))
+    if options.dry_run:  # GPU tests have nothing to go through
+        steps = [step for step in steps if step.suite]
+    cuda = not options.dry_run and notes[:1] != [NO_GPU]
+    statuses = first_contact(options, contact, steps, AHEAD if cuda else ())
+    page = ""
     try:
-        say(f"page {write_page(folder, notes)}")
+        page = f"page {write_page(folder, notes)}"
     except NotAvailable as error:
-        say(f"no page: {error}")
-    return outcomes
+        page = f"no page: {error}"
+    table = summary(folder)
+    say(table if len(table) <= LONGEST else table[: LONGEST - 80] + f"\n... the rest is in {folder}")
+    say(text_table(("step", "status", "seconds"), contact.told()))
+    say(page)
+    return sum(status != "passed" for status in statuses.values())
+
+
+def looked_at(dry_run: bool) -> tuple[str, list[str]]:
+    """This machine's key and what a reader must know first, found out by a process of its own."""
+    code = "import json\nfrom engine.bench.pages.gpu_report import machine, machine_notes\n"
+    code += "print(json.dumps([machine()['key'], machine_notes()]))"
+    hidden = {"CUDA_VISIBLE_DEVICES": ""} if dry_run else {}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=os.environ | hidden, capture_output=True, text=True, check=True
+    )
+    key, notes = json.loads(done.stdout.splitlines()[-1])
+    return key, notes
+
+
+def forwarded(options: Options) -> list[str]:
+    """The options as arguments of the processes that run suites."""
+    given = {"--output": options.output, "--photos": options.photos, "--data": options.data}
+    given |= {"--precision": options.precision, "--batch-size": options.batch_size, "--image-size": options.image_size}
+    given |= {"--rounds": options.rounds}
+    arguments = [word for flag, value in given.items() if value for word in (flag, str(value))]
+    return arguments + (["--dry-run"] if options.dry_run else []) + (["--fresh"] if options.fresh else [])
 
 
 def machine_notes() -> list[str]:
     """What a reader must know before the figures: no GPU, or one that another process fills."""
     if not use_cuda():
-        return [f"no GPU: PyTorch {torch.__version__} measures the CPU"]
+        return [NO_GPU]
     free, total = torch.cuda.mem_get_info()
     if free >= CROWDED * total:
         return []

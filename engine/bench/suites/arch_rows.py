@@ -69,7 +69,7 @@ def rows(options: Options) -> Iterator[Row]:
     if precision != "fp32" and not options.precision:
         passes.append(base | {"precision": "fp32"})
     listed = [sized(settings, name, options, device) for settings in passes for name in chosen]
-    if compiled and (device.type == "cuda" or options.dry_run):
+    if compiled and not options.warmed and (device.type == "cuda" or options.dry_run):
         settings = {"compiled": [key_of(one) for one in listed[: len(chosen)]], "cores": machine()["cores"]}
         most = COMPILE_SHARE * options.budget
         yield Row(

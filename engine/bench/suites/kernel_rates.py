@@ -6,80 +6,36 @@ step runs it, convolution, BatchNorm and activation, forward and backward, both 
 
 from __future__ import annotations
 
+import logging
 import math
 import statistics
 import time
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 import archs
 import kernels
-from archs.fused import activation, set_fused
+from archs.fused import set_fused
 from archs.layers import SqueezeExcite
+from engine.bench.instrument.graphs import graphed
+from engine.bench.instrument.kernel_layers import Layer, layers_of
+from engine.bench.instrument.measure import one_line
 from engine.bench.instrument.options import Options
+from engine.bench.instrument.peers import NotAvailable
 from engine.bench.instrument.rows import Row
 from engine.bench.suites import kernel_checks
+from engine.bench.suites.layer_checks import CHECKED, CHECKED_BATCH, layer_check, spread
 from kernels.conv import call
-from kernels.dispatch import kernel_for, layer_key
 
 NETWORKS = ("mobilenetv1", "mobilenetv2", "xception", "efficientnet_b0", "shufflenet_g3")
 STEPS = ("mobilenetv1", "mobilenetv2", "efficientnet_b0", "xception", "shufflenet_g3")
 
 
-class Layer(NamedTuple):
-    """A convolution that a kernel can take, with the activation behind the one before it."""
-
-    channels: int
-    outputs: int
-    height: int
-    width: int
-    size: int
-    stride: int
-    groups: int
-    act: str
-    squeezed: int = 0
-    """Channels inside the squeeze-and-excitation before it; 0 is none."""
-
-    def key(self, dtype: torch.dtype) -> str:
-        """Its key in the dispatch table."""
-        op = "excited" if self.squeezed else "pointwise" if self.size == 1 else "depthwise"
-        return layer_key(op, *self[:7], str(dtype).removeprefix("torch."))
-
-
-def layers_of(arch: str, image_size: int) -> list[Layer]:
-    """The network's depthwise and pointwise layers, each shape once, found on the meta device."""
-    with torch.device("meta"):
-        model = archs.build(arch, num_classes=10)
-        images = torch.empty(2, 3, image_size, image_size)
-    acts = {(activation(module) or ("", 0))[0] for module in model.modules()} - {"", "identity"}
-    act = next(iter(sorted(acts)), "relu")
-    found: dict[Layer, None] = {}
-    excited: dict[int, tuple[Tensor, int]] = {}
-
-    def remember(module: SqueezeExcite, _inputs: tuple[Tensor], output: Tensor) -> None:
-        excited[id(output)] = output, module.fc1.out_channels  # the tensor too, so that its id stays its own
-
-    def note(conv: nn.Conv2d, inputs: tuple[Tensor], _output: Tensor) -> None:
-        x = inputs[0]
-        if x.shape[2] * x.shape[3] == 1:
-            return  # squeeze-and-excitation's own layers
-        if kernel_for(x, conv.weight, conv.stride, conv.padding, conv.groups) != "aten":
-            sides = (x.shape[2], x.shape[3], conv.kernel_size[0], conv.stride[0], conv.groups)
-            squeezed = excited[id(x)][1] if id(x) in excited and conv.groups == 1 else 0
-            found[Layer(conv.in_channels, conv.out_channels, *sides, act, squeezed)] = None
-
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d):
-            module.register_forward_hook(note)
-        elif isinstance(module, SqueezeExcite):
-            module.register_forward_hook(remember)
-    with torch.no_grad():
-        model.eval()(images)
-    return list(found)
+logger = logging.getLogger("hcr")
 
 
 def seconds(run: Callable[[], Any], device: torch.device, repeats: int) -> float:
@@ -180,7 +136,8 @@ def layer_row(layer: Layer, batch: int, dtype: torch.dtype, device: torch.device
     x = torch.randn(shape, device=device).to(dtype).contiguous(memory_format=torch.channels_last)
     path = "pointwise" if layer.size == 1 else "depthwise"
     contenders = {"kernel": layer_step(layer, x, path), "library": library_step(layer, x)}
-    times = taking_turns(contenders, device, rounds, repeats)
+    recorded = as_graphs(contenders, device)
+    times = taking_turns(recorded or contenders, device, rounds, repeats)
     kernel, library = times["kernel"], times["library"]
     side = math.prod((s + 2 * (layer.size // 2) - layer.size) // layer.stride + 1 for s in (layer.height, layer.width))
     outputs = batch * layer.outputs * side
@@ -192,7 +149,19 @@ def layer_row(layer: Layer, batch: int, dtype: torch.dtype, device: torch.device
         "library_over_kernel": library / kernel,
         "bytes": moved,
         "bytes_per_second": moved / kernel,
+        "in_graphs": bool(recorded),
     }
+
+
+def as_graphs(contenders: dict[str, Callable[[], Any]], device: torch.device) -> dict[str, Callable[[], Any]]:
+    """Each as one CUDA graph, so that no host's time is in a layer's; empty where one of them cannot be recorded."""
+    try:
+        return {name: graphed(run, device) for name, run in contenders.items()}
+    except NotAvailable:
+        return {}
+    except RuntimeError as error:  # what CUDA raises of a step that cannot be recorded; said in the row as launched
+        logger.info("timed as launched: %s", one_line(error))
+        return {}
 
 
 def step_row(arch: str, batch: int, size: int, dtype: torch.dtype, device: torch.device, rounds: int) -> dict:
@@ -245,12 +214,17 @@ def rows(options: Options) -> list[Row]:
         row = layer_row(layer, batch, dtype, device, rounds, 10 if cuda else 1)
         return row | {"share_of_copy": row["bytes_per_second"] / bandwidth}
 
-    made = [Row(f"step {arch}", settings | {"arch": arch}, partial(step, arch), 60.0) for arch in networks]
-    made += kernel_checks.rows(options, device)
-    layers = dict.fromkeys(layer for arch in networks for layer in layers_of(arch, size))
-    for layer in list(layers)[: None if cuda else 2]:
+    layers = list(dict.fromkeys(layer for arch in networks for layer in layers_of(arch, size)))
+    made = []
+    for layer in spread(layers, CHECKED if cuda else 2):
+        measure = partial(layer_check, layer, min(batch, CHECKED_BATCH), dtype, device)
+        made.append(Row(f"right {layer.key(dtype)}", settings, measure, 1.0))
+    checks = kernel_checks.rows(options, device)
+    made += checks[:1]
+    for layer in layers[: None if cuda else 2]:
         made.append(Row(layer.key(dtype), settings, partial(layer_figures, layer), 3.0))
-    return made
+    made += [Row(f"step {arch}", settings | {"arch": arch}, partial(step, arch), 60.0) for arch in networks]
+    return made + checks[1:]
 
 
 def kernel_rates(

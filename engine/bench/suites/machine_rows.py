@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from engine.bench.instrument.footprint import footprint
 from engine.bench.instrument.options import Options
 from engine.bench.instrument.peers import NotAvailable
 from engine.bench.instrument.rates import copy_bytes, copy_rate, matmul_rate, matmul_sides, median_seconds
@@ -20,7 +21,7 @@ TURNS = 15
 
 
 def rows(options: Options) -> Iterator[Row]:
-    """Facts, matrix products by precision, memory copies, and copies from the host."""
+    """Facts, matrix products by precision, memory copies, what a process takes, and copies from the host."""
     device = torch.device(Hardware.detect().type)
     yield Row("facts", {}, lambda deadline: facts(), seconds=1.0)
     for precision in ("fp32", "tf32", "bf16", "fp16"):
@@ -29,6 +30,7 @@ def rows(options: Options) -> Iterator[Row]:
         yield Row(f"matmul {precision}", settings, partial(_matmul, precision, sides, device), seconds=5.0)
     size = copy_bytes(device, options.dry_run)
     yield Row("copy", {"bytes": size}, partial(_copy, size, device), seconds=3.0)
+    yield Row("footprint", {}, lambda deadline: footprint(), seconds=8.0, paced=False)
     yield Row("host to device", {"bytes": size}, lambda deadline: from_host(size, device), seconds=3.0)
 
 

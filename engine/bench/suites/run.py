@@ -75,7 +75,7 @@ def run_suites(names: Iterable[str], options: Options, say: Callable[[str], None
     for name in names:
         store = Store(name, options.output)
         left = replace(options, budget=max(0.0, ends - time.monotonic()))
-        outcomes[name] = run_rows(rows_of(name, left), store, left.budget, options.fresh, say)
+        outcomes[name] = run_rows(rows_of(name, left), store, left.budget, options.fresh, say, options.go_on)
         say(table_of(name, store.rows))
         say(describe(outcomes[name], store) + "\n")
     return outcomes

@@ -10,10 +10,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from engine.bench.contact import AFTER, STEPS, Step
 from engine.bench.instrument import precompile, record
 from engine.bench.instrument.energy import energy_counter
 from engine.bench.instrument.options import Options
-from engine.bench.instrument.rows import Outcome
 from engine.bench.instrument.sides import Side
 from engine.bench.pages import gpu_report
 
@@ -69,20 +69,17 @@ def test_one_page_that_needs_nothing_else(folder):
     assert "http" not in page.replace("http-equiv", ""), "nothing is fetched"
 
 
-def test_suites_come_in_order_of_value_within_one_budget(folder, monkeypatch):
-    begun = []
-
-    def run_suites(names, options, say):
-        begun.append((names[0], options.budget))
-        return {names[0]: Outcome()}
-
-    monkeypatch.setattr(gpu_report, "run_suites", run_suites)
+def test_the_report_ends_with_a_table_that_fits_and_a_page(folder, monkeypatch):
+    monkeypatch.setattr(gpu_report, "looked_at", lambda dry_run: (folder.name, ["a note"]))
+    monkeypatch.setattr(gpu_report, "LONGEST", 250)
     said: list[str] = []
-    gpu_report.gpu_report(Options(budget=600.0, output=folder.parent), said.append)
-    assert [name for name, _ in begun][:3] == ["machine", "archs", "kernels"]
-    budgets = dict(begun)
-    assert budgets["archs"] == gpu_report.CAPS["archs"] and 590 < budgets["accuracy"] <= 600
-    assert "runs" not in budgets and said[-1].startswith("page ") and "net <b> train" in said[-2]
+    steps = (Step("good", 30.0, ("-c", "print('well')")), Step("bad", 30.0, ("-c", "raise SystemExit(3)")))
+    assert gpu_report.gpu_report(Options(budget=600.0, output=folder.parent), said.append, steps) == 1
+    assert said[0] == "note: a note" and said[1].startswith("good: passed") and said[1].endswith("; well")
+    assert "net <b> train" in said[-3] and len(said[-3]) < 250 + len(str(folder))
+    assert said[-3].endswith(f"... the rest is in {folder}")
+    assert [line.split()[:2] for line in said[-2].splitlines()[1:]] == [["good", "passed"], ["bad", "failed"]]
+    assert said[-1] == f"page {folder / 'report.html'}"
 
 
 def test_a_gpu_that_another_process_fills_is_told(monkeypatch):
@@ -238,13 +235,16 @@ def test_the_whole_report_runs_dry_from_a_bare_source_tree(bare_python, tmp_path
     assert done.returncode == 0, f"{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
     (place,) = output.iterdir()
     statuses = {}
-    for path in place.glob("*.json"):
+    for path in set(place.glob("*.json")) - {place / "contact.json"}:
         document = json.loads(path.read_text())
         assert not document["not_reached"], path.stem
         statuses[path.stem] = {row["status"] for row in document["rows"].values()}
-    assert set(gpu_report.CAPS) | {"accuracy"} == set(statuses)
+    assert {step.suite for step in (*STEPS, *AFTER)} - {""} == set(statuses)
     assert not any("error" in one for one in statuses.values()), statuses
     assert "measured" in statuses["archs"] & statuses["machine"] & statuses["trainer"] & statuses["accuracy"]
-    assert statuses["loader"] == statuses["startup"] == {"not available"}
+    assert statuses["loader"] == statuses["startup"] == statuses["graphs"] == {"not available"}
+    assert statuses["training"] == {"measured"}
+    steps = json.loads((place / "contact.json").read_text())["steps"]
+    assert all(row["status"] == "passed" for row in steps.values()), steps
     assert "Networks beside their peers" in (place / "report.html").read_text()
     assert done.stdout.rstrip().endswith("report.html") and "HCR / library compiled" in done.stdout

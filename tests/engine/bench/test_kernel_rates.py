@@ -6,10 +6,11 @@ import sys
 import pytest
 import torch
 
+from engine.bench.instrument.kernel_layers import Layer, layers_of
 from engine.bench.instrument.options import Options
 from engine.bench.instrument.peers import NotAvailable
-from engine.bench.suites import kernel_checks
-from engine.bench.suites.kernel_rates import Layer, kernel_rates, layer_row, layers_of, rows
+from engine.bench.suites import kernel_checks, layer_checks
+from engine.bench.suites.kernel_rates import kernel_rates, layer_row, rows
 from kernels.dispatch import speedups
 
 
@@ -34,15 +35,32 @@ def test_projections_are_timed_with_their_excitation():
 def test_rows_for_the_report():
     made = rows(Options(dry_run=True))
     assert [row.key for row in made] == [
-        "step mobilenetv1_025",
+        "right depthwise 8>8 16x16 k3 s1 g8 bfloat16",
+        "right pointwise 32>64 4x4 k1 s1 g1 bfloat16",
         "determinism",
-        "memcheck",
         "depthwise 8>8 16x16 k3 s1 g8 bfloat16",
         "pointwise 8>16 16x16 k1 s1 g1 bfloat16",
+        "step mobilenetv1_025",
+        "memcheck",
     ]
-    assert made[3].measure(0.0)["kernel_seconds"] > 0
+    assert made[0].measure(0.0)["summary"].startswith("right: worst ")
+    figures = made[3].measure(0.0)
+    assert figures["kernel_seconds"] > 0 and not figures["in_graphs"]
     with pytest.raises(NotAvailable, match="on the CPU"):
-        made[2].measure(float("inf"))
+        made[-1].measure(float("inf"))
+
+
+def test_a_kernel_that_is_wrong_is_caught_before_it_is_timed(monkeypatch):
+    layer = Layer(8, 8, 6, 6, 3, 1, 8, "relu6")
+    right = layer_checks.layer_results
+
+    def wrong(layer, x, weight, vectors, path):
+        output, *gradients = right(layer, x, weight, vectors, path)
+        return output if path == "aten" else output * 1.05, *gradients
+
+    monkeypatch.setattr(layer_checks, "layer_results", wrong)
+    with pytest.raises(RuntimeError, match=r"output is off by 0\.05 of its norm"):
+        layer_checks.layer_check(layer, 2, torch.bfloat16, torch.device("cpu"), 0.0)
 
 
 def test_the_same_bits_twice():

@@ -159,40 +159,6 @@ def test_an_output_that_cannot_be_written(tmp_path):
         Store("s", blocked)
 
 
-def test_results_do_not_change_the_commit(tmp_path, monkeypatch):
-    """profiles/ is written by measuring; any other change of the tree is another thing measured."""
-    import subprocess
-
-    def git(*arguments: str) -> None:
-        subprocess.run(["git", "-C", str(tmp_path), *arguments], check=True, capture_output=True)
-
-    git("init", "-q")
-    for name in ("profiles", "engine"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "x.py").write_text("1\n")
-    git("add", "-A")
-    git("-c", "user.name=t", "-c", "user.email=t@t", "commit", "-qm", "x")
-    monkeypatch.setattr(record, "ROOT", tmp_path)
-    commit = record.commit.__wrapped__
-    clean = commit()
-    (tmp_path / "profiles" / "x.py").write_text("2\n")
-    assert commit() == clean
-    (tmp_path / "engine" / "x.py").write_text("2\n")
-    assert commit().startswith(f"{clean}+")
-    first = commit()
-    (tmp_path / "engine" / "x.py").write_text("3\n")
-    assert commit() != first
-
-
-def test_without_git_the_sources_are_hashed(tmp_path, monkeypatch):
-    monkeypatch.setattr(record, "ROOT", tmp_path)
-    (tmp_path / "engine").mkdir()
-    (tmp_path / "engine" / "x.py").write_text("1\n")
-    first = record.commit.__wrapped__()
-    (tmp_path / "engine" / "x.py").write_text("2\n")
-    assert first.startswith("tree-") and record.commit.__wrapped__() != first
-
-
 def test_a_missing_module_is_not_available():
     with pytest.raises(NotAvailable, match="no_such_module is not installed"):
         need("no_such_module.part")

@@ -1,0 +1,219 @@
+"""First contact with a GPU: what must be known of it in eight minutes, in the order in which it must be known.
+
+Every step is a process of its own with a limit of its own: a crash costs the row that crashed, a hang its step, and
+both are told. After each there is a line, and a file that is whole (contact.json beside the suites' files, with the
+step's output in contact/NAME.log). What compiles is compiled ahead by other processes while the first steps, which are
+passed or failed but not timed, run.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from engine.bench.instrument.options import Options
+from engine.runs.provenance import ROOT, command, commit, today, versions
+from engine.runs.runfolder import atomic_file
+
+NETWORKS = ("resnet50", "mobilenetv2", "resnext50", "darknet53", "inceptionv3")
+AGAIN = 3
+"""Times that a suite is begun again after a row took the GPU away from its process."""
+GRACE = 3.0
+"""Seconds between a request to end and the end."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One process: its name, how many seconds it may take, and its arguments behind `python`."""
+
+    name: str
+    seconds: float
+    arguments: tuple[str, ...]
+    timed: bool = True
+    """Whether it measures time: then nothing else may run beside it."""
+
+    @property
+    def suite(self) -> str:
+        """The suite that it runs; empty where it runs none."""
+        return self.arguments[2] if self.arguments[:2] == ("launch/bench.py", "--suite") else ""
+
+
+def suite(name: str, seconds: float, *arguments: str, timed: bool = True) -> Step:
+    """A step that runs a suite within its limit."""
+    return Step(name, seconds, ("launch/bench.py", "--suite", name, *arguments), timed)
+
+
+STEPS = (
+    Step("tests", 60.0, ("-m", "pytest", "-m", "gpu", "-q", "--tb=line", "-p", "no:cacheprovider", "tests"), False),
+    suite("training", 60.0, timed=False),
+    suite("machine", 15.0),
+    suite("kernels", 120.0),
+    suite("archs", 120.0, "--warmed", "--arch", *NETWORKS),
+    suite("memory", 60.0),
+    suite("graphs", 30.0),
+)
+"""The eight minutes."""
+AFTER = (
+    suite("trainer", 180.0),
+    suite("loader", 120.0),
+    suite("zoo", 600.0),
+    suite("compile", 180.0),
+    suite("startup", 90.0),
+    suite("accuracy", math.inf),
+)
+"""What a larger budget goes on with."""
+
+
+class Contact:
+    """Runs steps and keeps what became of each in `folder`/contact.json.
+
+    forward  arguments that every suite is given
+    """
+
+    def __init__(self, folder: Path, forward: Sequence[str] = (), say: Callable[[str], None] = print) -> None:
+        self.folder, self.forward, self.say = folder, tuple(forward), say
+        self.path, self.logs = folder / "contact.json", folder / "contact"
+        self.logs.mkdir(parents=True, exist_ok=True)
+        self.document: dict[str, Any] = {"commit": commit(), "command": command(), "date": today(), "steps": {}}
+        self.document["versions"] = versions()
+
+    def go_on(self) -> None:
+        """Keep what an earlier contact at this commit has done."""
+        try:
+            before = json.loads(self.path.read_text(encoding="utf-8"))
+        except (FileNotFoundError, ValueError):
+            return
+        if before.get("commit") == self.document["commit"]:
+            self.document["steps"] = before.get("steps", {})
+
+    def missing(self, step: Step) -> bool:
+        """Whether a step has not come to its own end yet, well or badly."""
+        return self.document["steps"].get(step.name, {}).get("status") not in ("passed", "failed")
+
+    def run(self, step: Step, left: float) -> str:
+        """Run a step within `left` seconds at most; returns its status: passed, failed, crashed or out of time."""
+        limit, began = min(step.seconds, left), time.monotonic()
+        status, code = "crashed", None
+        for turn in range(AGAIN):
+            spare = limit - (time.monotonic() - began)
+            if spare <= 0:
+                status = "out of time"
+                break
+            status, code = self._once(step, spare, first=turn == 0)
+            if not (step.suite and self._lost_row(step, status)):
+                break
+        seconds = round(time.monotonic() - began, 1)
+        tail = self._tail(step)
+        row = {"status": status, "exit_code": code, "seconds": seconds, "limit": _finite(limit), "tail": tail}
+        self.document["steps"][step.name] = row
+        with atomic_file(self.path) as temporary:
+            temporary.write_text(json.dumps(self.document, indent=1) + "\n", encoding="utf-8")
+        self.say(f"{step.name}: {status} in {seconds:.0f} s" + (f"; {tail[-1]}" if tail else ""))
+        return status
+
+    def _once(self, step: Step, seconds: float, first: bool) -> tuple[str, int | None]:
+        arguments = [*step.arguments]
+        if step.suite:
+            arguments += [*self.forward, "--continue"]
+            arguments += [] if math.isinf(seconds) else ["--budget", f"{max(1, round(seconds - GRACE))}s"]
+        with (self.logs / f"{step.name}.log").open("wb" if first else "ab") as log:
+            process = subprocess.Popen(
+                [sys.executable, *arguments], cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+            )
+            try:
+                code = process.wait(None if math.isinf(seconds) else seconds)
+            except subprocess.TimeoutExpired:
+                end(process)
+                return "out of time", None
+            except BaseException:
+                end(process)
+                raise
+        return ("passed" if code == 0 else "failed" if code > 0 else "crashed"), code
+
+    def _lost_row(self, step: Step, status: str) -> bool:
+        """Whether a suite ended in the middle of a row; the row is given its error, so that it is not begun again."""
+        path = self.folder / f"{step.suite}.json"
+        try:
+            document = json.loads(path.read_text(encoding="utf-8"))
+        except (FileNotFoundError, ValueError):
+            return False
+        lost, running = document.pop("lost", None), document.pop("running", None)
+        if running is not None:
+            why = "did not end" if status == "out of time" else f"took its process with it ({status})"
+            about = {"status": "error", "date": today(), "seconds": None, "command": command()}
+            document["rows"][running["key"]] = about | {"identity": running["identity"], "error": why}
+        if lost or running is not None:
+            with atomic_file(path) as temporary:
+                temporary.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+        return bool(lost) or (running is not None and status != "out of time")
+
+    def told(self) -> list[tuple[str, str, str]]:
+        """(step, status, seconds) of each, for a table."""
+        steps = self.document["steps"].items()
+        return [(name, row["status"], f"{row['seconds']:.0f}") for name, row in steps]
+
+    def _tail(self, step: Step) -> list[str]:
+        """The last three lines that a step said."""
+        text = (self.logs / f"{step.name}.log").read_text(encoding="utf-8", errors="replace")
+        return [line[:200] for line in text.splitlines() if line.strip()][-3:]
+
+
+def end(process: subprocess.Popen) -> None:
+    """End a process and all that it started."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(process.pid, number)
+        except ProcessLookupError:
+            break
+        try:
+            process.wait(GRACE)
+        except subprocess.TimeoutExpired:
+            continue
+    process.wait()
+
+
+def first_contact(
+    options: Options, contact: Contact, steps: Sequence[Step] = (*STEPS, *AFTER), ahead: Sequence[str] = ()
+) -> dict[str, str]:
+    """Run the steps within the options' budget; returns each one's status.
+
+    ahead  arguments behind `python` of a process that compiles ahead while steps run that are not timed
+    """
+    ends = time.monotonic() + options.budget
+    statuses: dict[str, str] = {}
+    waiting = [step for step in steps if contact.missing(step)]
+    helper = None
+    if ahead and waiting:
+        with (contact.logs / "ahead.log").open("wb") as log:
+            helper = subprocess.Popen(
+                [sys.executable, *ahead], cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+            )
+    try:
+        for step in waiting:
+            if step.timed and helper is not None:
+                end(helper)
+                helper = None
+            left = ends - time.monotonic()
+            if left <= GRACE:
+                statuses[step.name] = "not reached"
+                continue
+            statuses[step.name] = contact.run(step, left)
+    finally:
+        if helper is not None:
+            end(helper)
+    if missed := [name for name, status in statuses.items() if status == "not reached"]:
+        contact.say(f"not reached within the budget: {', '.join(missed)}; --continue takes them")
+    return statuses
+
+
+def _finite(seconds: float) -> float | None:
+    return None if math.isinf(seconds) else round(seconds, 1)
