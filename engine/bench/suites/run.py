@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import pkgutil
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -30,7 +32,13 @@ SUITES = {
     "accuracy": "engine.bench.suites.accuracy_rows",
     "runs": "engine.bench.suites.run_record",
 }
-"""Each module has `rows(options)`, and `table(rows)` where its table is not the plain one."""
+SUITES |= {
+    file.name.removesuffix("_suite"): f"{__package__}.{file.name}"
+    for file in pkgutil.iter_modules([str(Path(__file__).parent)])
+    if file.name.endswith("_suite") and f"{__package__}.{file.name}" not in SUITES.values()
+}
+"""Each module has `rows(options)`, and `table(rows)` where its table is not the plain one. A file NAME_suite.py in this
+folder is the suite NAME by being there."""
 
 
 class UnknownSuite(ValueError):

@@ -3,6 +3,7 @@
 import json
 import sys
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -34,6 +35,11 @@ def test_suites_by_name():
     assert choose("zoo") == ["zoo"] and choose("all") == list(SUITES)
     with pytest.raises(UnknownSuite, match="did you mean trainer"):
         choose("trianer")
+
+
+def test_a_file_of_that_name_is_a_suite():
+    files = {path.stem for path in Path(suites.__file__).parent.glob("*_suite.py")}
+    assert files and {name.rpartition(".")[2] for name in SUITES.values()} >= files
 
 
 def test_a_suite_that_is_not_there_yet_says_so(tmp_path, monkeypatch):
