@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import kernels
 from kernels import Prologue, Statistics
 from kernels.conv import call
-from kernels.dispatch import Fused, choose, fuses
+from kernels.dispatch import Fused, choose, fuses, taken_on
 
 
 class Excitation(NamedTuple):
@@ -43,23 +43,39 @@ class Fusable(nn.Module):
 
     fused: Fused = "off"
     """auto and on go that way; they differ in who convolves: kernels.dispatch.choose."""
+    taken: frozenset[str] = frozenset()
+    """Layers that auto gives to the kernels on this network's GPU (kernels.dispatch.taken_on)."""
 
     def leave_open(self, pending: Pending) -> Pending:
         """This layer over what the last one left; blocks have none and close theirs in `forward`."""
-        return run(self.children(), pending, self.fused)
+        return self.through(self.children(), pending)
+
+    def through(self, layers: Iterable[nn.Module], features: Tensor | Pending) -> Pending:
+        """The layers in order, the way that this one is switched: `run`."""
+        return run(layers, features, self.fused, self.taken)
+
+    def switch(self, fused: Fused, taken: frozenset[str] = frozenset()) -> None:
+        """Go the way that `fused` says from now on."""
+        self.fused, self.taken = fused, taken
 
 
 def set_fused(model: nn.Module, fused: Fused, device: torch.device | str) -> bool:
     """Switch every `Fusable` in the model; returns whether the fused way is taken (auto: kernels.dispatch.fuses)."""
-    taken = fuses(fused, device)
+    through = fuses(fused, device)
+    taken = taken_on(device) if through and fused == "auto" else frozenset()
     for module in model.modules():
         if isinstance(module, Fusable):
-            module.fused = fused if taken else "off"
-    return taken
+            module.switch(fused if through else "off", taken)
+    return through
 
 
-def run(layers: Iterable[nn.Module], features: Tensor | Pending, fused: Fused) -> Pending:
-    """The layers in order; one that `kernels` does not know gets a settled tensor and gives one."""
+def run(
+    layers: Iterable[nn.Module], features: Tensor | Pending, fused: Fused, taken: frozenset[str] = frozenset()
+) -> Pending:
+    """The layers in order; one that `kernels` does not know gets a settled tensor and gives one.
+
+    fused, taken  as a Fusable has them
+    """
     pending = features if isinstance(features, Pending) else Pending(features)
     waiting = list(layers)
     while waiting:
@@ -68,9 +84,9 @@ def run(layers: Iterable[nn.Module], features: Tensor | Pending, fused: Fused) -
         if type(layer) is nn.Sequential:
             waiting = [*layer, *waiting]
         elif type(layer) is nn.Conv2d and isinstance(follower, nn.BatchNorm2d):
-            pending = convolve(pending, layer, waiting.pop(0), fused)
+            pending = convolve(pending, layer, waiting.pop(0), fused, taken)
         elif type(layer) is nn.Conv2d:
-            pending = convolve(pending, layer, None, fused)
+            pending = convolve(pending, layer, None, fused, taken)
         elif isinstance(layer, Fusable) and type(layer).leave_open is not Fusable.leave_open:
             pending = layer.leave_open(pending)
         elif activation(layer) is not None and pending.prologue.act == "identity":
@@ -119,7 +135,13 @@ def settle(pending: Pending, residual: Tensor | None = None, residual_after_acti
     return kernels.channel_shuffle(settled, pending.shuffle)
 
 
-def convolve(pending: Pending, conv: nn.Conv2d, norm: nn.Module | None, fused: Fused) -> Pending:
+def convolve(
+    pending: Pending,
+    conv: nn.Conv2d,
+    norm: nn.Module | None,
+    fused: Fused,
+    taken: frozenset[str] = frozenset(),
+) -> Pending:
     """A convolution and the BatchNorm behind it over what was pending; `norm` None leaves the raw output alone.
 
     A depthwise convolution does not see a shuffle: it takes its parameters in the order of the channels before it,
@@ -131,14 +153,14 @@ def convolve(pending: Pending, conv: nn.Conv2d, norm: nn.Module | None, fused: F
     kind = pending.raw.device.type
     if kind != "meta" and torch.is_autocast_enabled(kind) and pending.raw.dtype == torch.float32:
         pending = pending._replace(raw=pending.raw.to(torch.get_autocast_dtype(kind)))
-    layer = (conv.weight, conv.stride, conv.padding, conv.groups, fused)
+    layer = (conv.weight, conv.stride, conv.padding, conv.groups, fused, taken)
     if pending.excitation is not None and choose(pending.raw, *layer, excited=True) == "aten":
         pending = excited(pending)
     raw, shuffle = pending.raw, pending.shuffle
     path = choose(raw, *layer)
     weight, order = conv.weight, None
     if shuffle > 1 and conv.groups == conv.in_channels == conv.out_channels:
-        order = kernels.shuffle_order(conv.in_channels, conv.in_channels // shuffle).to(raw.device)
+        order = kernels.shuffle_order(conv.in_channels, conv.in_channels // shuffle, raw.device)
         weight, shuffle = weight[order], 1
     if path == "pointwise" and shuffle > 1 and not _reads_shuffled(shuffle, conv):
         path = "aten"
@@ -192,7 +214,7 @@ def _update(norm: nn.Module, statistics: Statistics, shuffle: int | None) -> Non
     if norm.running_mean is None or not norm.training:
         return
     if shuffle is not None:
-        order = kernels.shuffle_order(len(statistics.mean), shuffle).to(statistics.mean.device)
+        order = kernels.shuffle_order(len(statistics.mean), shuffle, statistics.mean.device)
         statistics = Statistics(statistics.mean[order], statistics.m2[order], statistics.count)
     kernels.update_running(statistics, norm.running_mean, norm.running_var, norm.momentum)
     if norm.num_batches_tracked is not None:

@@ -12,7 +12,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from archs.fused import Excitation, Fusable, Pending, activation, convolve, excited, run, settle
+from archs.fused import Excitation, Fusable, Pending, activation, convolve, excited, settle
 
 MakeModule = Callable[[], nn.Module]
 
@@ -75,7 +75,7 @@ class ConvNormAct(Fusable):
         return self.act(self.bn(self.conv(features)))
 
     def leave_open(self, pending: Pending) -> Pending:
-        return run([self.act], convolve(pending, self.conv, self.bn, self.fused), self.fused)
+        return self.through([self.act], convolve(pending, self.conv, self.bn, self.fused, self.taken))
 
 
 class ConvAct(nn.Module):
@@ -110,7 +110,7 @@ class DepthwiseSeparable(Fusable, nn.Sequential):
 
     def forward(self, features: Tensor) -> Tensor:
         if self.fused != "off":
-            return settle(run(self, features, self.fused))
+            return settle(self.through(self, features))
         return super().forward(features)
 
 
@@ -175,7 +175,7 @@ class SummedBranch(Fusable):
 
     def forward(self, features: Tensor) -> Tensor:
         if self.fused != "off":
-            pending = run(self.branch, features, self.fused)
+            pending = self.through(self.branch, features)
             if not self.summed or isinstance(self.drop_path, nn.Identity):
                 return settle(pending, features if self.summed else None)
             return self.drop_path(settle(pending)).add_(features)
@@ -259,7 +259,7 @@ class Branches(Fusable):
 
     def forward(self, features: Tensor) -> Tensor:
         if self.fused != "off":
-            return torch.cat([settle(run([branch], features, self.fused)) for branch in self.children()], dim=1)
+            return torch.cat([settle(self.through([branch], features)) for branch in self.children()], dim=1)
         return torch.cat([branch(features) for branch in self.children()], dim=1)
 
 

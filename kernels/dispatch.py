@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -55,6 +55,21 @@ def speedups(rows: Iterable[dict[str, Any]]) -> dict[str, float]:
     }
 
 
+def worth_it(table: dict[str, float]) -> frozenset[str]:
+    """The layers of `measured` where the kernel is taken."""
+    return frozenset(layer for layer, speedup in table.items() if speedup >= NEVER_BELOW)
+
+
+def taken_on(device: torch.device | str) -> frozenset[str]:
+    """The layers that `auto` gives to the kernels on this device; none on a CPU, or where nothing was measured.
+
+    Asks the driver and may read a file: for when a network is switched, not for within its forward pass, where each
+    such question breaks torch.compile's graph.
+    """
+    device = torch.device(device)
+    return worth_it(measured(gpu_key(torch.cuda.get_device_name(device)))) if device.type == "cuda" else frozenset()
+
+
 def kernel_for(x: Tensor, weight: Tensor, stride: tuple[int, int], padding: tuple[int, int], groups: int) -> Route:
     """The kernel that could take this convolution, `aten` where none can."""
     size = tuple(weight.shape[2:])
@@ -75,25 +90,22 @@ def choose(
     padding: tuple[int, int],
     groups: int,
     fused: Fused = "auto",
-    table: dict[str, float] | None = None,
+    taken: Collection[str] = frozenset(),
     excited: bool = False,
 ) -> Route:
     """The path of this convolution, dilation 1: `kernels.conv.call`'s.
 
-    fused   on: the kernel wherever there is one; off: aten; auto: the kernel where the table has it at
-            NEVER_BELOW of the library's speed or above
-    table   library seconds over kernel seconds by `layer_key`; None reads the one measured on x's GPU
+    fused   on: the kernel wherever there is one; off: aten; auto: the kernel for the layers in `taken`
+    taken   by `layer_key`: `taken_on` of the GPU
     excited whether a squeeze-and-excitation goes into a pointwise convolution's load: measured as an op of its own
 
-    On a CPU every path is the same plain PyTorch, and auto is aten.
+    On a CPU every path is the same plain PyTorch. Depends on nothing but its arguments' shapes and dtypes.
     """
     kernel = kernel_for(x, weight, stride, padding, groups)
     if fused == "off" or kernel == "aten" or (excited and (kernel != "pointwise" or groups > 1)):
         return "aten"
     if fused == "on":
         return kernel
-    if table is None:
-        table = measured(gpu_key(torch.cuda.get_device_name(x.device))) if x.is_cuda else {}
     dtype = str(x.dtype).removeprefix("torch.")
     key = layer_key(
         "excited" if excited else kernel,
@@ -106,7 +118,7 @@ def choose(
         groups,
         dtype,
     )
-    return kernel if table.get(key, 0.0) >= NEVER_BELOW else "aten"
+    return kernel if key in taken else "aten"
 
 
 def fuses(fused: Fused, device: torch.device | str) -> bool:

@@ -33,13 +33,13 @@ def shuffle_channels(x: Tensor, groups: int) -> Tensor:
     return x.unflatten(1, (groups, -1)).transpose(1, 2).flatten(1, 2)
 
 
-def shuffle_order(channels: int, groups: int) -> Tensor:
-    """[C] int64: shuffled[c] = x[order[c]].
+def shuffle_order(channels: int, groups: int, device: torch.device | None = None) -> Tensor:
+    """[C] int64 on `device`: shuffled[c] = x[order[c]]. Made there: a copy from the host would be waited for.
 
     With a per-channel layer f (depthwise, BatchNorm) of parameters p, f(shuffle(x); p) = shuffle(f(x; p')) where
     p'[order[c]] = p[c], that is p' = p[shuffle_order(C, C / groups)].
     """
-    return torch.arange(channels).view(groups, channels // groups).t().reshape(-1)
+    return torch.arange(channels, device=device).view(groups, channels // groups).t().reshape(-1)
 
 
 @torch.library.custom_op("hcr::channel_shuffle", mutates_args=())

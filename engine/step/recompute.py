@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from archs.fused import Fusable
+from kernels.dispatch import taken_on
 
 BatchNorm = nn.modules.batchnorm._BatchNorm  # the base of BatchNorm1d, 2d, 3d and SyncBatchNorm
 
@@ -32,15 +33,17 @@ REWRITTEN = "_hcr_undo_rewrite"
 def keep_raw_outputs(model: nn.Module) -> Callable[[], None]:
     """Send every layer that knows it through `kernels`, whose operators keep a convolution's raw output only.
 
-    Who convolves is left to what was measured (kernels.dispatch): cuDNN where nothing was. Returns what undoes it.
+    Who convolves is left to what was measured on its GPU (kernels.dispatch): cuDNN where nothing was. Returns what
+    undoes it.
     """
+    taken = taken_on(next(model.parameters()).device)
     changed = [module for module in model.modules() if isinstance(module, Fusable) and module.fused == "off"]
     for module in changed:
-        module.fused = "auto"
+        module.switch("auto", taken)
 
     def undo() -> None:
         for module in changed:
-            module.fused = "off"
+            module.switch("off")
 
     return undo
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from kernels import conv, depthwise_conv2d
-from kernels.dispatch import choose, fuses, gpu_key, kernel_for, layer_key, measured, speedups
+from kernels.dispatch import choose, fuses, gpu_key, kernel_for, layer_key, measured, speedups, taken_on, worth_it
 
 IMAGES = torch.empty(2, 32, 56, 56, device="meta")
 DEPTHWISE = (torch.empty(32, 1, 3, 3, device="meta"), (2, 2), (1, 1), 32)
@@ -42,15 +42,16 @@ def test_on_takes_the_kernel_and_off_the_library():
     ("table", "path"), [({}, "aten"), ({KEY: 0.94}, "aten"), ({KEY: 0.96}, "depthwise"), ({KEY + "x": 3.0}, "aten")]
 )
 def test_auto_follows_the_table(table, path):
-    assert choose(IMAGES, *DEPTHWISE, table=table) == path
+    assert choose(IMAGES, *DEPTHWISE, taken=worth_it(table)) == path
 
 
 def test_an_excitation_is_measured_as_an_op_of_its_own():
     plain = layer_key("pointwise", 32, 64, 56, 56, 1, 1, 1, "float32")
     table = {plain: 2.0, plain.replace("pointwise", "excited"): 0.5}
-    assert choose(IMAGES, *POINTWISE, table=table) == "pointwise"
-    assert choose(IMAGES, *POINTWISE, table=table, excited=True) == "aten"
-    assert choose(IMAGES, *POINTWISE, table={plain.replace("pointwise", "excited"): 1.0}, excited=True) == "pointwise"
+    assert choose(IMAGES, *POINTWISE, taken=worth_it(table)) == "pointwise"
+    assert choose(IMAGES, *POINTWISE, taken=worth_it(table), excited=True) == "aten"
+    excited = worth_it({plain.replace("pointwise", "excited"): 1.0})
+    assert choose(IMAGES, *POINTWISE, taken=excited, excited=True) == "pointwise"
     assert choose(IMAGES, *DEPTHWISE, fused="on", excited=True) == "aten"
     grouped = (torch.empty(64, 16, 1, 1, device="meta"), (1, 1), (0, 0), 2)
     assert choose(IMAGES, *grouped, fused="on", excited=True) == "aten"
@@ -84,4 +85,5 @@ def test_a_line_too_long_for_32_bits_goes_to_the_library(monkeypatch, channels, 
 
 
 def test_a_cpu_fuses_only_when_told_to():
+    assert not taken_on("cpu")
     assert not fuses("auto", "cpu") and fuses("on", "cpu") and not fuses("off", "cpu")

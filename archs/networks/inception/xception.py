@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from archs.classifier import Classifier
-from archs.fused import Fusable, run, settle
+from archs.fused import Fusable, settle
 from archs.layers import ConvNormAct, LinearHead, initialise_fan_out, relu
 from archs.registry import Reference, register
 
@@ -86,7 +86,7 @@ class XceptionBlock(Fusable):
 
     def forward(self, features: Tensor) -> Tensor:
         if self.fused != "off":
-            return settle(run(self.branch, features, self.fused), self.shortcut(features))
+            return settle(self.through(self.branch, features), self.shortcut(features))
         # In place: the branch ends in a BatchNorm or a pooling, whose output nothing keeps.
         return self.branch(features).add_(self.shortcut(features))
 

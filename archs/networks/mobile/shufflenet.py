@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from archs.classifier import Classifier
-from archs.fused import Fusable, run, settle
+from archs.fused import Fusable, settle
 from archs.layers import ChannelShuffle, ConvNormAct, LinearHead, initialise_fan_out, relu
 from archs.registry import register
 
@@ -59,8 +59,8 @@ class ShuffleUnit(Fusable):
 
     def forward(self, features: Tensor) -> Tensor:
         if self.fused != "off" and self.pool is None:
-            return settle(run([self.branch, self.act], features, self.fused), features)
-        branch = self.branch(features) if self.fused == "off" else settle(run(self.branch, features, self.fused))
+            return settle(self.through([self.branch, self.act], features), features)
+        branch = self.branch(features) if self.fused == "off" else settle(self.through(self.branch, features))
         if self.pool is None:
             return self.act(branch.add_(features))
         return self.act(torch.cat([self.pool(features), branch], dim=1))

@@ -10,7 +10,7 @@ from functools import partial
 from torch import Tensor, nn
 
 from archs.classifier import Classifier
-from archs.fused import Fusable, run, settle
+from archs.fused import Fusable, settle
 from archs.layers import ConvNormAct, LinearHead, MakeModule, initialise_fan_out
 from archs.registry import Reference, register
 
@@ -27,7 +27,7 @@ class SqueezeExpand(Fusable, nn.Sequential):
 
     def forward(self, features: Tensor) -> Tensor:
         if self.fused != "off":
-            return settle(run(self, features, self.fused))
+            return settle(self.through(self, features))
         return super().forward(features)
 
 
@@ -36,7 +36,7 @@ class DarkBlock(SqueezeExpand):
 
     def forward(self, features: Tensor) -> Tensor:
         if self.fused != "off":
-            return settle(run(self, features, self.fused), features, residual_after_activation=True)
+            return settle(self.through(self, features), features, residual_after_activation=True)
         # Not in place: LeakyReLU keeps its output for the backward pass.
         return features + super().forward(features)
 

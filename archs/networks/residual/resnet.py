@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from archs.classifier import Classifier
-from archs.fused import Fusable, run, settle
+from archs.fused import Fusable, settle
 from archs.layers import ConvNormAct, LinearHead, initialise_fan_out, relu
 from archs.registry import Reference, register
 
@@ -57,7 +57,7 @@ class Residual(Fusable):
 
     def forward(self, features: Tensor) -> Tensor:
         if self.fused != "off":
-            pending = run([*self.layers(), self.act], features, self.fused)
+            pending = self.through([*self.layers(), self.act], features)
             return settle(pending, self.shortcut(features))
         # In place: the branch ends in a BatchNorm, whose output nothing keeps.
         return self.act(self.branch(features).add_(self.shortcut(features)))
