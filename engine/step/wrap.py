@@ -25,6 +25,8 @@ from engine.step.recompute import apply_policy
 from engine.step.sync_norm import synchronise_norms
 from kernels.over_ranks import group_name
 
+SPARE_GRAPHS = 4
+"""Beside the training graph of each image size: evaluations with and without a moving average, a tail."""
 AUTOCAST_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -125,8 +127,10 @@ def build_accelerator(plan: Plan, launch: Launch, optim: OptimConfig) -> Acceler
     )
 
 
-def wrap(model: nn.Module, optimizer: torch.optim.Optimizer, plan: Plan, accelerator: Accelerator):
-    """(model, optimizer) ready for the trainer.
+def wrap(
+    model: nn.Module, optimizer: torch.optim.Optimizer, plan: Plan, accelerator: Accelerator, image_sizes: int = 1
+):
+    """(model, optimizer) ready for the trainer, which will be given images of so many sizes.
 
     The order matters: layout first, recompute inside compile, compile inside DDP (so that DDP's hooks see gradients,
     not graphs). Compilation is in place: the state dict keeps its names.
@@ -140,6 +144,7 @@ def wrap(model: nn.Module, optimizer: torch.optim.Optimizer, plan: Plan, acceler
     apply_policy(model, plan.policy)
     if plan.compile:
         set_partition(plan)
+        allow_graphs(image_sizes)
         model.compile(dynamic=False)
     if plan.workspace_cap_bytes:
         os.environ.setdefault("CUDNN_CONV_WSCAP_DBG", str(plan.workspace_cap_bytes >> 20))  # MiB
@@ -151,6 +156,16 @@ def wrap(model: nn.Module, optimizer: torch.optim.Optimizer, plan: Plan, acceler
 def set_partition(plan: Plan) -> None:
     """Let torch.compile's partitioner keep what the plan says, from the next compilation on."""
     torch._functorch.config.activation_memory_budget = plan.policy.partition or 1.0
+
+
+def allow_graphs(image_sizes: int) -> None:
+    """Let torch.compile keep a graph for each size of images, and for their evaluations.
+
+    Beyond its limit of 8 (torch._dynamo.config.recompile_limit) it runs a network eager, with a line in a log.
+    """
+    import torch._dynamo.config
+
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, image_sizes + SPARE_GRAPHS)
 
 
 def bare_module(model: nn.Module) -> nn.Module:

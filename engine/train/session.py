@@ -101,7 +101,8 @@ class Session:
         self.loaders.append(self.val_loader)
         for each in self.loaders:
             each.on_bad = self._bad_image
-        wrapped, optimizer = wrap(model, optimizer, plan, self.accelerator)
+        sizes = config.data.progressive_stages if growing else 1
+        wrapped, optimizer = wrap(model, optimizer, plan, self.accelerator, sizes)
         torch.manual_seed(config.seed + 1 + launch.rank)  # dropout differs by rank, weights do not
         self.trainer = Trainer(
             config,

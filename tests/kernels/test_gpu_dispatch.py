@@ -5,7 +5,7 @@ import torch
 
 import archs
 from archs.fused import Fusable, set_fused
-from engine.bench.suites.kernel_rates import layers_of
+from engine.bench.instrument.kernel_layers import layers_of
 from engine.step.recompute import Policy, apply_policy
 from kernels import dispatch
 

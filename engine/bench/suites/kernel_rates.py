@@ -23,7 +23,7 @@ from archs.fused import set_fused
 from archs.layers import SqueezeExcite
 from engine.bench.instrument.graphs import graphed
 from engine.bench.instrument.kernel_layers import Layer, layers_of
-from engine.bench.instrument.measure import one_line
+from engine.bench.instrument.measure import fair_settings, one_line
 from engine.bench.instrument.options import Options
 from engine.bench.instrument.peers import NotAvailable
 from engine.bench.instrument.rows import Row
@@ -243,12 +243,17 @@ def kernel_rates(
     layers = dict.fromkeys(layer for arch in networks for layer in layers_of(arch, image_size))
     rows = []
     for layer in list(layers)[:most_layers]:
-        row = layer_row(layer, batch, dtype, device, rounds, repeats)
+        with fair_settings():
+            row = layer_row(layer, batch, dtype, device, rounds, repeats)
         rows.append(row | {"share_of_copy": row["bytes_per_second"] / bandwidth})
+    whole = []
+    for arch in steps:
+        with fair_settings():
+            whole.append(step_row(arch, batch, image_size, dtype, device, rounds))
     return {
         "batch": batch,
         "image_size": image_size,
         "copy_bytes_per_second": bandwidth,
         "layers": rows,
-        "steps": [step_row(arch, batch, image_size, dtype, device, rounds) for arch in steps],
+        "steps": whole,
     }

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from engine.bench.instrument import record
 from engine.bench.instrument.options import Options
@@ -27,6 +28,33 @@ def row(key: str, taken: list[str], seconds: float = 0.0, error: Exception | Non
 def run(rows, store, budget=60.0, **options):
     """`run_rows`, quietly."""
     return run_rows(rows, store, budget, say=lambda text: None, **options)
+
+
+def test_every_row_is_compiled(tmp_path):
+    """More than the 8 graphs that Dynamo keeps for all modules of a process."""
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    def measure(deadline: float) -> dict:
+        model = torch.nn.Linear(2, 2)
+        model.compile(dynamic=False, backend=backend)
+        return {"shape": list(model(torch.zeros(3, 2)).shape)}
+
+    outcome = run([Row(str(number), {}, measure, 0.0) for number in range(12)], Store("s", tmp_path))
+    assert len(outcome.measured) == len(graphs) == 12
+
+
+def test_a_row_that_would_run_eager_is_an_error(tmp_path):
+    def measure(deadline: float) -> dict:
+        model = torch.nn.Linear(2, 2)
+        model.compile(dynamic=False, backend="eager")
+        return {"sums": [model(torch.zeros(size, 2)).sum().item() for size in range(1, 13)]}
+
+    outcome = run([Row("many shapes", {}, measure, 0.0)], Store("s", tmp_path))
+    assert outcome.failed["many shapes"].startswith("FailOnRecompileLimitHit")
 
 
 def test_what_is_measured_already_is_kept(tmp_path):

@@ -5,9 +5,9 @@ import json
 import pytest
 import torch
 
-from engine.config import ConfigError, OptimConfig, RunConfig
+from engine.config import ConfigError, ModelConfig, OptimConfig, PrecisionConfig, RunConfig
 from engine.step.plan import Hardware, make_plan
-from engine.step.wrap import Launch, cpu_threads, deepspeed_configuration
+from engine.step.wrap import Launch, build_accelerator, cpu_threads, deepspeed_configuration, wrap
 
 ALONE = Launch(0, 0, 1, None)
 
@@ -39,6 +39,28 @@ def test_a_launchers_single_thread_is_not_taken_for_a_wish(bare):
     assert cpu_threads(1, Launch(0, 0, 2, None)) == 1
 
 
+def test_a_graph_for_every_image_size(reset_accelerator, monkeypatch):
+    """12 sizes, each trained compiled: Dynamo's own limit of 8 graphs would leave the last ones eager."""
+    graphs = []
+
+    def compile_graph(graph, inputs, **options):
+        graphs.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr("torch._inductor.compile_fx.compile_fx", compile_graph)
+    monkeypatch.setattr("torch._dynamo.config.recompile_limit", 8)
+    torch._dynamo.reset()
+    config = RunConfig(model=ModelConfig(compile="on"), precision=PrecisionConfig("fp32"))
+    model = torch.nn.Conv2d(3, 4, 3)
+    plan = make_plan(config, model, Hardware("cpu", "CPU"))
+    assert plan.compile
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    model, _ = wrap(model, optimizer, plan, build_accelerator(plan, ALONE, config.optim), image_sizes=12)
+    for size in range(8, 20):
+        model(torch.zeros(2, 3, size, size)).sum().backward()
+    assert len(graphs) == 12
+
+
 def test_deepspeed_without_its_json_says_how_to_launch(bare):
     bare.setenv("ACCELERATE_USE_DEEPSPEED", "true")
     bare.setenv("ACCELERATE_DEEPSPEED_CONFIG_FILE", "nowhere.json")
@@ -68,7 +90,6 @@ def test_a_plan_is_put_on_the_model(reset_accelerator, monkeypatch):
 
     from engine.step.recompute import by_block
     from engine.step.sync_norm import SyncNorm
-    from engine.step.wrap import build_accelerator, wrap
 
     monkeypatch.setenv("CUDNN_CONV_WSCAP_DBG", "")
     monkeypatch.delenv("CUDNN_CONV_WSCAP_DBG")
