@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from engine.bench.instrument.options import Options
+from engine.runs.door import atomic_file
 from engine.runs.provenance import ROOT, command, commit, today, versions
-from engine.runs.runfolder import atomic_file
 
 NETWORKS = ("resnet50", "mobilenetv2", "resnext50", "darknet53", "inceptionv3")
 AGAIN = 3

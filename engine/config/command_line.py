@@ -41,7 +41,7 @@ def parse(arguments: Sequence[str] | None = None) -> RunConfig:
     if path is not None:
         base = from_yaml(Path(path))
     elif run is not None:
-        base = from_yaml(find_run(run, value_of("--output", given)) / "config.yaml")
+        base = from_yaml(find_run(run, value_of("--output", given)) / "config.yaml", whole=True)
     return command_line(RunConfig, given, DESCRIPTION, default=base or RunConfig())
 
 

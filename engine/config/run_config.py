@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,6 +49,10 @@ class RunConfig:
         require(0 <= self.seed < 2**63, f"--seed must be in [0, 2^63), not {self.seed}")
 
 
+WHOLE = re.compile(r"^# all (\d+) fields$", re.MULTILINE)
+"""The last line of a description that `to_yaml` wrote."""
+
+
 def flatten(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yield (dotted name, value) for every leaf of nested dictionaries."""
     for key, value in tree.items():
@@ -80,8 +85,27 @@ def refuse_unknown(tree: dict[str, Any], origin: str) -> None:
     require(not problems, f"{origin}: " + "; ".join(problems))
 
 
-def from_yaml(path: Path) -> RunConfig:
+def refuse_cut(text: str, tree: dict[str, Any], origin: str) -> None:
+    """Raise ConfigError unless a run folder's file is all there: every field and its last line.
+
+    What a version of this project wrote that knew fewer fields is whole, too: its last line counts them.
+    """
+    found = {name for name, _ in flatten(tree)}
+    marks = WHOLE.findall(text)
+    if text.endswith("\n") and marks and int(marks[-1]) == len(found):
+        return
+    missing = sorted(set(field_names()) - {"config", "resume"} - found)
+    what = f"{', '.join(missing[:6])}{' …' if len(missing) > 6 else ''} missing" if missing else "its end is missing"
+    require(
+        not missing and text.endswith("\n") and not marks,
+        f"{origin}: the run's description was cut or edited ({what}); write it with all fields, or start a new run",
+    )
+
+
+def from_yaml(path: Path, whole: bool = False) -> RunConfig:
     """Read a run description; fields that the file does not name keep their defaults.
+
+    whole  it is a run folder's own and has to have all of them
 
     Raises ConfigError for a missing file, text that is not YAML, an unknown key (with the nearest names), or a
     value of the wrong type or out of range.
@@ -89,7 +113,8 @@ def from_yaml(path: Path) -> RunConfig:
     import pydantic
 
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        text = path.read_text(encoding="utf-8")
+        tree = yaml.safe_load(text) or {}
     except FileNotFoundError:
         near = sorted(str(other) for other in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
         raise ConfigError(
@@ -99,6 +124,8 @@ def from_yaml(path: Path) -> RunConfig:
         raise ConfigError(f"--config {path}: cannot be read as YAML: {error}") from None
     require(isinstance(tree, dict), f"--config {path}: expected fields and values, found {type(tree).__name__}")
     refuse_unknown(tree, f"--config {path}")
+    if whole:
+        refuse_cut(text, tree, str(path))
     try:
         return pydantic.TypeAdapter(RunConfig).validate_python(tree)
     except pydantic.ValidationError as error:
@@ -118,4 +145,4 @@ def to_yaml(config: RunConfig) -> str:
 
     tree = plain(dataclasses.asdict(config))
     del tree["config"], tree["resume"]
-    return yaml.safe_dump(tree, sort_keys=False)
+    return yaml.safe_dump(tree, sort_keys=False) + f"# all {sum(1 for _ in flatten(tree))} fields\n"

@@ -83,7 +83,7 @@ def add_measurement(gpu: str, predicted: int, measured: int, correction: float =
 
     A folder that cannot be written to costs the measurement, not the run.
     """
-    from engine.runs.runfolder import atomic_file
+    from engine.runs.door import atomic_file
 
     ratio = measured / predicted * correction
     if not PLAUSIBLE[0] <= ratio <= PLAUSIBLE[1]:

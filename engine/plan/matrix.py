@@ -20,7 +20,7 @@ from engine.plan.request import PlanConfig, builder, output_folder
 from engine.plan.run_plan import workload_of
 from engine.plan.search import Search
 from engine.plan.workload import Result
-from engine.runs.runfolder import atomic_file
+from engine.runs.door import atomic_file
 from engine.step.plan import split_batch
 
 BUDGETS = (8, 12, 16, 24, 80)

@@ -8,8 +8,8 @@ from pathlib import Path
 from engine.report.page import data_uri, epochs_done, page_facts
 from engine.report.plot_style import DARK, LIGHT
 from engine.report.plots import draw, write_plots
+from engine.runs.door import atomic_file
 from engine.runs.history import read_history
-from engine.runs.runfolder import atomic_file
 from engine.runs.text_table import text_table
 from engine.runs.wording import DASH, duration, gib, number, percent
 

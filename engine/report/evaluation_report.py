@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from engine.report.confusion import checked, confusion_png, row_shares
+from engine.runs.door import atomic_file
 from engine.runs.records import finite
-from engine.runs.runfolder import atomic_file
 from engine.runs.text_table import clip, text_table
 from engine.runs.wording import number, percent
 

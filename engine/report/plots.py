@@ -13,8 +13,8 @@ import numpy as np
 
 from engine.report.machine_plots import activity, memory
 from engine.report.plot_style import LIGHT, Theme, dress, head, markers, new_figure, to_png
+from engine.runs.door import atomic_file
 from engine.runs.history import History, column
-from engine.runs.runfolder import atomic_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

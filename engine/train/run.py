@@ -15,6 +15,7 @@ from engine.data.sources.open import open_source
 from engine.data.sources.source import DataError, Source
 from engine.recovery.interrupt import Interrupt, follow_launcher
 from engine.recovery.relaunch import Relaunch
+from engine.recovery.restart import after_restart
 
 EXIT_USAGE = 2
 
@@ -54,7 +55,7 @@ def train(config: RunConfig, command: Sequence[str] = ()) -> int:
     show_notices()
     relaunch = Relaunch(command)
     try:
-        config, source = choose_data(config)
+        config, source = choose_data(after_restart(config))
     except (ConfigError, DataError) as error:
         return fail(error)
     from torch import OutOfMemoryError  # torch loads here: a mistake above is told at once

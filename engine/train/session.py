@@ -12,9 +12,9 @@ from pathlib import Path
 
 import psutil
 import torch
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import gather_object
 
-from engine.config import ConfigError, DataConfig, RunConfig, find_run, to_yaml
+from engine.config import DataConfig, RunConfig
 from engine.config.byte_sizes import gib
 from engine.data.backend import make_loader
 from engine.data.fingerprint import fingerprint_of
@@ -29,22 +29,22 @@ from engine.plan.calibration import add_measurement, correction_for
 from engine.plan.run_plan import plan_run
 from engine.plan.told import plan_lines
 from engine.plan.workload import Planned
-from engine.recovery.checkpoint import checkpoint_to_resume
 from engine.recovery.interrupt import Interrupt
 from engine.recovery.relaunch import Relaunch
 from engine.recovery.rescue import MemoryExhausted, first_line
-from engine.recovery.same_run import refuse_other_run
-from engine.report.memory_picture import planned_picture
+from engine.runs.door import CannotWrite
 from engine.runs.runfolder import RunFolder
 from engine.step.network import build_network, network_builder
 from engine.step.optim import build_optimizer
 from engine.step.plan import Hardware
 from engine.step.pretrained import with_preprocessing
 from engine.step.wrap import AUTOCAST_DTYPES, Launch, build_accelerator, prepare_device, wrap
+from engine.train.shared_folder import choose_checkpoint, describe, open_folder
 from engine.train.trainer import Diverged, Trainer
 
 EXIT_DIVERGED = 1
 EXIT_MEMORY = 1
+EXIT_CANNOT_WRITE = 1
 
 
 class Session:
@@ -58,6 +58,14 @@ class Session:
     def __init__(self, config: RunConfig, source: Source, interrupt: Interrupt, relaunch: Relaunch) -> None:
         self.loaders: list = []
         self.relaunch = relaunch
+        self.folder: RunFolder | None = None
+        try:
+            self._build(config, source, interrupt, relaunch)
+        except BaseException:
+            self.close()
+            raise
+
+    def _build(self, config: RunConfig, source: Source, interrupt: Interrupt, relaunch: Relaunch) -> None:
         logging.getLogger("accelerate").setLevel(logging.ERROR)
         launch = Launch.detect()
         relaunch.watch()
@@ -75,7 +83,7 @@ class Session:
         self.config, self.source, self.plan, self.interrupt = config, source, plan, interrupt
         self.accelerator = build_accelerator(plan, launch, config.optim)
         self.main = self.accelerator.is_main_process
-        self.folder = self._shared_folder(model.arch)
+        folder = self.folder = open_folder(config, self.asked, model.arch, source.name, self.accelerator)
         loader = partial(
             make_loader,
             source,
@@ -113,12 +121,16 @@ class Session:
             self.train_loader,
             self.val_loader,
             source.classes,
-            self.folder,
+            folder,
             interrupt,
             self.planned.ladder,
             fingerprint_of(source),
         )
-        self.resumed = self._resume()
+        self.resumed = choose_checkpoint(config, folder, self.accelerator, self.trainer.checkpointer)
+        if self.resumed is not None:
+            self.trainer.resume(self.resumed)
+        if self.main:
+            describe(folder, config, self.planned)
 
     def _plan(self, config: RunConfig, model, classes: int, hardware: Hardware, launch: Launch) -> Planned:
         """The plan for the memory that is there, or that --gpu-memory names; nothing is searched on a bare CPU."""
@@ -139,45 +151,13 @@ class Session:
             launch.offload_optimizer,
         )
 
-    def _shared_folder(self, arch: str) -> RunFolder:
-        """The run folder, made by the first rank and told to the others; a refusal reaches all of them."""
-        told: list = [None, None]
-        if self.main:
-            try:
-                if self.config.resume is not None:
-                    told[0] = str(find_run(self.config.resume, str(self.config.log.output or "") or None))
-                    refuse_other_run(self.asked, Path(told[0]))
-                    RunFolder(Path(told[0])).write_text("config.yaml", to_yaml(self.config))
-                else:
-                    told[0] = str(RunFolder.create(self.config, arch, self.source.name).path)
-            except ConfigError as error:
-                told[1] = str(error)
-        if self.accelerator.num_processes > 1:
-            broadcast_object_list(told)
-        if told[1] is not None:
-            raise ConfigError(told[1])
-        folder = RunFolder(Path(told[0]))
-        if self.main:
-            folder.write_json("plan.json", self.plan.as_dict())
-            if self.config.log.plots and (picture := planned_picture(self.planned)):
-                folder.write_bytes("memory.png", picture)
-        return folder
-
-    def _resume(self) -> Path | None:
-        if self.config.resume is None:
-            return None
-        checkpoint = checkpoint_to_resume(Path(self.config.resume), self.folder.checkpoints)
-        if checkpoint is not None:
-            self.trainer.resume(checkpoint)
-        return checkpoint
-
     def _bad_image(self, bad) -> None:
         print(f"unreadable image, left out: {bad.path} ({bad.reason})", flush=True)
         if self.main:
             self._record_bad(bad.path, bad.reason)
 
     def _record_bad(self, path: str, reason: str) -> None:
-        self.folder.append("event", event="bad_image", path=path, reason=reason)
+        self.run_folder.append("event", event="bad_image", path=path, reason=reason)
 
     def _all_bad(self) -> int:
         """How many images could not be read, over all ranks; the first rank writes down what the others found."""
@@ -193,13 +173,42 @@ class Session:
     # --- running -----------------------------------------------------------------------------------------------
 
     def run(self) -> int:
-        """Train to the end or to a stop signal; returns the exit code."""
+        """Train to the end or to a stop signal; returns the exit code.
+
+        Raises DataError.
+        """
+        try:
+            return self._run()
+        except CannotWrite as error:
+            return self._cannot_write(error)
+
+    def _cannot_write(self, error: CannotWrite) -> int:
+        """Say what could not be written, and what is there to go on with."""
+        last, folder = self.trainer.checkpointer.last, self.run_folder
+        if not folder.path.is_dir():
+            advice = "put it back and go on with --resume FOLDER, wherever it is now"
+        elif last is None:
+            advice = "no checkpoint was written yet; mend that, then start again"
+        else:
+            size = sum(path.stat().st_size for path in last.rglob("*") if path.is_file())
+            advice = f"last checkpoint {last} ({gib(size)}); mend that, then go on with --resume {folder.path}"
+        if self.main:
+            print(f"error: {error}; {advice}", file=sys.stderr, flush=True)
+        return EXIT_CANNOT_WRITE
+
+    @property
+    def run_folder(self) -> RunFolder:
+        """The run folder, which is there once the session is built."""
+        assert self.folder is not None
+        return self.folder
+
+    def _run(self) -> int:
         self._announce()
         began = time.perf_counter()
         monitor: AbstractContextManager = nullcontext()
         if self.main and self.config.log.monitor_interval:
             monitor = Monitor(
-                self.folder.monitor, device=self.accelerator.device, interval=self.config.log.monitor_interval
+                self.run_folder.monitor, device=self.accelerator.device, interval=self.config.log.monitor_interval
             )
         try:
             with monitor:
@@ -208,7 +217,7 @@ class Session:
             self._start_again(error)
             print(f"error: {error}", file=sys.stderr, flush=True)  # each rank: one alone may know of it
             if self.main:
-                self.folder.append("event", event="memory_exhausted", step=self.trainer.progress.step + 1)
+                self.run_folder.append("event", event="memory_exhausted", step=self.trainer.progress.step + 1)
             return EXIT_MEMORY
         except Diverged as error:
             if self.main:
@@ -232,12 +241,12 @@ class Session:
             f"with {' '.join(error.flags)}",
             flush=True,
         )
-        self.relaunch.all_ranks(["--resume", str(self.folder.path.resolve()), *error.flags], error.row)
+        self.relaunch.all_ranks(["--resume", str(self.run_folder.path.resolve()), *error.flags], error.row)
 
     def _fit(self) -> None:
         """Train; with --profile some steps of the first rank are recorded."""
         if self.config.log.profile and self.main:
-            self.trainer.profile = StepProfile(self.folder.path / "profile", self.accelerator.device)
+            self.trainer.profile = StepProfile(self.run_folder.path / "profile", self.accelerator.device)
         try:
             self.trainer.fit()
         except torch.OutOfMemoryError as error:  # in an evaluation, or while saving
@@ -257,15 +266,15 @@ class Session:
         print("\n".join(plan_lines(self.planned)))
         if plan.device == "cpu" and Path("/proc/driver/nvidia/version").exists():
             print(f"note: an NVIDIA driver is here, but PyTorch {torch.__version__} finds no GPU that it can use")
-        print(f"run folder {self.folder.path}", flush=True)
+        print(f"run folder {self.run_folder.path}", flush=True)
         progress = self.trainer.progress
         if self.config.resume is not None:
             where = f"from {self.resumed}" if self.resumed else "from the start: no checkpoint was written yet"
             print(f"resuming {where}, epoch {progress.epoch + 1}, step {progress.step}", flush=True)
         if self.relaunch.reason is not None:
-            self.folder.append("event", **self.relaunch.reason)
+            self.run_folder.append("event", **self.relaunch.reason)
         event = "start" if self.config.resume is None else "resume"
-        self.folder.append(
+        self.run_folder.append(
             "event",
             event=event,
             step=progress.step,
@@ -279,7 +288,7 @@ class Session:
         )
 
     def _conclude(self, stopped: bool, seconds: float, bad: int) -> None:
-        progress, folder = self.trainer.progress, self.folder
+        progress, folder = self.trainer.progress, self.run_folder
         folder.append(
             "event",
             event="interrupted" if stopped else "finished",
@@ -311,7 +320,7 @@ class Session:
         measured = torch.cuda.max_memory_allocated()
         ratio = measured / plan.predicted_allocated_bytes
         print(f"memory: predicted {gib(plan.predicted_allocated_bytes)}, measured {gib(measured)} ({ratio:.3f} ×)")
-        self.folder.append(
+        self.run_folder.append(
             "event",
             event="memory",
             step=self.trainer.progress.step,
@@ -330,7 +339,7 @@ class Session:
         from engine.report.compare import write_report
 
         try:
-            write_report(self.folder.path)
+            write_report(self.run_folder.path)
         except OSError as error:
             print(f"the report could not be written: {error}", file=sys.stderr, flush=True)
 
@@ -338,6 +347,8 @@ class Session:
         """Let go of loaders, DeepSpeed and the process group."""
         for loader in self.loaders:
             loader.close()
+        if self.folder is not None:
+            self.folder.close()
         if torch.distributed.is_initialized():
             self.accelerator.end_training()
             if torch.distributed.is_initialized():

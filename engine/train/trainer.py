@@ -26,7 +26,7 @@ from engine.recovery.checkpoint import Checkpointer, read_state
 from engine.recovery.interrupt import Interrupt
 from engine.recovery.rescue import Rescue
 from engine.recovery.same_run import refuse_other, run_identity
-from engine.runs.runfolder import RunFolder, atomic_file
+from engine.runs.runfolder import RunFolder
 from engine.runs.weights_facts import CHECKSUM, WeightsFacts, checksum
 from engine.step.ema import WeightAverage
 from engine.step.network import network_options
@@ -82,7 +82,7 @@ class Trainer:
         self.folder, self.interrupt = folder, interrupt
         self.average = WeightAverage(bare_module(model), config.optim.ema) if config.optim.ema else None
         self.checkpointer = Checkpointer(
-            accelerator, model, optimizer, folder.checkpoints, config.log.keep_checkpoints, self.average
+            accelerator, model, optimizer, folder, config.log.keep_checkpoints, self.average
         )
         self.data = data or Fingerprint(classes, len(train_loader), len(val_loader), "")
         preprocessing = Preprocessing.named_by(config.data)
@@ -333,7 +333,7 @@ class Trainer:
             # copies: on a CPU `cpu()` is none, and the model is about to get its own weights back
             tensors = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in named}
         if self.main:
-            with atomic_file(self.folder.weights) as temporary:
+            with self.folder.file(self.folder.weights) as temporary:
                 save_file(tensors, temporary, metadata=self.facts.as_metadata() | {CHECKSUM: checksum(tensors)})
 
     def save(self) -> None:

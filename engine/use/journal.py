@@ -144,7 +144,7 @@ class FeatureFile:
         if self.path.suffix == ".safetensors":
             from safetensors.numpy import save_file
 
-            from engine.runs.runfolder import atomic_file
+            from engine.runs.door import atomic_file
 
             with atomic_file(self.path) as temporary:
                 save_file({"features": np.load(part)}, temporary, metadata={"paths": json.dumps(paths)})

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from engine.config import command_line, require
 from engine.config.flag import Positional, TopLevel
 from engine.data.sources.source import Split
-from engine.runs.runfolder import atomic_file
+from engine.runs.door import atomic_file
 from engine.use.journal import FeatureFile, Journal, part_of
 from engine.use.pictures import named_pictures
 from engine.use.predict import Predictor, split_of

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
+from engine.runs.door import atomic_file
 from engine.runs.provenance import ROOT, command, commit, today, versions
-from engine.runs.runfolder import atomic_file
 from engine.step.plan import use_cuda
 
 PROFILES = ROOT / "profiles"

@@ -20,8 +20,8 @@ from engine.bench.instrument.peers import NotAvailable, need
 from engine.bench.instrument.record import PROFILES, Unwritable, load, machine
 from engine.bench.suites import arch_rows
 from engine.bench.suites.run import SUITES
+from engine.runs.door import atomic_file
 from engine.runs.provenance import ROOT, commit, versions
-from engine.runs.runfolder import atomic_file
 from engine.runs.text_table import text_table
 from engine.step.plan import use_cuda
 

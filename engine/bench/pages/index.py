@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.bench.instrument.record import PROFILES
-from engine.runs.runfolder import atomic_file
+from engine.runs.door import atomic_file
 
 MOST_LINES = 8
 """Results of a file that are listed one by one; more are told in one line."""

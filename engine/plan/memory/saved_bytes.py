@@ -12,8 +12,8 @@ from functools import partial
 
 import archs
 from engine.plan.memory.simulate import Simulator, Step
+from engine.runs.door import atomic_file
 from engine.runs.provenance import ROOT
-from engine.runs.runfolder import atomic_file
 from engine.step.recompute import Policy
 
 NETWORKS = ("resnet50", "resnext50", "darknet53", "inceptionv3", "mobilenetv2")

@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import save_file
 
 from engine.config import ConfigError, LogConfig, RunConfig
-from engine.runs.runfolder import RunFolder, atomic_file
+from engine.runs.door import atomic_file
+from engine.runs.runfolder import RunFolder
 
 
 def test_unnamed_runs_get_folders_of_their_own(tmp_path, monkeypatch):

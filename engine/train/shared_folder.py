@@ -1,0 +1,93 @@
+"""The run folder among ranks: the first one owns it and decides, and a refusal reaches all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+
+from engine.config import ConfigError, RunConfig, find_run, to_yaml
+from engine.plan.workload import Planned
+from engine.recovery.checkpoint import Checkpointer, named_checkpoint, newest_whole
+from engine.recovery.same_run import refuse_other_run
+from engine.report.memory_picture import planned_picture
+from engine.runs.door import CannotWrite
+from engine.runs.runfolder import RunFolder
+
+
+def decided(accelerator: Accelerator, work: Callable[[], str | None]) -> str | None:
+    """What `work` gives on the first rank, on all of them. Raises its ConfigError on all of them."""
+    told: list[str | None] = [None, None]
+    if accelerator.is_main_process:
+        try:
+            told[0] = work()
+        except ConfigError as error:
+            told[1] = str(error)
+    if accelerator.num_processes > 1:
+        broadcast_object_list(told)
+    if told[1] is not None:
+        raise ConfigError(told[1])
+    return told[0]
+
+
+def open_folder(config: RunConfig, asked: RunConfig, arch: str, data: str, accelerator: Accelerator) -> RunFolder:
+    """The run folder: a new one, or that of the run to resume, as `asked` for before its pixels were resolved.
+
+    Raises ConfigError where it is another run's or in use.
+    """
+    owned: list[RunFolder] = []
+
+    def find() -> str:
+        if config.resume is None:
+            owned.append(RunFolder.create(config, arch, data))
+        else:
+            path = find_run(config.resume, str(config.log.output or "") or None)
+            owned.append(RunFolder.open(path))
+            try:
+                refuse_other_run(asked, path)
+            except BaseException:
+                owned[0].close()
+                raise
+        return str(owned[0].path)
+
+    path = decided(accelerator, find)
+    assert path is not None
+    return owned[0] if owned else RunFolder(Path(path))
+
+
+def choose_checkpoint(
+    config: RunConfig, folder: RunFolder, accelerator: Accelerator, checkpointer: Checkpointer
+) -> Path | None:
+    """The checkpoint to go on from: the one that --resume names, else the newest whole one; None before the first.
+
+    What is passed over is said, and forgotten when the next one is whole. Raises ConfigError where none is whole.
+    """
+    if config.resume is None:
+        return None
+
+    def choose() -> str | None:
+        if (named := named_checkpoint(Path(config.resume or ""))) is not None:
+            return str(named)
+        found, passed = newest_whole(folder.checkpoints)
+        for damaged, wrong in passed:
+            print(f"passed over: checkpoint {damaged} ({wrong})", flush=True)
+            folder.append("event", event="passed_over", path=str(damaged), reason=wrong)
+        checkpointer.passed_over = [damaged for damaged, _ in passed]
+        return None if found is None else str(found)
+
+    chosen = decided(accelerator, choose)
+    return None if chosen is None else Path(chosen)
+
+
+def describe(folder: RunFolder, config: RunConfig, planned: Planned) -> None:
+    """Write what is known before the first step: the description, the plan, its picture. Raises ConfigError."""
+    try:
+        if config.resume is not None:
+            folder.write_text("config.yaml", to_yaml(config))
+        folder.write_json("plan.json", planned.plan.as_dict())
+        if config.log.plots and (picture := planned_picture(planned)):
+            folder.write_bytes("memory.png", picture)
+    except CannotWrite as error:
+        raise ConfigError(str(error)) from None
