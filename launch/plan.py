@@ -10,6 +10,10 @@ from engine.imports import refuse_foreign_packages
 
 refuse_foreign_packages()
 
+from engine.recovery.start import begin
+
+begin()
+
 from engine.config import ConfigError
 from engine.plan.request import parse
 from engine.train.run import fail, show_notices

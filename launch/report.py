@@ -10,6 +10,10 @@ from engine.imports import refuse_foreign_packages
 
 refuse_foreign_packages()
 
+from engine.recovery.start import begin
+
+begin()
+
 from engine.report.compare import summary_table, write_report
 from engine.runs.history import NotARun
 

@@ -9,6 +9,10 @@ from engine.imports import refuse_foreign_packages
 
 refuse_foreign_packages()
 
+from engine.recovery.start import begin
+
+begin()
+
 from engine.config import ConfigError, parse
 from engine.train.run import fail, train
 

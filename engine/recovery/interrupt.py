@@ -6,10 +6,13 @@ import ctypes
 import os
 import signal
 import sys
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
+LAUNCHERS = ("python", "accelerate", "torchrun", "deepspeed", "sh", "bash", "dash", "zsh")
+"""How the names of launchers, and of shells around them, begin."""
 
 
 class Interrupt:
@@ -52,10 +55,32 @@ class Interrupt:
 
 
 def follow_launcher() -> None:
-    """Receive SIGTERM when `accelerate launch` dies: it passes no signal on, and would leave this process running.
+    """Receive SIGTERM when the launcher dies, and end at once where it has died already.
 
-    Does nothing outside its single-process launcher (torchrun's agent passes signals on itself), nor off Linux.
+    `accelerate launch` passes no signal on, and no launcher can when it is killed: it would leave this process running.
+    Does nothing without a launcher, nor off Linux.
     """
-    launched = "ACCELERATE_MIXED_PRECISION" in os.environ and "TORCHELASTIC_RUN_ID" not in os.environ
-    if launched and sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    launched = "ACCELERATE_MIXED_PRECISION" in os.environ or "TORCHELASTIC_RUN_ID" in os.environ
+    if not launched or sys.platform != "linux":
+        return
+    parent = os.getppid()
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent or orphaned(parent):
+        print("the launcher has gone; this process ends with it", file=sys.stderr, flush=True)
+        os._exit(128 + signal.SIGTERM)
+
+
+def orphaned(parent: int) -> bool:
+    """Whether `parent` is what the system gives a process whose own parent died: process 1, and no launcher.
+
+    In a container the launcher itself may be process 1; launchers are Python programs, or started by a shell.
+    """
+    if parent != 1:
+        return False
+    try:
+        name = Path(f"/proc/{parent}/cmdline").read_bytes().split(b"\0")[0].rpartition(b"/")[2].decode(errors="replace")
+    except OSError:
+        return False
+    return not name.lstrip("-").startswith(
+        ("python", "accelerate", "torchrun", "deepspeed", "sh", "bash", "dash", "zsh")
+    )

@@ -20,6 +20,7 @@ from accelerate.utils import (
 from torch import Tensor, nn
 
 from engine.config import ConfigError, OptimConfig, RankError
+from engine.step.launcher import complete_local_rank, overrule, refuse_odd_ranks
 from engine.step.plan import Plan, use_cuda
 from engine.step.recompute import apply_policy
 from engine.step.sync_norm import synchronise_norms
@@ -51,7 +52,12 @@ class Launch:
 
     @classmethod
     def detect(cls) -> Launch:
-        """Read the launcher's environment variables. Raises ConfigError for a DeepSpeed launch without its JSON."""
+        """Read the launcher's environment variables.
+
+        Raises ConfigError for a DeepSpeed launch without its JSON, and for ranks that could not find each other.
+        """
+        refuse_odd_ranks()
+        complete_local_rank(torch.cuda.device_count() if use_cuda() else 0)
         deepspeed = None
         if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
             import json
@@ -93,6 +99,7 @@ def deepspeed_configuration(launch: Launch, plan: Plan, optim: OptimConfig) -> d
 
 def build_accelerator(plan: Plan, launch: Launch, optim: OptimConfig) -> Accelerator:
     """accelerate's front to the device, the process group, accumulation and autocast, set up as the plan says."""
+    overrule(plan.precision)
     cpu = plan.device == "cpu"
     # No exchange in the forward pass, where a rank that ran out of memory could not be missed (recovery/exchange.py).
     # Running statistics are not used in training; the first rank's are, before an evaluation (`share_buffers`).

@@ -13,22 +13,28 @@ from typing import Literal
 from engine.config import ConfigError, RankError, RunConfig
 from engine.data.sources.open import open_source
 from engine.data.sources.source import DataError, Source
-from engine.recovery.interrupt import Interrupt, follow_launcher
+from engine.recovery.interrupt import Interrupt
 from engine.recovery.relaunch import Relaunch
 from engine.recovery.restart import after_restart
+from engine.step.launcher import refuse_odd_ranks
 
 EXIT_USAGE = 2
 
 
 def say(text: str) -> None:
     """Print on the first rank only, at once."""
-    if int(os.environ.get("RANK", 0)) == 0:
+    if first_rank():
         print(text, flush=True)
+
+
+def first_rank() -> bool:
+    """Whether this process is the one that talks: the launcher's rank 0, or alone."""
+    return os.environ.get("RANK", "0") in ("0", "") or not os.environ["RANK"].isdecimal()
 
 
 def fail(error: Exception, code: int = EXIT_USAGE, one_rank: bool = False) -> int:
     """Print an error that the person can act on, once where all ranks meet it; returns the exit code."""
-    if one_rank or int(os.environ.get("RANK", 0)) == 0:
+    if one_rank or first_rank():
         print(f"error: {error}", file=sys.stderr, flush=True)
     return code
 
@@ -36,7 +42,7 @@ def fail(error: Exception, code: int = EXIT_USAGE, one_rank: bool = False) -> in
 def show_notices() -> None:
     """Let the first rank's notices (logger `hcr`) reach the person, without dates or module names."""
     logger = logging.getLogger("hcr")
-    if not logger.handlers and int(os.environ.get("RANK", 0)) == 0:
+    if not logger.handlers and first_rank():
         handler = logging.StreamHandler(sys.stdout)
         handler.setFormatter(logging.Formatter("%(message)s"))
         logger.addHandler(handler)
@@ -53,6 +59,10 @@ def train(config: RunConfig, command: Sequence[str] = ()) -> int:
     signal when stopped.
     """
     show_notices()
+    try:
+        refuse_odd_ranks()
+    except ConfigError as error:
+        return fail(error, one_rank=True)
     relaunch = Relaunch(command)
     try:
         config, source = choose_data(after_restart(config))
@@ -63,8 +73,7 @@ def train(config: RunConfig, command: Sequence[str] = ()) -> int:
     from engine.recovery.rescue import before_first_step
     from engine.train.session import EXIT_MEMORY, Session
 
-    with Interrupt(announce=int(os.environ.get("RANK", 0)) == 0) as interrupt, relaunch:
-        follow_launcher()
+    with Interrupt(announce=first_rank()) as interrupt, relaunch:
         try:
             session = Session(config, source, interrupt, relaunch)
         except RankError as error:

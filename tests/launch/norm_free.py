@@ -39,6 +39,9 @@ class NormFree(nn.Module):
 
 
 if __name__ == "__main__":
+    from engine.recovery.start import begin
+
+    begin()
     from engine.config import parse
     from engine.train.run import train
 

@@ -1,0 +1,83 @@
+"""What launchers leave in the environment: completed where it can be, refused where it contradicts the run's own plan.
+
+accelerate reads a person's own default_config.yaml before it starts the run, which may ask for things that this
+project decides itself (compilation, precision) or does not have (FSDP). Ours wins, and that is said.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import MutableMapping
+
+from engine.config import ConfigError, require
+
+LOCAL = ("LOCAL_RANK", "SLURM_LOCALID", "OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "PALS_LOCAL_RANKID")
+"""Variables in which launchers say a process's place on its machine."""
+FOREIGN = {
+    "ACCELERATE_USE_FSDP": "FSDP",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "its parallelism configuration",
+}
+
+logger = logging.getLogger("hcr")
+
+
+def refuse_odd_ranks(environment: MutableMapping[str, str] = os.environ) -> None:
+    """Raise ConfigError for rank variables of which each process would make another sense.
+
+    Without it, each process of a launch that lacks one of them would train alone, into one folder.
+    """
+    found = {name: environment[name] for name in ("RANK", "WORLD_SIZE", *LOCAL[:1]) if name in environment}
+    for name, text in found.items():
+        require(text.isdecimal(), f"the launcher's {name} is {text!r}, and a number is needed")
+    if "WORLD_SIZE" not in found:
+        require(
+            int(found.get("RANK", 0)) == 0,
+            f"the launcher set RANK={found.get('RANK')} and no WORLD_SIZE: set both, or start with torchrun",
+        )
+        return
+    ranks = int(found["WORLD_SIZE"])
+    require(ranks >= 1, f"the launcher's WORLD_SIZE is {ranks}; it must be 1 or more")
+    alone = ranks == 1
+    require("RANK" in found or alone, f"the launcher set WORLD_SIZE={ranks} and no RANK: set both, or use torchrun")
+    rank = int(found.get("RANK", 0))
+    require(rank < ranks, f"the launcher's RANK is {rank}, of WORLD_SIZE {ranks}: ranks count from 0")
+    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if not environment.get(name)]
+    require(
+        alone or not missing,
+        f"the launcher set RANK and WORLD_SIZE={ranks}, but not {' and '.join(missing)}: ranks cannot find each other",
+    )
+
+
+def complete_local_rank(devices: int, environment: MutableMapping[str, str] = os.environ) -> None:
+    """Set LOCAL_RANK, without which accelerate starts no group, where a launcher set RANK and WORLD_SIZE alone.
+
+    Kubernetes' PyTorchJob does so. It is what another variable says, else the rank over this machine's `devices`.
+    """
+    if "LOCAL_RANK" in environment or int(environment.get("WORLD_SIZE", "1")) == 1:
+        return
+    said = next((environment[name] for name in LOCAL if environment.get(name, "").isdecimal()), None)
+    derived = int(environment.get("RANK", "0")) % devices if devices else 0
+    environment["LOCAL_RANK"] = said or str(derived)
+
+
+def overrule(precision: str, environment: MutableMapping[str, str] = os.environ) -> None:
+    """Take out of the environment what accelerate would do beside the plan, and say so once.
+
+    Raises ConfigError for what this project has not.
+    """
+    for name, what in FOREIGN.items():
+        if environment.get(name, "false").lower() in ("true", "1"):
+            raise ConfigError(
+                f"accelerate's configuration asks for {what} ({name}), which does not train here; launch with "
+                "--config_file configs/accelerate/deepspeed_zero2.yaml, or with --multi_gpu"
+            )
+    asked = environment.get("ACCELERATE_DYNAMO_BACKEND", "no")
+    for name in [name for name in environment if name.startswith("ACCELERATE_DYNAMO_")]:
+        del environment[name]
+    if asked.lower() not in ("", "no"):
+        logger.info("note: accelerate's configuration asks for torch.compile (%s); here --compile decides", asked)
+    mixed = environment.get("ACCELERATE_MIXED_PRECISION", "no").lower()
+    if mixed not in ("no", "fp32", precision):
+        logger.info("note: accelerate's configuration asks for %s; here --precision decides: %s", mixed, precision)

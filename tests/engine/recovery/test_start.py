@@ -1,0 +1,118 @@
+"""Ctrl-C while torch is imported, launchers that are killed, names that no terminal can show."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+
+from engine.recovery import interrupt
+
+TRAIN = [sys.executable, "launch/train.py", "--output", "/nonexistent/folder"]
+
+
+@pytest.mark.parametrize("after", [0.3, 0.8, 1.6])
+def test_ctrl_c_in_start_up_is_one_line(root, after):
+    """F11, at moments at which Python has started and torch, accelerate or DALI is being imported."""
+    before = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731  (a background shell ignores it)
+    code = "import runpy, sys; sys.argv = sys.argv[1:]; print('begun', flush=True); "
+    code += "runpy.run_path(sys.argv[0], run_name='__main__')"
+    command = [sys.executable, "-c", code, "launch/train.py", "--output", "/nonexistent/folder"]
+    process = subprocess.Popen(
+        command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=before
+    )
+    assert process.stdout.readline() == "begun\n"
+    time.sleep(after)
+    if process.poll() is not None:
+        pytest.skip("this machine had started already")
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    if process.returncode == 2:
+        pytest.skip("this machine had started already")
+    assert process.returncode == 130, errors
+    assert errors.split("\n") in (["", "stopped before the run began", ""], [*errors.split("\n")[:1], ""])
+    assert "Traceback" not in errors
+
+
+def children_of(process: subprocess.Popen) -> list[psutil.Process]:
+    return psutil.Process(process.pid).children(recursive=True)
+
+
+def until(condition, seconds: float = 60):
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if found := condition():
+            return found
+        time.sleep(0.01)
+    raise AssertionError("it did not come to that")
+
+
+def gone(process: psutil.Process) -> bool:
+    return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+
+
+WAIT = "import sys, time; sys.path.insert(0, '.'); from engine.recovery.start import begin; {before}; begin(); "
+WAIT += "print('followed', flush=True); time.sleep(60)"
+
+
+@pytest.mark.parametrize("variable", ["ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID"])
+@pytest.mark.parametrize("before", ["pass", "time.sleep(0.5)"], ids=["at once", "while it starts"])
+def test_a_killed_launcher_takes_its_process_along(root, variable, before):
+    """F6: whether it dies before the process follows it, or afterwards."""
+    code = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {WAIT.format(before=before)!r}])"
+    env = os.environ | {variable: "no"}
+    launcher = subprocess.Popen([sys.executable, "-c", code], cwd=root, env=env, stdout=subprocess.PIPE, text=True)
+    (child,) = until(lambda: children_of(launcher))
+    if before == "pass":
+        assert launcher.stdout.readline() == "followed\n"
+    else:
+        until(lambda: "-c" in child.cmdline() and child.num_threads() and time.sleep(0.2) is None)
+    launcher.kill()
+    launcher.wait()
+    until(lambda: gone(child), 20)
+    launcher.stdout.close()
+
+
+def test_an_orphan_is_known_by_its_new_parent(monkeypatch, tmp_path):
+    for command, lost in ((b"/sbin/init\0", True), (b"/usr/bin/tini\0--\0", True), (b"/usr/bin/python3\0x\0", False)):
+        (tmp_path / "cmdline").write_bytes(command)
+        monkeypatch.setattr(interrupt, "Path", lambda _: tmp_path / "cmdline")
+        assert interrupt.orphaned(1) is lost
+    assert not interrupt.orphaned(1234)
+
+
+def test_a_name_that_is_no_text_is_escaped_on_any_terminal(root):
+    """W6."""
+    code = "import sys; sys.path.insert(0, '.'); from engine.recovery.start import begin; begin(); "
+    code += "print('name caf\\udce9.jpg, \\u00e9'); print('\\udcff', file=sys.stderr)"
+    env = os.environ | {"PYTHONIOENCODING": "ascii"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, env=env, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "name caf\\udce9.jpg, \\xe9\n", "\\udcff\n")
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+@pytest.mark.parametrize("steps", [0, 3])
+def test_a_killed_torchrun_leaves_no_orphans(root, tmp_path, steps):
+    """F6: at any time, in start-up and in the middle of training; what was begun is saved."""
+    run = tmp_path / "run"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command += ["tests/launch/norm_free.py", "--image-size", "32", "--arch", "norm_free", "--batch-size", "8"]
+    command += ["--epochs", "500", "--log.every", "1", "--log.no-plots", "--precision", "fp32", "--output", str(run)]
+    env = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    process = subprocess.Popen(command, cwd=root, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    metrics = run / "metrics.jsonl"
+    try:
+        workers = until(lambda: len(found := children_of(process)) >= 2 and found)
+        if steps:
+            until(lambda: metrics.exists() and metrics.read_text().count("step") > steps, 90)
+    finally:
+        process.kill()
+        process.wait()
+    for worker in workers:
+        until(lambda one=worker: gone(one), 90)
+    if steps:
+        assert list((run / "checkpoints").glob("step-*/trainer.pt"))

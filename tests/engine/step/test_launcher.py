@@ -1,0 +1,105 @@
+"""Launchers that say half of it, and accelerate configurations that want something else than the run."""
+
+import pytest
+
+from engine.config import ConfigError
+from engine.step.launcher import complete_local_rank, overrule, refuse_odd_ranks
+
+HERE = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {},
+        {"RANK": "0"},
+        {"WORLD_SIZE": "1"},
+        {"RANK": "1", "WORLD_SIZE": "2", **HERE},
+        {"RANK": "0", "LOCAL_RANK": "0"},
+    ],
+)
+def test_what_makes_sense_is_taken(environment):
+    refuse_odd_ranks(environment)
+
+
+@pytest.mark.parametrize(
+    ("environment", "words"),
+    [
+        ({"RANK": "1"}, "RANK=1 and no WORLD_SIZE"),
+        ({"WORLD_SIZE": "2", **HERE}, "no RANK"),
+        ({"RANK": "2", "WORLD_SIZE": "2", **HERE}, "RANK is 2, of WORLD_SIZE 2"),
+        ({"RANK": "0", "WORLD_SIZE": "2"}, "MASTER_ADDR and MASTER_PORT"),
+        ({"RANK": "", "WORLD_SIZE": "2"}, "RANK is ''"),
+        ({"RANK": "one", "WORLD_SIZE": "2"}, "RANK is 'one'"),
+        ({"RANK": "0", "WORLD_SIZE": "-2"}, "WORLD_SIZE is '-2'"),
+        ({"RANK": "0", "WORLD_SIZE": "0"}, "WORLD_SIZE is 0"),
+    ],
+)
+def test_what_makes_none_is_refused(environment, words):
+    with pytest.raises(ConfigError, match=words):
+        refuse_odd_ranks(environment)
+
+
+@pytest.mark.parametrize(
+    ("more", "devices", "local"),
+    [
+        ({}, 0, "0"),
+        ({}, 1, "0"),
+        ({}, 4, "3"),
+        ({"SLURM_LOCALID": "1"}, 4, "1"),
+        ({"OMPI_COMM_WORLD_LOCAL_RANK": "2"}, 4, "2"),
+        ({"LOCAL_RANK": "5"}, 4, "5"),
+    ],
+)
+def test_the_place_on_a_machine_is_derived(more, devices, local):
+    environment = {"RANK": "3", "WORLD_SIZE": "8", **HERE, **more}
+    complete_local_rank(devices, environment)
+    assert environment["LOCAL_RANK"] == local
+
+
+def test_a_single_process_gets_none():
+    environment: dict[str, str] = {}
+    complete_local_rank(1, environment)
+    assert environment == {}
+
+
+def test_ours_wins_over_a_persons_own_configuration(caplog):
+    caplog.set_level("INFO", "hcr")
+    environment = {
+        "ACCELERATE_DYNAMO_BACKEND": "INDUCTOR",
+        "ACCELERATE_DYNAMO_MODE": "x",
+        "ACCELERATE_MIXED_PRECISION": "fp16",
+    }
+    overrule("bf16", environment)
+    assert environment == {"ACCELERATE_MIXED_PRECISION": "fp16"}
+    assert "INDUCTOR" in caplog.text and "--compile decides" in caplog.text
+    assert "fp16" in caplog.text and "--precision decides: bf16" in caplog.text
+
+
+def test_what_agrees_is_not_mentioned(caplog):
+    caplog.set_level("INFO", "hcr")
+    for mixed in ("no", "bf16"):
+        overrule("bf16", {"ACCELERATE_DYNAMO_BACKEND": "NO", "ACCELERATE_MIXED_PRECISION": mixed})
+    assert not caplog.text
+
+
+@pytest.mark.parametrize("name", ["ACCELERATE_USE_FSDP", "ACCELERATE_USE_MEGATRON_LM"])
+def test_what_is_not_here_is_refused(name):
+    with pytest.raises(ConfigError, match=name):
+        overrule("fp32", {name: "true"})
+
+
+def test_names_stay_the_networks_own_under_a_dynamo_backend(reset_accelerator, monkeypatch):
+    """W4: accelerate would compile, and write every weight under `_orig_mod.`."""
+    import torch
+
+    from engine.config import OptimConfig, RunConfig
+    from engine.step.plan import Hardware, make_plan
+    from engine.step.wrap import Launch, build_accelerator, wrap
+
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "EAGER")
+    model = torch.nn.Linear(2, 2)
+    plan = make_plan(RunConfig(), model, Hardware("cpu", "CPU"))
+    accelerator = build_accelerator(plan, Launch(0, 0, 1, None), OptimConfig())
+    wrapped, _ = wrap(model, torch.optim.SGD(model.parameters(), lr=0.1), plan, accelerator)
+    assert set(wrapped.state_dict()) == {"weight", "bias"}
