@@ -11,10 +11,6 @@ from engine.imports import refuse_foreign_packages
 
 refuse_foreign_packages()
 
-from engine.recovery.start import begin
-
-begin()
-
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """The command line."""

@@ -9,6 +9,10 @@ from engine.imports import refuse_foreign_packages
 
 refuse_foreign_packages()
 
+from engine.recovery.start import begin
+
+begin()
+
 from engine.config import ConfigError
 from engine.data.sources.source import DataError
 from engine.train.run import fail

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,8 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine.config import ConfigError, DataConfig, find_run, from_yaml, require
+from engine.data.fingerprint import Fingerprint
 from engine.data.preprocessing import Preprocessing
 from engine.data.sources.folder import MEAN, STD
+from engine.runs.weights_facts import WeightsFacts, refuse_damaged
 
 if TYPE_CHECKING:
     import torch
@@ -36,6 +37,8 @@ class Weights:
     """What the run was trained on, where the weights lie in its folder."""
     preprocessing: Preprocessing | None = None
     """The pixels they expect; None where nobody wrote it down."""
+    trained_on: Fingerprint | None = None
+    """The data they were trained on; None where nobody wrote it down."""
 
     @property
     def class_count(self) -> int:
@@ -103,52 +106,47 @@ def read_weights(path: Path, arch: str | None = None) -> Weights:
     config = from_yaml(run / "config.yaml")
     state = read_state(checkpoint / "trainer.pt")
     require("model" in state, f"--checkpoint {path} is sharded by DeepSpeed; evaluate the run folder's best weights")
-    model, data = config.model, config.data
-    classes = json.loads(_facts(run / "model.safetensors").get("classes", "null"))
-    expected = Preprocessing.named_by(data)
-    file = checkpoint / "trainer.pt"
-    return Weights(file, state["model"], model.arch, network_options(model), classes, data.image_size, data, expected)
-
-
-def _facts(path: Path) -> dict[str, str]:
-    from engine.step.pretrained import file_facts
-
-    return file_facts(path)
+    model, data, trained_on = config.model, config.data, Fingerprint.from_dict(state.get("data"))
+    return Weights(
+        checkpoint / "trainer.pt",
+        state["average"]["tensors"] if "average" in state else state["model"],  # what the run itself evaluates
+        model.arch,
+        network_options(model),
+        trained_on and trained_on.classes,
+        data.image_size,
+        data,
+        Preprocessing.named_by(data),
+        trained_on,
+    )
 
 
 def _of_file(path: Path, arch: str | None) -> Weights:
     require(path.is_file(), f"--checkpoint {path}: no such file")
     from safetensors import SafetensorError, safe_open
 
-    facts: dict[str, str] = {}
+    metadata: dict[str, str] = {}
     if path.suffix == ".safetensors":
         try:
             with safe_open(path, framework="pt") as file:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-                facts = file.metadata() or {}
+                metadata = file.metadata() or {}
         except (SafetensorError, OSError) as error:
             raise ConfigError(f"--checkpoint {path} cannot be read: {error}") from error
-    if "arch" not in facts:
+    if "arch" not in metadata:
         require(
             arch is not None,
             f"--checkpoint {path} does not say which network it is of; name it with --arch, or name a run folder",
         )
         assert arch is not None
         return _foreign(path, arch)
-    require(
-        arch in (None, facts["arch"]),
-        f"--checkpoint {path} is of {facts['arch']}, not of {arch}",
-    )
+    facts = WeightsFacts.from_metadata(metadata, f"--checkpoint {path}")
+    refuse_damaged(tensors, metadata, f"--checkpoint {path}")
+    require(arch in (None, facts.arch), f"--checkpoint {path} is of {facts.arch}, not of {arch}")
     run = path.parent / "config.yaml"
     data = from_yaml(run).data if run.is_file() else None
-    said = facts.get("preprocessing")
-    expected = Preprocessing.from_json(said) if said else None
-    try:
-        classes, size = json.loads(facts["classes"]), int(facts["image_size"])
-        options = json.loads(facts.get("options", "{}"))
-    except (KeyError, ValueError) as error:
-        raise ConfigError(f"--checkpoint {path}: what it says of itself cannot be read: {error}") from None
-    return Weights(path, tensors, facts["arch"], options, classes, size, data, expected)
+    expected = Preprocessing.from_json(facts.preprocessing) if facts.preprocessing else None
+    size, trained_on = facts.image_size, Fingerprint.from_dict(facts.data)
+    return Weights(path, tensors, facts.arch, facts.options, facts.classes, size, data, expected, trained_on)
 
 
 def _foreign(path: Path, arch: str) -> Weights:
