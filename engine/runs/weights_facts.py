@@ -67,9 +67,9 @@ class WeightsFacts:
             "run": _entry(found, "run", dict, origin, "{}"),
         }
         if not facts["classes"] or not all(isinstance(name, str) for name in facts["classes"]):
-            raise ConfigError(f"{origin}: its metadata's classes are not names")
+            raise ConfigError(f"{origin}: what it says of itself cannot be read: classes are not names")
         if not 0 < facts["image_size"] < 2**20:
-            raise ConfigError(f"{origin}: its metadata's image_size is {facts['image_size']}")
+            raise ConfigError(f"{origin}: what it says of itself cannot be read: image_size is {facts['image_size']}")
         return cls(found["arch"], **facts, preprocessing=found.get("preprocessing", ""))
 
 
@@ -100,5 +100,5 @@ def _entry(metadata: dict[str, str], name: str, kind: type, origin: str, missing
     except (ValueError, RecursionError):
         value = None
     if not isinstance(value, kind) or isinstance(value, bool):
-        raise ConfigError(f"{origin}: its metadata's {name} is not what this project writes ({str(text)[:60]!r})")
+        raise ConfigError(f"{origin}: what it says of itself cannot be read: {name} is {str(text)[:60]!r}")
     return value
