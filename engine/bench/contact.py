@@ -27,6 +27,8 @@ from engine.runs.provenance import ROOT, command, commit, today, versions
 NETWORKS = ("resnet50", "mobilenetv2", "resnext50", "darknet53", "inceptionv3")
 AGAIN = 3
 """Times that a suite is begun again after a row took the GPU away from its process."""
+STARTS = 8.0
+"""Seconds of a suite's limit that its budget leaves: importing before the first row, writing after the last."""
 GRACE = 3.0
 """Seconds between a request to end and the end."""
 
@@ -53,7 +55,7 @@ def suite(name: str, seconds: float, *arguments: str, timed: bool = True) -> Ste
 
 
 STEPS = (
-    Step("tests", 60.0, ("-m", "pytest", "-m", "gpu", "-q", "--tb=line", "-p", "no:cacheprovider", "tests"), False),
+    Step("tests", 60.0, ("-m", "pytest", "-m", "gpu", "-v", "--tb=line", "-p", "no:cacheprovider", "tests"), False),
     suite("training", 60.0, timed=False),
     suite("machine", 15.0),
     suite("kernels", 120.0),
@@ -124,7 +126,7 @@ class Contact:
         arguments = [*step.arguments]
         if step.suite:
             arguments += [*self.forward, "--continue"]
-            arguments += [] if math.isinf(seconds) else ["--budget", f"{max(1, round(seconds - GRACE))}s"]
+            arguments += [] if math.isinf(seconds) else ["--budget", f"{max(1, round(seconds - STARTS))}s"]
         with (self.logs / f"{step.name}.log").open("wb" if first else "ab") as log:
             process = subprocess.Popen(
                 [sys.executable, *arguments], cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
