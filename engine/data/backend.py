@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 import logging
+from importlib.util import find_spec
 from typing import Literal
 
 from engine.data.loader import Loader
 from engine.data.sources.source import DataError, Source
 
 logger = logging.getLogger("hcr")
+
+
+def chosen_backend(wanted: Literal["auto", "dali", "torchvision"]) -> Literal["dali", "torchvision"]:
+    """What `make_loader` will take, without loading it."""
+    return "torchvision" if wanted == "torchvision" or not _dali_is_there() else "dali"
+
+
+def _dali_is_there() -> bool:
+    try:
+        return find_spec("nvidia.dali") is not None
+    except ModuleNotFoundError:  # nor is any package of NVIDIA's
+        return False
 
 
 def make_loader(source: Source, split: Literal["train", "val"], **settings) -> Loader:

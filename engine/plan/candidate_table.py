@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from engine.config.byte_sizes import GIB, gib
-from engine.plan.memory.cuda import DECODED_SIDE
 from engine.runs.text_table import text_table
 from engine.runs.wording import DASH
 
@@ -62,9 +61,11 @@ def explanation(result, correction) -> str:
         [
             text_table(("at the peak", ""), [*rows, ("all", gib(chosen.peak))]),
             f"assumed: context {gib(device.context)}, cuBLAS workspace {gib(device.cublas)}, a convolution's at "
-            f"most {gib(result.cap)} (CUDNN_CONV_WSCAP_DBG), {device.fragmentation:.0%} of the allocator's peak lost",
+            f"most {gib(result.cap)} (CUDNN_CONV_WSCAP_DBG)",
+            f"replayed: torch's allocator with{'' if load.expandable else 'out'} expandable segments, three steps",
             *([f"assumed: NCCL {gib(load.nccl)}, ZeRO's buckets as in configs/deepspeed"] if load.ranks > 1 else []),
-            f"assumed: the loader decodes photographs of {DECODED_SIDE} px a side",
+            f"assumed: {load.feed.backend} reads images of {load.feed.side} px a side",
             correction.describe(),
+            load.factors(chosen.precision, chosen.policy).describe() or "this plan is not corrected",
         ]
     )

@@ -17,6 +17,7 @@ from engine.plan.run_plan import plain_plan, planned_as, search_of, sharded, wor
 from engine.plan.told import launch_command, nothing_fits, plan_lines
 from engine.plan.workload import Planned
 from engine.runs.runfolder import RunFolder
+from engine.step.allocator_settings import expandable
 from engine.step.plan import choose_precision
 
 
@@ -44,7 +45,8 @@ def run_plan(options: PlanConfig, draw: Callable[[Planned], bytes | None]) -> in
         ranks=options.gpus,
         zero_stage=options.zero_stage,
         offload_optimizer=options.offload_optimizer,
-        correction=correction.factor,
+        correction=correction,
+        expandable=expandable(),
     )
     precision = choose_precision(config.precision.precision, hardware)
     try:
@@ -65,7 +67,7 @@ def run_plan(options: PlanConfig, draw: Callable[[Planned], bytes | None]) -> in
         raise ConfigError(nothing_fits(result, others))
     stage = result.chosen.zero_stage
     plain = plain_plan(config, on_meta(workload.build), hardware, options.gpus, stage)
-    planned = planned_as(plain, search, result)
+    planned = planned_as(plain, search, result, hardware.memory_bytes)
     print("\nchosen")
     for line in plan_lines(planned):
         print(f"  {line}")

@@ -10,11 +10,14 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from engine.config import ConfigError, RunConfig, require
+from engine.plan.calibration import Correction
+from engine.plan.memory.loader import Feed
 from engine.plan.memory.simulate import Untraceable
 from engine.plan.memory.trace import Category
 from engine.plan.search import Search
 from engine.plan.told import nothing_fits
 from engine.plan.workload import Candidate, Planned, Result, Workload
+from engine.step.allocator_settings import expandable
 from engine.step.plan import Hardware, Plan, choose_precision, function_changes, make_plan, split_batch
 
 if TYPE_CHECKING:
@@ -34,8 +37,7 @@ def workload_of(config: RunConfig, build: Callable[[], nn.Module], num_classes: 
         optim=config.optim,
         sync_bn=config.parallel.sync_bn,
         channels_last=config.model.channels_last,
-        prefetch=config.data.prefetch,
-        **more,
+        **({"feed": Feed(prefetch=config.data.prefetch)} | more),
     )
 
 
@@ -63,12 +65,14 @@ def plan_run(
     budget: int,
     ranks: int = 1,
     zero_stage: int = 0,
-    correction: float = 1.0,
+    correction: Correction | None = None,
     offload_optimizer: bool = False,
+    feed: Feed | None = None,
 ) -> Planned:
     """How `config` runs in `budget` bytes of device memory on each of `ranks` devices; 0 searches nothing.
 
     model  the network itself; `build` makes another one
+    feed   where its images come from; None is photographs through DALI
 
     Raises ConfigError where nothing fits, with the smallest budget that would do. A network that cannot be simulated is
     planned as it was asked for: the first real step then measures it.
@@ -87,6 +91,8 @@ def plan_run(
         cuda=hardware.type == "cuda",
         correction=correction,
         offload_optimizer=offload_optimizer,
+        expandable=expandable(),
+        **({} if feed is None else {"feed": feed}),
     )
     try:
         precision = choose_precision(config.precision.precision, hardware)
@@ -97,7 +103,7 @@ def plan_run(
         return Planned(plain, halvings(plain))
     if result.chosen is None:
         raise ConfigError(nothing_fits(result, sharded(config, search, budget)))
-    return planned_as(plain, search, result)
+    return planned_as(plain, search, result, hardware.memory_bytes)
 
 
 def plain_plan(config: RunConfig, model: nn.Module, hardware: Hardware, ranks: int, zero_stage: int) -> Plan:
@@ -107,11 +113,13 @@ def plain_plan(config: RunConfig, model: nn.Module, hardware: Hardware, ranks: i
     )
 
 
-def planned_as(plain: Plan, search: Search, result: Result) -> Planned:
-    """What `result`, which has a plan, comes to; `plain` has what no candidate changes."""
+def planned_as(plain: Plan, search: Search, result: Result, card: int = 0) -> Planned:
+    """What `result`, which has a plan, comes to; `plain` has what no candidate changes, `card` is its memory."""
     assert result.chosen is not None
     timeline = search.step_of(result.chosen, result.cap)
-    return Planned(to_plan(plain, result, result.chosen), ladder(plain, search, result), result, timeline)
+    reserved = search.reserved(result.chosen, result.cap, max(result.budget, card))
+    plan = replace(to_plan(plain, result, result.chosen), predicted_reserved_bytes=reserved)
+    return Planned(plan, ladder(plain, search, result), result, timeline)
 
 
 def sharded(config: RunConfig, search: Search, budget: int) -> list[Result]:
@@ -150,6 +158,7 @@ def to_plan(plain: Plan, result: Result, candidate: Candidate) -> Plan:
         predicted_bytes={category.label: size for category, size in predicted.items()},
         predicted_peak_bytes=candidate.peak,
         predicted_allocated_bytes=candidate.allocated,
+        correction=result.workload.factors(candidate.precision, candidate.policy).describe(),
         relative_cost=round(candidate.seconds / result.cheapest.seconds, 3),
     )
 

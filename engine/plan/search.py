@@ -198,7 +198,7 @@ class Search(Simulated):
 
         Raises Untraceable for a network that FakeTensors cannot run.
         """
-        cap = workspace_cap(budget)
+        cap, self.budget = workspace_cap(budget), budget
         seen: list[Candidate] = []
 
         def best() -> Candidate | None:
@@ -238,6 +238,7 @@ class Search(Simulated):
         """The candidate that needs the least of all, in a budget that is as large: with that one's workspace cap."""
         # gradients are kept from one micro-batch to the next, so that few images may need less all at once
         counts = [*([] if self.micro else [1]), *self.accumulations()[-1:]]
+        self.budget = 0
         while True:
             found = min(
                 (

@@ -10,9 +10,11 @@ from torch import nn
 
 from archs.fused import Fusable
 from engine.config.optimizers import OPTIMIZERS
+from engine.plan.memory.allocator import least_memory, replay
 from engine.plan.memory.cost import NOMINAL, seconds
-from engine.plan.memory.cuda import CudaModel, loader_bytes
+from engine.plan.memory.cuda import CudaModel
 from engine.plan.memory.fake import on_meta
+from engine.plan.memory.requests import Requests, requests_of
 from engine.plan.memory.sharding import PERSISTENT, Parameters, Sharding, shard
 from engine.plan.memory.simulate import Simulator, Step
 from engine.plan.memory.trace import Category, Timeline, Trace, Unit
@@ -24,25 +26,30 @@ FEWEST_FOR_NORM = 16
 """Images under which BatchNorm's error grows: 23.7 % at 16, 24.8 at 8, 27.3 at 4 and 34.7 at 2 on ImageNet (Wu & He
 2018, arXiv:1803.08494, table 2). Smaller micro-batches are taken where nothing else fits."""
 
+TYPICAL = 0.05
+"""Share of the allocator's peak that its holes take under recompute, for candidates that are too large without it."""
+
 
 class Simulated:
     """What candidates of a workload need and cost, each policy recorded once."""
 
     def __init__(self, workload: Workload) -> None:
         self.workload = workload
-        self._simulator = Simulator(
-            workload.build, workload.optim, workload.channels_last, CudaModel() if workload.cuda else None
-        )
+        model = CudaModel() if workload.cuda and workload.device.workspaces else None
+        self._simulator = Simulator(workload.build, workload.optim, workload.channels_last, model)
+        self.budget = 0
+        """Candidates whose tensors alone are above it are not replayed; 0 replays all."""
+        self._fragmentation: dict[tuple, int] = {}
         self._traces: dict[tuple[bool, Policy, int], Trace] = {}
         self._variants: dict[tuple[str, Policy, bool, int], Trace] = {}
-        model = on_meta(workload.build)
-        self.norms = sum(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
+        network = on_meta(workload.build)
+        self.norms = sum(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules())
         self.normalised = self.norms > 0
         self.fewest = 2 if self.normalised else 1
         """Images of the smallest micro-batch: BatchNorm cannot take one where its map is a single pixel."""
-        self.units = len(list(model.blocks())) if hasattr(model, "blocks") else 0
-        self.fusable = any(isinstance(module, Fusable) and module.fused == "off" for module in model.modules())
-        sizes = [parameter.numel() for parameter in model.parameters()]
+        self.units = len(list(network.blocks())) if hasattr(network, "blocks") else 0
+        self.fusable = any(isinstance(module, Fusable) and module.fused == "off" for module in network.modules())
+        sizes = [parameter.numel() for parameter in network.parameters()]
         self.parameters = Parameters(
             total=sum(sizes),
             largest=max(sizes, default=0),
@@ -98,15 +105,53 @@ class Simulated:
             for category in (Category.PARAMETERS, Category.GRADIENTS, Category.OPTIMIZER):
                 live[category] = sharded.static[category]
             live[Category.COMMUNICATION] += sharded.static[Category.COMMUNICATION] + load.nccl
-        live[Category.WORKSPACE] += (load.correction - 1) * allocator
+        factors = load.factors(precision, policy)
+        live[Category.WORKSPACE] += (factors.workspace - 1) * allocator
         if load.cuda:
             live[Category.WORKSPACE] += load.device.cublas
-            live[Category.ROUNDING] += load.device.fragmentation * allocator
-            live[Category.CONTEXT] += load.device.context
-            if load.prefetch >= 0:
-                half = precision == "fp16"
-                live[Category.LOADER] += loader_bytes(load.share, load.image_size, load.prefetch, half)
+            live[Category.CONTEXT] += load.device.context + factors.context
+            live[Category.LOADER] += load.feed.device_bytes(load.share, load.image_size, precision == "fp16")
+            live[Category.FRAGMENTATION] += (factors.fragmentation - 1) * allocator
+            if self.budget and timeline.peak > self.budget:
+                live[Category.FRAGMENTATION] += TYPICAL * allocator
+            else:
+                live[Category.FRAGMENTATION] += self.fragmentation(precision, policy, micro, accumulation, cap)
         return timeline
+
+    def requests(self, precision: str, policy: Policy, micro: int, accumulation: int, cap: int) -> Requests:
+        """What a run asks of torch's allocator: its start and some steps."""
+        load = self.workload
+        return requests_of(
+            self.trace(precision, policy, only=self._only(precision, policy, micro)),
+            micro,
+            load.share,
+            cap,
+            accumulation,
+            bucketed=load.ranks > 1,
+            fixed=[load.device.cublas],
+            staged=load.feed.staged_bytes(load.share, load.image_size, precision),
+        )
+
+    def fragmentation(self, precision: str, policy: Policy, micro: int, accumulation: int, cap: int) -> int:
+        """Bytes that torch's allocator has to hold beside those that are live at the peak: its rules, replayed."""
+        key = precision, policy, micro, accumulation, cap, self._only(precision, policy, micro)
+        if key not in self._fragmentation:
+            asked = self.requests(precision, policy, micro, accumulation, cap)
+            live = self._recorded(precision, policy, micro, accumulation).peak(micro, self.workload.share, cap)
+            least = least_memory(asked.sizes, asked.events, self.workload.expandable)
+            self._fragmentation[key] = max(0, least - live - self.workload.device.cublas)
+        return self._fragmentation[key]
+
+    def reserved(self, found: Candidate, cap: int, card: int) -> int:
+        """Bytes that the allocator will hold at most on a card of so many bytes; 0 where the replay is of one GPU's
+        run and this is none, or of a CPU's.
+        """
+        load = self.workload
+        if load.ranks > 1 or load.zero_stage or not load.cuda:
+            return 0
+        outside = sum(found.predicted.get(category, 0) for category in (Category.CONTEXT, Category.LOADER))
+        asked = self.requests(found.precision, found.policy, found.micro, found.accumulation, cap)
+        return replay(asked.sizes, asked.events, card - outside, load.expandable, card).reserved
 
     def step_of(self, found: Candidate, cap: int) -> Timeline:
         """The step of a candidate of this search, or of one under another ZeRO stage."""
@@ -122,11 +167,10 @@ class Simulated:
         micro = -(-load.share // accumulation)
         timeline = self.timeline(precision, policy, micro, accumulation, cap)
         predicted = timeline.by_category()
-        outside = (Category.CONTEXT, Category.LOADER)
+        outside = (Category.CONTEXT, Category.LOADER, Category.FRAGMENTATION)
         allocated = sum(size for category, size in predicted.items() if category not in outside)
         if load.cuda:
-            recorded = self._recorded(precision, policy, micro, accumulation).peak(micro, load.share, cap)
-            allocated -= int(load.device.fragmentation * recorded) + load.nccl
+            allocated -= load.nccl
         changed = function_changes(
             self.normalised, load.global_batch, micro, accumulation, load.ranks, load.sync_bn and load.ranks > 1
         )

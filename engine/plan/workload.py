@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from engine.config import OptimConfig
+from engine.plan.calibration import Correction, Factors
 from engine.plan.memory.cuda import Device
+from engine.plan.memory.loader import Feed
 from engine.plan.memory.trace import Category, Timeline
 from engine.step.plan import Plan
 from engine.step.recompute import Policy
@@ -30,18 +32,23 @@ class Workload:
     offload_optimizer: bool = False
     sync_bn: bool = False
     channels_last: bool = True
-    prefetch: int = 2
-    """Batches the loader holds on the device; -1 is no loader there."""
+    feed: Feed = field(default_factory=Feed)
     cuda: bool = True
     """Planned for a GPU; off plans for CPU tensors alone."""
+    expandable: bool = True
+    """torch's allocator has expandable segments (engine.step.allocator_settings)."""
     device: Device = field(default_factory=Device)
-    correction: float = 1.0
-    """Measured over predicted peak of earlier runs on this GPU (engine.plan.calibration)."""
+    correction: Correction | None = None
+    """What earlier runs measured on this GPU."""
 
     @property
     def share(self) -> int:
         """Images of one rank's share of the global batch."""
         return self.global_batch // self.ranks
+
+    def factors(self, precision: str, policy: Policy) -> Factors:
+        """What a plan is multiplied by."""
+        return self.correction.factors(self.name, precision, policy.describe()) if self.correction else Factors()
 
     @property
     def nccl(self) -> int:

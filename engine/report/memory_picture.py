@@ -23,7 +23,7 @@ SHOWN = (
     ("input", (Category.INPUT,)),
     ("saved activations", (Category.SAVED, Category.AUTOCAST)),
     ("transient", (Category.TRANSIENT,)),
-    ("workspace, rounding", (Category.WORKSPACE, Category.ROUNDING)),
+    ("workspace, rounding", (Category.WORKSPACE, Category.ROUNDING, Category.FRAGMENTATION)),
 )
 """Bands from the bottom up."""
 COLOURS = {

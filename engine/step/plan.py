@@ -88,6 +88,10 @@ class Plan:
     """All of them: what the device needs."""
     predicted_allocated_bytes: int = 0
     """Those in torch's allocator: what `torch.cuda.max_memory_allocated` will say."""
+    predicted_reserved_bytes: int = 0
+    """What the allocator will hold of the card for them by a replay of its rules; 0 where that was not replayed."""
+    correction: str = ""
+    """In words, what the prediction was multiplied by; empty where it was not."""
     relative_cost: float = 0.0
     """Predicted time of a step over the cheapest candidate's, whether that fits or not."""
 
@@ -103,7 +107,8 @@ class Plan:
         text = ", ".join(f"{name} {gib(size)}" for name, size in parts)
         budget = f" of {gib(self.budget_bytes)}" if self.budget_bytes else ""
         eager = " (without torch.compile, which keeps less)" if self.compile and not self.policy.partition else ""
-        return f"predicted peak {gib(self.predicted_peak_bytes)}{budget}{eager}: {text}"
+        corrected = f"; {self.correction}" if self.correction else ""
+        return f"predicted peak {gib(self.predicted_peak_bytes)}{budget}{eager}: {text}{corrected}"
 
     def describe(self) -> str:
         """One line for the terminal."""

@@ -16,6 +16,7 @@ from engine.data.sources.source import DataError, Source
 from engine.recovery.interrupt import Interrupt
 from engine.recovery.relaunch import Relaunch
 from engine.recovery.restart import after_restart
+from engine.step.allocator_settings import choose_expandable
 from engine.step.launcher import refuse_odd_ranks
 
 EXIT_USAGE = 2
@@ -68,6 +69,7 @@ def train(config: RunConfig, command: Sequence[str] = ()) -> int:
         config, source = choose_data(after_restart(config))
     except (ConfigError, DataError) as error:
         return fail(error)
+    choose_expandable()
     from torch import OutOfMemoryError  # torch loads here: a mistake above is told at once
 
     from engine.recovery.rescue import before_first_step

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shlex
 import sys
 import time
@@ -25,7 +26,9 @@ from engine.monitor.monitor import Monitor
 from engine.monitor.progress import clock
 from engine.monitor.step_profile import StepProfile
 from engine.plan.budget import budget_bytes, free_memory, least_over_ranks, refuse_more_than_the_card
-from engine.plan.calibration import add_measurement, correction_for
+from engine.plan.calibration import Measurement, add_measurement, correction_for
+from engine.plan.memory.loader import feed_of
+from engine.plan.memory.trace import Category
 from engine.plan.run_plan import plan_run
 from engine.plan.told import plan_lines
 from engine.plan.workload import Planned
@@ -34,9 +37,10 @@ from engine.recovery.relaunch import Relaunch
 from engine.recovery.rescue import MemoryExhausted, first_line
 from engine.runs.door import CannotWrite
 from engine.runs.runfolder import RunFolder
+from engine.step.allocator_settings import CHOSEN, VARIABLES
 from engine.step.network import build_network, network_builder
 from engine.step.optim import build_optimizer
-from engine.step.plan import Hardware
+from engine.step.plan import Hardware, Plan
 from engine.step.pretrained import with_preprocessing
 from engine.step.wrap import AUTOCAST_DTYPES, Launch, build_accelerator, prepare_device, wrap
 from engine.train.shared_folder import choose_checkpoint, describe, open_folder
@@ -73,6 +77,7 @@ class Session:
             config.optim.refuse_deepspeed(launch.zero_stage)
         device = prepare_device(launch, config.parallel.threads)
         hardware = Hardware.detect()
+        self.source = source
         self.asked, config = config, with_preprocessing(config, source)
         torch.manual_seed(config.seed)
         model = build_network(config, len(source.classes), source.classes)
@@ -80,7 +85,7 @@ class Session:
         plan = self.planned.plan
         optimizer_model = model.to(device)
         optimizer = build_optimizer(optimizer_model, config.optim)
-        self.config, self.source, self.plan, self.interrupt = config, source, plan, interrupt
+        self.config, self.plan, self.interrupt = config, plan, interrupt
         self.accelerator = build_accelerator(plan, launch, config.optim)
         self.main = self.accelerator.is_main_process
         folder = self.folder = open_folder(config, self.asked, model.arch, source.name, self.accelerator)
@@ -147,8 +152,9 @@ class Session:
             budget,
             launch.ranks,
             launch.zero_stage,
-            correction_for(hardware.name).factor if budget else 1.0,
+            correction_for(hardware.name) if budget else None,
             launch.offload_optimizer,
+            feed_of(self.source, config.data),
         )
 
     def _bad_image(self, bad) -> None:
@@ -264,6 +270,8 @@ class Session:
         size, backend = self.config.data.image_size, self.train_loader.backend
         print(f"{self.config.model.arch} on {source.name}: {sizes}, {size} px, {backend}")
         print("\n".join(plan_lines(self.planned)))
+        if plan.device == "cuda" and os.environ.get(VARIABLES[0]) == CHOSEN:
+            print(f"allocator: expandable segments; {VARIABLES[0]} chooses otherwise")
         if plan.device == "cpu" and Path("/proc/driver/nvidia/version").exists():
             print(f"note: an NVIDIA driver is here, but PyTorch {torch.__version__} finds no GPU that it can use")
         print(f"run folder {self.run_folder.path}", flush=True)
@@ -317,7 +325,8 @@ class Session:
         if plan.device != "cuda":
             print(f"memory: predicted {gib(plan.predicted_allocated_bytes)}, not measured on a CPU")
             return
-        measured = torch.cuda.max_memory_allocated()
+        peaks = self.trainer.peaks
+        measured = peaks.allocated or torch.cuda.max_memory_allocated()
         ratio = measured / plan.predicted_allocated_bytes
         print(f"memory: predicted {gib(plan.predicted_allocated_bytes)}, measured {gib(measured)} ({ratio:.3f} ×)")
         self.run_folder.append(
@@ -326,11 +335,27 @@ class Session:
             step=self.trainer.progress.step,
             predicted_bytes=plan.predicted_allocated_bytes,
             measured_bytes=measured,
+            predicted_reserved_bytes=plan.predicted_reserved_bytes,
+            measured_reserved_bytes=peaks.reserved,
         )
-        if not self.trainer.rescue.events:  # else the peak is of more than one plan
-            add_measurement(
-                plan.device_name, plan.predicted_allocated_bytes, measured, correction_for(plan.device_name).factor
-            )
+        if not self.trainer.rescue.events and peaks.allocated:  # else of more than one plan, or of no whole step
+            add_measurement(plan.device_name, self._measurement(plan, ratio), measured)
+
+    def _measurement(self, plan: Plan, ratio: float) -> Measurement:
+        """What this run says of the next ones, without the corrections that its plan had."""
+        arch, policy, peaks = self.config.model.arch, plan.policy.describe(), self.trainer.peaks
+        had = correction_for(plan.device_name).factors(arch, plan.precision, policy)
+        assumed = sum(plan.predicted_bytes.get(each.label, 0) for each in (Category.CONTEXT, Category.LOADER))
+        outside = peaks.outside()
+        reserved = plan.predicted_reserved_bytes
+        return Measurement(
+            arch,
+            plan.precision,
+            policy,
+            workspace=round(ratio * had.workspace, 4),
+            fragmentation=round(peaks.reserved / reserved, 4) if reserved else 1.0,
+            context=0 if outside is None else max(0, outside - assumed + had.context),
+        )
 
     def _report(self) -> None:
         """Draw the plots and the page; a disk that is full by now does not turn a finished run into a failed one."""

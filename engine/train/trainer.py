@@ -20,6 +20,7 @@ from torch import Tensor
 from engine.config import RunConfig
 from engine.data.fingerprint import Fingerprint
 from engine.data.preprocessing import Preprocessing
+from engine.monitor.peak_memory import PeakMemory
 from engine.monitor.progress import EpochBar, memory_in_use
 from engine.monitor.step_profile import StepProfile, Unprofiled
 from engine.recovery.checkpoint import Checkpointer, read_state
@@ -29,6 +30,7 @@ from engine.recovery.same_run import refuse_other, run_identity
 from engine.runs.runfolder import RunFolder
 from engine.runs.weights_facts import CHECKSUM, WeightsFacts, checksum
 from engine.step.ema import WeightAverage
+from engine.step.micro_batches import is_whole
 from engine.step.network import network_options
 from engine.step.optim import learning_rate
 from engine.step.optimizer_step import OptimizerStep
@@ -104,6 +106,7 @@ class Trainer:
         self.step.span = lambda part: self.profile.span(part)
         self.rescue = Rescue(self.step, self.checkpointer, folder, ladder)
         self.main = accelerator.is_main_process
+        self.peaks = PeakMemory(accelerator.device)
         self.profile: StepProfile | Unprofiled = Unprofiled()
         self._stopping = False
         self._started = time.perf_counter()
@@ -156,6 +159,7 @@ class Trainer:
         self.model.train()
         self.step.begin_epoch()
         point = LogPoint(time.perf_counter(), progress.step)
+        self.peaks.restart()
         try:
             for batch, waited in self._batches(epoch, progress.step_in_epoch):
                 with self.average.follow(self.optimizer, self.accelerator.scaler) if self.average else nullcontext():
@@ -171,6 +175,7 @@ class Trainer:
                 first = progress.step == self._started_step + 1
                 if last or periodic or first or self._stop_alone() or self._due(self.config.log.every):
                     point = self._log(point, bar)
+                    self.peaks.interval(counts=not first and is_whole(batch, self.plan))
                     if not last and (self._stopping or periodic):
                         self.save()
                         point.time = time.perf_counter()

@@ -22,9 +22,11 @@ import archs
 from engine.config import DataConfig, ModelConfig, OptimConfig, PrecisionConfig, RunConfig
 from engine.config.byte_sizes import GIB
 from engine.plan.memory.cuda import Device
+from engine.plan.memory.loader import Feed
 from engine.plan.run_plan import to_plan, workload_of
 from engine.plan.search import Search
 from engine.plan.workload import Candidate, Result
+from engine.step.allocator_settings import expandable
 from engine.step.loss import loss_and_hits
 from engine.step.micro_batches import micro_batches
 from engine.step.optim import build_optimizer
@@ -141,7 +143,8 @@ def memory_row(
     )
     build = partial(archs.build, arch, num_classes, image_size=image_size)
     # images are made on the device: there is no loader
-    workload = replace(workload_of(config, build, num_classes, cuda=hardware.type == "cuda"), prefetch=-1)
+    workload = workload_of(config, build, num_classes, cuda=hardware.type == "cuda", feed=Feed("none"))
+    workload = replace(workload, expandable=expandable())
     result = Search(workload, [precision]).run(budget, every=True)
     row: dict = {
         "arch": arch,

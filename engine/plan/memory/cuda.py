@@ -79,8 +79,8 @@ class Device:
     """cuBLAS's workspace: 32 MiB from Hopper on, 8 MiB before (aten/src/ATen/cuda/CublasHandlePool.cpp)."""
     nccl: int = 256 * MIB
     """NCCL's channels of one group of GPUs."""
-    fragmentation: float = 0.02
-    """Share of the allocator's peak that is reserved and cannot be used."""
+    workspaces: bool = True
+    """Convolutions take workspaces, and cuDNN's norms reserves; an emulated card's do not."""
 
 
 def workspace_cap(budget: int) -> int:
@@ -89,18 +89,3 @@ def workspace_cap(budget: int) -> int:
     Whole MiB, as CUDNN_CONV_WSCAP_DBG counts.
     """
     return max(128, min(1024, budget // 32 // MIB)) * MIB
-
-
-DECODED_SIDE = 512
-"""Pixels a side of the photographs that the loader's decoder is taken to hold; ImageNet's mean is about 470 × 390."""
-
-
-def loader_bytes(share: int, image_size: int, prefetch: int, half: bool) -> int:
-    """Device bytes of DALI's graph for a rank's `share` of images: decoded pixels, the resize's intermediate, outputs.
-
-    Outside torch's allocator. The resize works in two passes, the first of which leaves fp32 rows.
-    """
-    decoded = DECODED_SIDE * DECODED_SIDE * 3
-    intermediate = DECODED_SIDE * image_size * 3 * 4
-    output = image_size * image_size * 3 * (2 if half else 4)
-    return share * (decoded + intermediate + (prefetch + 1) * output)

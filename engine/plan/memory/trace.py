@@ -39,6 +39,7 @@ class Category(IntEnum):
     CONTEXT = 11
     AVERAGE = 12
     KEPT = 13
+    FRAGMENTATION = 14
 
     @property
     def label(self) -> str:
@@ -61,6 +62,7 @@ LABELS = {
     Category.CONTEXT: "context",
     Category.AVERAGE: "averaged weights",
     Category.KEPT: "weights to go back to",
+    Category.FRAGMENTATION: "allocator fragmentation",
 }
 
 

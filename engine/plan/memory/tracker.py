@@ -24,6 +24,7 @@ NORMS = (torch.ops.aten.native_batch_norm.default, torch.ops.aten._native_batch_
 """Training BatchNorm: (images, weight, bias, ...) -> (images, mean, inverse deviation)."""
 CONVOLUTION_BACKWARD = torch.ops.aten.convolution_backward.default
 DEVICE_OF = torch.ops.prim.device.default
+SUM = torch.ops.aten.add.Tensor
 
 
 def _run(function: Any, arguments: tuple, keywords: dict[str, Any]) -> Any:
@@ -103,6 +104,9 @@ class Tracker(TorchDispatchMode):
     category once it is known; `trace` closes the record.
     """
 
+    sums_in_place = True
+    """Gradients that meet are added in the first one's place, as autograd does it where no dispatch mode is on."""
+
     def __init__(
         self, batch: int = 0, device: DeviceModel | None = None, execute: Callable[..., Any] | None = None
     ) -> None:
@@ -121,6 +125,8 @@ class Tracker(TorchDispatchMode):
         self.forward_reads: dict[int, set[int]] = {}
         """Storage -> units (-1: none) whose operators read it in the forward pass."""
         self._known: dict[int, tuple[weakref.ref, int]] = {}
+        self._sum = (-1, -1, -1)
+        """(first term's row, key of the sum's storage, events by then) of the last sum of a backward pass."""
         self._names: list[str] = []
         self._flops: list[int] = []
         self._traffic: list[tuple[int, int]] = []  # what grows with the batch, and what does not
@@ -143,15 +149,36 @@ class Tracker(TorchDispatchMode):
             return known[1]
         row = self.storages.add(storage.nbytes(), category, self.unit)
         self.events.append(row + 1)
-        events, registry = self.events, self._known
 
-        def freed(_: weakref.ref) -> None:
-            events.append(-row - 1)
-            if registry.get(key, (None, -1))[1] == row:
-                del registry[key]
+        def freed(reference: weakref.ref) -> None:
+            self._freed(reference, key, row)
 
-        registry[key] = (weakref.ref(storage, freed), row)
+        self._known[key] = (weakref.ref(storage, freed), row)
         return row
+
+    def _freed(self, reference: weakref.ref, key: int, row: int) -> None:
+        """A storage is gone, or handed on where it was the first term of the sum that came just before.
+
+        autograd adds gradients that meet in the first one's place where nobody else holds it, but never while a
+        dispatch mode is on (torch/csrc/autograd/input_buffer.cpp, ATen/TensorSubclassLikeUtils.h).
+        """
+        known = self._known.get(key)
+        if known is not None and known[0] is reference:
+            row = known[1]
+            del self._known[key]
+        term, total, then = self._sum
+        if row == term and then == len(self.events):
+            reference, made = self._known[total]
+            if self.storages.nbytes[made] == self.storages.nbytes[term]:
+                self.events.pop()
+                self._known[total] = reference, term
+                return
+        self.events.append(-row - 1)
+
+    def _in_backward(self) -> bool:
+        """Whether autograd itself is at work: a recompute's operators record a graph."""
+        phase = self.marks[-1][1] if self.marks and self.sums_in_place else ""
+        return phase.startswith("backward") and not torch.is_grad_enabled()
 
     def _charge(self, extra: Extra) -> int | None:
         """Allocate an extra; returns its row where it ends with the operator."""
@@ -205,6 +232,8 @@ class Tracker(TorchDispatchMode):
             category = Category.AUTOCAST
         seen = len(self.storages.nbytes)
         rows = [self._allocate(tensor, category) for tensor in outputs]
+        if function is SUM and self._in_backward() and rows == [seen] and len(read) == 2:
+            self._sum = read[0], id(outputs[0].untyped_storage()), len(self.events)
         if function in NORMS and self.batch and arguments[1] is not None:
             self._correct_statistics(arguments[0], arguments[1], outputs)
         passing = [self._charge(extra) for extra in self.device.extras(function, arguments, outputs)]

@@ -10,7 +10,6 @@ import pytest
 from engine.config import ConfigError
 from engine.config import parse as parse_run
 from engine.config.byte_sizes import GIB
-from engine.plan.calibration import add_measurement, calibration_file, correction_for
 from engine.plan.command import run_plan
 from engine.plan.matrix import BUDGETS, PRECISIONS, document, network_rows, short
 from engine.plan.memory.trace import Category, Timeline
@@ -187,48 +186,3 @@ def test_a_long_step_is_drawn_by_its_highest_moments():
     live[Category.SAVED, 4321] = 1.0
     columns = condensed(Timeline(live, ((0, "forward"),)))
     assert 4321 in columns and len(columns) <= POINTS
-
-
-# --- what earlier runs measured --------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("HCR_CACHE", str(tmp_path / "cache"))
-
-
-def test_a_measured_peak_corrects_the_next_prediction(own_cache):
-    assert correction_for("H100").factor == 1 and "nothing yet" in correction_for("H100").describe()
-    add_measurement("H100", predicted=1000, measured=1040)
-    add_measurement("H100", predicted=1000, measured=980)
-    add_measurement("T4", predicted=1000, measured=900)
-    known = correction_for("H100")
-    assert known.ratios == (1.04, 0.98) and known.factor == 1.04
-    assert "2 runs" in known.describe() and "multiplied by 1.040" in known.describe()
-    assert correction_for("T4").factor == 1  # a prediction that was too high stays the safe one
-    add_measurement("H100", predicted=1040, measured=1040, correction=1.04)
-    assert correction_for("H100").ratios[-1] == 1.04  # the model's own error, not what was left of it
-
-
-def test_a_measurement_from_elsewhere_is_left_out(own_cache):
-    add_measurement("H100", predicted=1000, measured=5000)
-    assert correction_for("H100").ratios == ()
-
-
-def test_a_damaged_file_holds_nothing(own_cache):
-    calibration_file().parent.mkdir(parents=True)
-    calibration_file().write_text("{not json")
-    assert correction_for("H100").ratios == ()
-    assert add_measurement("H100", 1000, 1010).ratios == (1.01,)
-
-
-def test_a_correction_enlarges_the_need(own_cache):
-    from dataclasses import replace
-
-    from engine.plan.search import Search
-    from engine.step.recompute import Policy
-    from tests.engine.plan.test_search import workload
-
-    plain = Search(workload(), ["fp32"]).candidate("fp32", Policy(), 1, GIB)
-    corrected = Search(replace(workload(), correction=1.1), ["fp32"]).candidate("fp32", Policy(), 1, GIB)
-    assert corrected.peak == pytest.approx(1.1 * plain.peak, rel=1e-6)

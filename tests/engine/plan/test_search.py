@@ -10,7 +10,8 @@ import archs
 from engine.config import OptimConfig
 from engine.config.byte_sizes import GIB, enough
 from engine.plan.memory.cost import NOMINAL
-from engine.plan.memory.cuda import MIB, loader_bytes, workspace_cap
+from engine.plan.memory.cuda import MIB, workspace_cap
+from engine.plan.memory.loader import loader_bytes
 from engine.plan.memory.sharding import PREFETCH_BUCKET, REDUCE_BUCKET, Parameters, shard
 from engine.plan.memory.trace import Category
 from engine.plan.search import Search

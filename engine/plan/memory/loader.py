@@ -1,0 +1,79 @@
+"""What brings the images holds of the device, by the library that decodes and by what it reads.
+
+DALI has memory of its own, outside torch's allocator. torchvision's workers decode on the CPU: of a batch only its
+forms on the way to the compute dtype are on the device, in torch's allocator and before the passes begin.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from engine.config import DataConfig
+from engine.data.backend import chosen_backend
+from engine.data.loader import worker_count
+from engine.data.sources.source import Source
+
+MIB = 1 << 20
+DECODED_SIDE = 512
+"""Pixels a side of the photographs that the loader's decoder is taken to hold; ImageNet's mean is about 470 × 390."""
+DECODER_PADDING = 16 * MIB
+"""A decoding thread's buffer: `device_memory_padding` of DALI's decoders, their default."""
+GRAPHS = 2
+"""Training and evaluation: both stay."""
+MODULES = 128 * MIB
+"""DALI's kernels, loaded where they are first used. Not measured."""
+DECODER_MODULES = 64 * MIB
+"""nvJPEG's and nvImageCodec's. Not measured."""
+POOL = 64 * MIB
+"""What DALI's memory pool holds beside what is in use. Not measured."""
+
+
+@dataclass(frozen=True)
+class Feed:
+    """Where images come from."""
+
+    backend: Literal["dali", "torchvision", "none"] = "dali"
+    """none is images that are made on the device."""
+    encoded: bool = True
+    """Files are decoded on the device; else they arrive as pixels."""
+    side: int = DECODED_SIDE
+    """Pixels a side of an image before it is resized."""
+    threads: int = 8
+    """That decode."""
+    prefetch: int = 2
+    """Batches in flight."""
+
+    def device_bytes(self, share: int, image_size: int, half: bool) -> int:
+        """Bytes outside torch's allocator for a rank's `share` of images."""
+        if self.backend != "dali":
+            return 0
+        fixed = MODULES + POOL
+        if self.encoded:
+            fixed += DECODER_MODULES + GRAPHS * self.threads * DECODER_PADDING
+        return fixed + loader_bytes(share, image_size, self.prefetch, half, self.side)
+
+    def staged_bytes(self, share: int, image_size: int, precision: str) -> list[int]:
+        """Bytes of a batch's forms in torch's allocator before it is in the compute dtype; gone when it is."""
+        pixels = share * 3 * image_size**2
+        if self.backend == "torchvision":  # as uint8, less the mean, over the deviation
+            return [pixels, 4 * pixels, *([4 * pixels] if precision != "fp32" else [])]
+        return [4 * pixels] if precision == "bf16" else []  # DALI makes fp32 or fp16 by itself
+
+
+def loader_bytes(share: int, image_size: int, prefetch: int, half: bool, side: int = DECODED_SIDE) -> int:
+    """Device bytes of DALI's graph for a rank's `share` of images: decoded pixels, the resize's intermediate, outputs.
+
+    The resize works in two passes, the first of which leaves fp32 rows.
+    """
+    decoded = side * side * 3
+    intermediate = side * image_size * 3 * 4
+    output = image_size * image_size * 3 * (2 if half else 4)
+    return share * (decoded + intermediate + (prefetch + 1) * output)
+
+
+def feed_of(source: Source, config: DataConfig) -> Feed:
+    """How a run's images come, before its loader is made."""
+    backend = chosen_backend(config.backend)
+    side = DECODED_SIDE if source.train.arrays is None else max(source.train.arrays.shape[1:3])
+    return Feed(backend, source.train.arrays is None, side, worker_count(config.workers), config.prefetch)
