@@ -163,7 +163,7 @@ class Check:
 
     def peak(self, policy: Policy) -> dict:
         """What one policy requests, the whole batch at once, on the whole card."""
-        self.search.budget = 1  # not replayed: it need not fit anything
+        self.search.within = 1  # not replayed: it need not fit anything
         found = self.search.candidate(self.precision, policy, 1, 0)
         result = Result(self.search.workload, 0, 0, [found], found, None, self.search.normalised)
         run = run_steps(self.config, to_plan(self.plain, result, found))

@@ -143,7 +143,7 @@ class Search(Simulated):
 
         def fits(count: int) -> bool:
             micro = -(-self.workload.share // count)
-            return self.timeline(precision, policy, micro, count, cap).peak <= budget
+            return self.timeline(precision, policy, micro, count, cap, budget).peak <= budget
 
         where = bisect.bisect_left(counts, True, key=fits)
         return self.candidate(precision, policy, counts[where], cap) if where < len(counts) else None
@@ -198,7 +198,7 @@ class Search(Simulated):
 
         Raises Untraceable for a network that FakeTensors cannot run.
         """
-        cap, self.budget = workspace_cap(budget), budget
+        cap, self.within = workspace_cap(budget), 0 if every else budget
         seen: list[Candidate] = []
 
         def best() -> Candidate | None:
@@ -238,7 +238,7 @@ class Search(Simulated):
         """The candidate that needs the least of all, in a budget that is as large: with that one's workspace cap."""
         # gradients are kept from one micro-batch to the next, so that few images may need less all at once
         counts = [*([] if self.micro else [1]), *self.accumulations()[-1:]]
-        self.budget = 0
+        self.within = 0
         while True:
             found = min(
                 (

@@ -37,8 +37,8 @@ class Simulated:
         self.workload = workload
         model = CudaModel() if workload.cuda and workload.device.workspaces else None
         self._simulator = Simulator(workload.build, workload.optim, workload.channels_last, model)
-        self.budget = 0
-        """Candidates whose tensors alone are above it are not replayed; 0 replays all."""
+        self.within = 0
+        """Candidates whose tensors alone are above this budget are not replayed; 0 replays all."""
         self._fragmentation: dict[tuple, int] = {}
         self._traces: dict[tuple[bool, Policy, int], Trace] = {}
         self._variants: dict[tuple[str, Policy, bool, int], Trace] = {}
@@ -95,8 +95,13 @@ class Simulated:
         """The network's units with their bytes."""
         return self.trace(precision, Policy()).units
 
-    def timeline(self, precision: str, policy: Policy, micro: int, accumulation: int, cap: int) -> Timeline:
-        """The step on one GPU, everything included that the device has to hold."""
+    def timeline(
+        self, precision: str, policy: Policy, micro: int, accumulation: int, cap: int, within: int = 0
+    ) -> Timeline:
+        """The step on one GPU, everything included that the device has to hold.
+
+        within  a budget: where the tensors alone are above it, what the allocator loses is not replayed; 0 is none
+        """
         load = self.workload
         timeline = self._recorded(precision, policy, micro, accumulation).timeline(micro, load.share, cap)
         live, allocator = timeline.live, timeline.peak
@@ -112,7 +117,7 @@ class Simulated:
             live[Category.CONTEXT] += load.device.context + factors.context
             live[Category.LOADER] += load.feed.device_bytes(load.share, load.image_size, precision == "fp16")
             live[Category.FRAGMENTATION] += (factors.fragmentation - 1) * allocator
-            if self.budget and timeline.peak > self.budget:
+            if within and timeline.peak > within:
                 live[Category.FRAGMENTATION] += TYPICAL * allocator
             else:
                 live[Category.FRAGMENTATION] += self.fragmentation(precision, policy, micro, accumulation, cap)
@@ -165,7 +170,7 @@ class Simulated:
         """What a step in `accumulation` micro-batches needs and costs."""
         load = self.workload
         micro = -(-load.share // accumulation)
-        timeline = self.timeline(precision, policy, micro, accumulation, cap)
+        timeline = self.timeline(precision, policy, micro, accumulation, cap, self.within)
         predicted = timeline.by_category()
         outside = (Category.CONTEXT, Category.LOADER, Category.FRAGMENTATION)
         allocated = sum(size for category, size in predicted.items() if category not in outside)

@@ -125,4 +125,4 @@ def test_a_run_that_fits_no_gpu_names_the_stage_that_does():
     )
     build = partial(archs.build, "alexnet_owt", 1000, image_size=64)
     with pytest.raises(ConfigError, match=r"would do, or ZeRO-1: accelerate launch .*_zero1.yaml --num_processes 4"):
-        plan_run(config, build(), build, 1000, AMPERE, int(1.8 * GIB), ranks=4)
+        plan_run(config, build(), build, 1000, AMPERE, int(2.35 * GIB), ranks=4)
