@@ -50,6 +50,8 @@ class RunConfig:
 
 
 WHOLE = re.compile(r"^# all (\d+) fields$", re.MULTILINE)
+LAST = "seed"
+"""The field that stands last in a file."""
 """The last line of a description that `to_yaml` wrote."""
 
 
@@ -88,17 +90,17 @@ def refuse_unknown(tree: dict[str, Any], origin: str) -> None:
 def refuse_cut(text: str, tree: dict[str, Any], origin: str) -> None:
     """Raise ConfigError unless a run folder's file is all there: every field and its last line.
 
-    What a version of this project wrote that knew fewer fields is whole, too: its last line counts them.
+    What a version of this project wrote that knew fewer fields is whole, too: its last line counts them, or, before
+    there was such a line, is LAST, behind all others.
     """
     found = {name for name, _ in flatten(tree)}
-    marks = WHOLE.findall(text)
-    if text.endswith("\n") and marks and int(marks[-1]) == len(found):
+    marks, ended = WHOLE.findall(text), text.endswith("\n")
+    if ended and (int(marks[-1]) == len(found) if marks else LAST in found):
         return
     missing = sorted(set(field_names()) - {"config", "resume"} - found)
     what = f"{', '.join(missing[:6])}{' …' if len(missing) > 6 else ''} missing" if missing else "its end is missing"
-    require(
-        not missing and text.endswith("\n") and not marks,
-        f"{origin}: the run's description was cut or edited ({what}); write it with all fields, or start a new run",
+    raise ConfigError(
+        f"{origin}: the run's description was cut or edited ({what}); write it with all fields, or start a new run"
     )
 
 

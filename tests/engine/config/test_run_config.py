@@ -150,6 +150,22 @@ def test_every_field_is_documented(root):
         assert f"--{leaf}" in help_text or f".{leaf}" in help_text, name
 
 
+def test_a_run_folder_of_an_earlier_version_is_whole(tmp_path):
+    """Its file has fewer fields and no last line that counts them; cut anywhere it is refused all the same."""
+    text = Path(__file__).with_name("before_marks.yaml").read_text()
+    path = write(tmp_path, text)
+    config = from_yaml(path, whole=True)
+    assert config.model.arch == "resnet18" and config.data.mean is None
+    lines = text.splitlines(keepends=True)
+    for kept in range(1, len(lines)):
+        path.write_text("".join(lines[:kept]))
+        with pytest.raises(ConfigError, match=r"was cut or edited|is a group of fields"):
+            from_yaml(path, whole=True)
+    path.write_text(text[:-1])
+    with pytest.raises(ConfigError, match=r"was cut or edited|is a group of fields"):
+        from_yaml(path, whole=True)
+
+
 def test_help_is_quick(root):
     """In processor time, which a busy machine stretches less than the clock on the wall."""
     times = []
