@@ -30,7 +30,15 @@ REQUIREMENTS = [
     "jinja2>=3.1",  # the report page
 ]
 
+EXPORT_REQUIREMENTS = [
+    "onnx>=1.18",  # ONNX files
+    "onnxscript>=0.5",  # torch.onnx writes through it
+    "onnxruntime>=1.22",  # runs them, for export's --check
+    "pyarrow>=20.0",  # predict's Parquet tables
+]
+
 TEST_REQUIREMENTS = [
+    *EXPORT_REQUIREMENTS,
     "pytest>=8.3",
     "pytest-benchmark>=5.1",
     "hypothesis>=6.120",
@@ -49,7 +57,7 @@ setup(
     packages=find_packages(include=["engine*", "archs*", "kernels*", "launch*"]),
     package_data={"engine.report": ["*.jinja", "*.css"], "engine.bench.pages": ["*.jinja", "*.css"]},
     install_requires=REQUIREMENTS,
-    extras_require={"test": TEST_REQUIREMENTS, "dali13": [DALI_CUDA13]},
+    extras_require={"test": TEST_REQUIREMENTS, "export": EXPORT_REQUIREMENTS, "dali13": [DALI_CUDA13]},
     classifiers=[
         "Programming Language :: Python :: 3.11",
         "Programming Language :: Python :: 3.12",

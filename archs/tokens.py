@@ -56,7 +56,7 @@ class TokenLinear(nn.Linear):
         if device != "meta" and torch.is_autocast_enabled(device):
             # Cast before it is expanded: autocast would cast, and keep, a copy for every image.
             weight = weight.to(torch.get_autocast_dtype(device))
-        return torch.baddbmm(self.bias.unsqueeze(-1), weight.expand(len(tokens), -1, -1), tokens)
+        return torch.baddbmm(self.bias.unsqueeze(-1), weight.expand(tokens.shape[0], -1, -1), tokens)
 
 
 class Mlp(nn.Sequential):

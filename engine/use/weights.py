@@ -138,7 +138,7 @@ def _of_file(path: Path, arch: str | None) -> Weights:
             f"--checkpoint {path} does not say which network it is of; name it with --arch, or name a run folder",
         )
         assert arch is not None
-        return _foreign(path, arch)
+        return _foreign(path, arch, metadata)
     facts = WeightsFacts.from_metadata(metadata, f"--checkpoint {path}")
     refuse_damaged(tensors, metadata, f"--checkpoint {path}")
     require(arch in (None, facts.arch), f"--checkpoint {path} is of {facts.arch}, not of {arch}")
@@ -149,8 +149,8 @@ def _of_file(path: Path, arch: str | None) -> Weights:
     return Weights(path, tensors, facts.arch, facts.options, facts.classes, size, data, expected, trained_on)
 
 
-def _foreign(path: Path, arch: str) -> Weights:
-    """Weights that say nothing of themselves, under whichever keys: brought under ours."""
+def _foreign(path: Path, arch: str, facts: dict[str, str]) -> Weights:
+    """Weights that do not say their network, under whichever keys: brought under ours."""
     import torch
 
     import archs
@@ -170,7 +170,10 @@ def _foreign(path: Path, arch: str) -> Weights:
         named = {key: tensor for key, tensor in named.items() if not key.startswith("auxiliary.")}
     for key in [key for key in named if key.endswith("running_mean")]:  # older files do not count
         named.setdefault(key.replace("running_mean", "num_batches_tracked"), torch.zeros((), dtype=torch.int64))
-    return Weights(path, named, info.name, options, None, info.image_size, None)
+    expected = Preprocessing.from_json(facts["preprocessing"]) if "preprocessing" in facts else None
+    classes = json.loads(facts["classes"]) if "classes" in facts else None
+    size = expected.image_size if expected else info.image_size
+    return Weights(path, named, info.name, options, classes, size, None, expected)
 
 
 def for_use(

@@ -82,7 +82,9 @@ def averaged(features: Tensor, windows: int) -> Tensor:
     window, pixel = (torch.arange(count, device=features.device) for count in (windows**2, height * width))
     matrix = rows[window // windows][:, pixel // width] * columns[window % windows][:, pixel % width]
     pixels = rearrange(features, "n c h w -> n c (h w)")
-    return rearrange(torch.bmm(matrix.expand(len(features), -1, -1), pixels.mT).mT, "n c (p q) -> n c p q", p=windows)
+    return rearrange(
+        torch.bmm(matrix.expand(features.shape[0], -1, -1), pixels.mT).mT, "n c (p q) -> n c p q", p=windows
+    )
 
 
 class AuxiliaryHead(nn.Module):

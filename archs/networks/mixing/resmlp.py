@@ -69,7 +69,7 @@ class ResidualMlp(nn.Module):
 
     def add(self, tokens: Tensor, scale: Tensor, branch: Tensor) -> Tensor:
         """tokens + scale · branch, where dropping an image's branch is a scale of zero."""
-        return tokens.addcmul(self.drop_path(scale.expand(len(tokens), 1, -1)), branch)
+        return tokens.addcmul(self.drop_path(scale.expand(tokens.shape[0], 1, -1)), branch)
 
 
 class ResMLP(Classifier):

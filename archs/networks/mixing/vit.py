@@ -59,7 +59,7 @@ class Embedding(Patches):
 
     def forward(self, images: Tensor) -> Tensor:
         patches = super().forward(images)
-        tokens = torch.cat((self.class_token.expand(len(patches), -1, -1), patches), dim=1)
+        tokens = torch.cat((self.class_token.expand(patches.shape[0], -1, -1), patches), dim=1)
         # In place: nothing keeps what joins the tokens.
         return self.dropout(tokens.add_(self.positions))
 

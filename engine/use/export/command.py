@@ -1,0 +1,148 @@
+"""Export a trained network: what `launch/export.py` does."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from engine.config import command_line, require
+from engine.use.pictures import named_pictures
+from engine.use.weights import Weights, read_weights
+
+if TYPE_CHECKING:
+    from engine.use.export.check import Runner
+
+ENDINGS = {
+    "onnx": ".onnx",
+    "torch-export": ".pt2",
+    "safetensors-timm": ".safetensors",
+    "safetensors-torchvision": ".safetensors",
+}
+"""How the file of a format is called."""
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """Which network, into what."""
+
+    checkpoint: Path
+    """A run folder (its best weights), a checkpoint in one, or a file of weights."""
+    format: Literal["onnx", "torch-export", "safetensors-timm", "safetensors-torchvision"] = "onnx"
+    """onnx and torch-export hold resize, crop, normalisation, network and softmax, and take uint8 [N, H, W, 3] of any
+    size; the others hold the weights under that library's keys."""
+    arch: str | None = None
+    """The network, for weights that do not say: timm's and torchvision's files load too."""
+    output: Path | None = None
+    """File to write; none is model.onnx, model.pt2 or model-LIBRARY.safetensors beside the weights."""
+    half: bool = False
+    """Weights and activations of the network in fp16."""
+    opset: int = 20
+    """ONNX operators to write, 18 or newer."""
+    check: str | None = None
+    """Folder of pictures on which the file is compared with the network; below 99 % of equal classes the code is 1."""
+
+    def __post_init__(self) -> None:
+        require(18 <= self.opset <= 24, f"--opset must be from 18 to 24, not {self.opset}")
+
+
+def parse(arguments: list[str] | None = None) -> ExportConfig:
+    """The export that is asked for. Raises ConfigError as `command_line`."""
+    return command_line(ExportConfig, arguments, "Export a trained network for other programs.")
+
+
+def run_export(config: ExportConfig) -> int:
+    """Write the file, check it where asked; returns the exit code. Raises ConfigError with nothing written."""
+    if config.check is not None:
+        named_pictures([config.check])  # an empty folder is told at once
+    weights = read_weights(config.checkpoint, config.arch)
+    library = config.format.partition("-")[2] if config.format.startswith("safetensors") else ""
+    name = f"model-{library}" if library else "model"
+    beside = config.checkpoint if config.checkpoint.is_dir() else config.checkpoint.parent
+    output = config.output or beside / f"{name}{ENDINGS[config.format]}"
+    require(not output.exists(), f"--output {output} exists; remove it, or give another name")
+    require(output.parent.is_dir(), f"--output {output}: there is no folder {output.parent}")
+    if weights.preprocessing is None:
+        print(f"{weights.path} does not say which pixels it expects; assumed: {weights.expected().describe()}")
+    runner = _write_library(config, weights, output, library) if library else _write_graph(config, weights, output)
+    print(f"{weights.arch}, {weights.class_count} classes, {weights.expected().describe()}")
+    print(f"written to {output}")
+    if config.check is None:
+        return 0
+    from engine.use.export.check import ENOUGH, check
+    from engine.use.predict import Predictor
+
+    agreement = check(Predictor(weights, precision="fp32"), runner, config.check)
+    print(agreement.describe())
+    return 0 if agreement.same >= ENOUGH else 1
+
+
+def facts_of(config: ExportConfig, weights: Weights) -> dict[str, str]:
+    """What a file says of itself."""
+    return {
+        "network": weights.arch,
+        "classes": json.dumps(weights.class_names()),
+        "preprocessing": weights.expected().to_json(),
+        "precision": "fp16" if config.half else "fp32",
+        "run": weights.path.resolve().parent.name,
+        "weights_sha256": weights.digest(),
+    }
+
+
+def _write_graph(config: ExportConfig, weights: Weights, output: Path) -> Runner:
+    from engine.use.export.check import onnx_runner, torch_export_runner
+    from engine.use.export.graph import RawGraph
+    from engine.use.export.graph_files import refuse_missing, write_onnx, write_torch_export
+
+    if config.format == "onnx":
+        refuse_missing("onnx", "onnxscript", *(["onnxruntime"] if config.check else []))
+    graph = RawGraph(weights.build(), weights.expected(), config.half)
+    facts = facts_of(config, weights) | {"input": "uint8 RGB [N, H, W, 3]", "outputs": "probabilities, logits"}
+    if config.format == "onnx":
+        write_onnx(output, graph, facts, config.opset)
+        return onnx_runner(output) if config.check else _nobody
+    write_torch_export(output, graph, facts)
+    return torch_export_runner(output)
+
+
+def _write_library(config: ExportConfig, weights: Weights, output: Path, library: str) -> Runner:
+    from safetensors.torch import save_file
+
+    from engine.runs.runfolder import atomic_file
+    from engine.use.export.check import library_runner
+    from engine.use.export.graph import Prepare
+    from engine.use.export.library_keys import library_model, reference_for, under_library_keys
+
+    reference = reference_for(weights.arch, library)
+    auxiliary = any(key.startswith("auxiliary.") for key in weights.tensors)
+    expected = weights.expected()
+    theirs = library_model(reference.source, weights.class_count, weights.image_size, auxiliary)
+    state = under_library_keys(weights.tensors, reference, theirs)
+    theirs.load_state_dict(state)
+    model = reference.source.partition(":")[2]
+    facts = facts_of(config, weights) | {"architecture": model, "library": library}
+    if weights.options.get("tensorflow_scaling"):
+        theirs.transform_input = True  # type: ignore[assignment]
+        facts["transform_input"] = "true"
+    if library == "timm":
+        facts["pretrained_cfg"] = json.dumps(
+            {
+                "architecture": model,
+                "num_classes": weights.class_count,
+                "input_size": [3, expected.image_size, expected.image_size],
+                "mean": expected.mean,
+                "std": expected.std,
+                "crop_pct": expected.eval_crop,
+                "interpolation": expected.interpolation,
+                "label_names": weights.class_names(),
+            }
+        )
+    halved = {key: one.half() if config.half and one.is_floating_point() else one for key, one in state.items()}
+    with atomic_file(output) as temporary:
+        save_file({key: one.contiguous() for key, one in halved.items()}, temporary, metadata=facts)
+    return library_runner(theirs, Prepare(expected))
+
+
+def _nobody(images):
+    raise AssertionError("nothing was to be checked")

@@ -1,0 +1,85 @@
+"""A network as one graph from raw pictures to probabilities, of plain arithmetic that every exporter knows.
+
+The resize is two products with matrices of filter weights, which the graph makes from the picture's size: the same
+filters as Pillow's (a triangle, or the cubic of Keys 1981 with a = -1/2, as wide as the shrinking asks for), and only
+the rows and columns of the centre crop.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from engine.data.graph.crops import resized_shorter_side
+from engine.data.preprocessing import Preprocessing
+
+
+class Prepare(nn.Module):
+    """images uint8 [N, H, W, 3] of any size -> float32 [N, 3, image_size, image_size], as the evaluation sees them."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, preprocessing: Preprocessing) -> None:
+        super().__init__()
+        self.side = preprocessing.image_size
+        self.shorter = resized_shorter_side(preprocessing.image_size, preprocessing.eval_crop)
+        self.cubic = preprocessing.interpolation == "bicubic"
+        for name in ("mean", "std"):
+            values = torch.tensor(getattr(preprocessing, name), dtype=torch.float32).view(1, 3, 1, 1)
+            self.register_buffer(name, 255 * values, persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return (self.pixels(images) - self.mean) / self.std
+
+    def pixels(self, images: Tensor) -> Tensor:
+        """float32 [N, 3, image_size, image_size] of whole grey levels, 0 to 255."""
+        planes = images.permute(0, 3, 1, 2).float()
+        height = torch.full((), images.shape[1], dtype=torch.int64, device=images.device)
+        width = torch.full((), images.shape[2], dtype=torch.int64, device=images.device)
+        shorter = torch.minimum(height, width)
+        across = self.filter(width, shorter, torch.arange(images.shape[2], device=images.device))
+        down = self.filter(height, shorter, torch.arange(images.shape[1], device=images.device))
+        resized = torch.matmul(down, torch.matmul(planes, across.t()))
+        return resized.round().clamp(0, 255)
+
+    def filter(self, length: Tensor, shorter: Tensor, places: Tensor) -> Tensor:
+        """[image_size, length] weights of each source pixel of a side in each pixel of the crop.
+
+        length   int64 [], pixels of this side
+        shorter  int64 [], pixels of the shorter side, which is resized to `self.shorter`
+        places   int64 [length], 0, 1, 2, …
+        """
+        resized = torch.div(self.shorter * length, shorter, rounding_mode="floor")
+        start = ((resized - self.side).float() / 2).round()  # to even, as torchvision's CenterCrop
+        scale = length.float() / resized.float()
+        wide = scale.clamp(min=1.0)
+        target = torch.arange(self.side, device=places.device).float()
+        centres = (target + start + 0.5) * scale
+        distance = ((places.float() + 0.5).unsqueeze(0) - centres.unsqueeze(1)).abs() / wide
+        weights = _keys_cubic(distance) if self.cubic else (1 - distance).clamp(min=0.0)
+        return weights / weights.sum(dim=1, keepdim=True)
+
+
+def _keys_cubic(x: Tensor) -> Tensor:
+    """Keys 1981, "Cubic convolution interpolation", with a = -1/2: at distances x >= 0, zero from 2 on."""
+    near = (1.5 * x - 2.5) * x * x + 1
+    far = ((-0.5 * x + 2.5) * x - 4) * x + 2
+    return torch.where(x < 1, near, torch.where(x < 2, far, torch.zeros_like(x)))
+
+
+class RawGraph(nn.Module):
+    """images uint8 [N, H, W, 3], RGB of one size -> (probabilities, logits), float32 [N, classes] each.
+
+    half  weights and activations of the network in fp16; preparation and softmax stay in fp32
+    """
+
+    def __init__(self, network: nn.Module, preprocessing: Preprocessing, half: bool = False) -> None:
+        super().__init__()
+        self.prepare = Prepare(preprocessing)
+        self.network = network.half() if half else network.float()
+        self.dtype = torch.float16 if half else torch.float32
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        logits = self.network(self.prepare(images).to(self.dtype)).float()
+        return logits.softmax(dim=1), logits
