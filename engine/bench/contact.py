@@ -55,9 +55,9 @@ def suite(name: str, seconds: float, *arguments: str, timed: bool = True) -> Ste
 
 
 STEPS = (
-    Step("tests", 60.0, ("-m", "pytest", "-m", "gpu", "-v", "--tb=line", "-p", "no:cacheprovider", "tests"), False),
-    suite("training", 60.0, timed=False),
-    suite("machine", 15.0),
+    Step("tests", 55.0, ("-m", "pytest", "-m", "gpu", "-v", "--tb=line", "-p", "no:cacheprovider", "tests"), False),
+    suite("training", 55.0, timed=False),
+    suite("machine", 25.0),
     suite("kernels", 120.0),
     suite("archs", 120.0, "--warmed", "--arch", *NETWORKS),
     suite("memory", 60.0),
