@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageCms, ImageOps
 from PIL.TiffImagePlugin import TiffImageFile
 
 MAX_PIXELS = 178_956_970
@@ -27,8 +27,13 @@ ORIENTATION, TIFF_WIDTH, TIFF_HEIGHT = 0x0112, 256, 257
 END_MARKS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
 """How a whole file ends, for the formats that decoders read gladly when they are cut."""
 
-DALI_FORMATS = {"JPEG", "MPO", "JPEG2000", "PNG", "BMP", "TIFF", "WEBP", "PPM"}
-"""Formats, by Pillow's names, that DALI 2.4 decodes; of WebP only the simple file format."""
+DALI_FORMATS = {"JPEG", "MPO", "PNG", "WEBP"}
+"""Formats, by Pillow's names, that DALI decodes; of WebP only the simple file format. Their ends are checked first.
+
+DALI 2.4 decodes JPEG 2000, TIFF, BMP and PPM as well, but nobody has looked whether such a file is whole: a cut
+JPEG 2000 beside a small JPEG in one batch crashes its library (SIGSEGV), and TIFF's grey with alpha, CIELAB and
+floating-point pixels come out as other colours than Pillow's. Pillow decodes them.
+"""
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,8 @@ class BadImage:
 
     path: str
     reason: str
+    transient: bool = False
+    """Whether it was not even read: a disk may give it another time."""
 
 
 class Header(NamedTuple):
@@ -52,12 +59,16 @@ class Unreadable(Exception):
     """A file that cannot be used; the message is the reason."""
 
 
+class Unreachable(Unreadable):
+    """A file that the disk does not give now; it may be there later."""
+
+
 def read(path: str) -> bytes:
-    """The file's bytes; raises Unreadable for a file that is missing, forbidden or empty."""
+    """The file's bytes; raises Unreachable for a file that is missing or forbidden, Unreadable for an empty one."""
     try:
         data = Path(path).read_bytes()
     except OSError as error:
-        raise Unreadable(error.strerror or str(error)) from None
+        raise Unreachable(error.strerror or str(error)) from None
     if not data:
         raise Unreadable("the file is empty")
     return data
@@ -75,10 +86,17 @@ def look(data: bytes) -> Header:
             width, height = image.tag_v2[TIFF_WIDTH], image.tag_v2[TIFF_HEIGHT]
         if _orientation(image) in (5, 6, 7, 8):
             width, height = height, width
-        if not data.endswith(END_MARKS.get(image.format or "", b"")):
+        if not _has_its_end(data, image.format):
             _load(image)
         extended_webp = image.format == "WEBP" and data[12:16] == b"VP8X"
         return Header(height, width, fast=image.format in DALI_FORMATS and not extended_webp)
+
+
+def _has_its_end(data: bytes, kind: str | None) -> bool:
+    """Whether nothing is cut off a file of a format that DALI decodes; of others Pillow's decoder says it."""
+    if kind == "WEBP":  # RIFF: the size of what follows the first eight bytes
+        return len(data) >= 8 + int.from_bytes(data[4:8], "little")
+    return data.endswith(END_MARKS.get(kind or "", b""))
 
 
 def decode(data: bytes) -> Image.Image:
@@ -96,7 +114,17 @@ def decode(data: bytes) -> Image.Image:
             upright = Image.fromarray(_eight_bits(np.asarray(upright)))
         if upright.mode == "F":
             raise Unreadable("floating-point pixels have no agreed white")
-        return upright.convert("RGB")
+        return _as_rgb(upright)
+
+
+def _as_rgb(image: Image.Image) -> Image.Image:
+    try:
+        if image.mode == "LAB":
+            profiles = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+            return ImageCms.applyTransform(image, ImageCms.buildTransform(*profiles, "LAB", "RGB")) or image
+        return image.convert("RGB")
+    except (ValueError, OSError, ImageCms.PyCMSError) as error:
+        raise Unreadable(_in_words(error)) from None
 
 
 def find_culprits(count: int, works: Callable[[Sequence[int]], bool]) -> list[int]:

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger("hcr")
 
 MOST_WORKERS = 8
+MANY = 8
+"""Images from which on a share without one that decodes is no accident."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,20 @@ class Batch:
     """Images of weight 1 in the whole global batch, before bad images are taken out."""
     count: int
     """The same, of this rank."""
+    readable: int
+    """Of these, how many could be read."""
+    unread: tuple[BadImage, ...] = ()
+    """The others."""
+
+    @property
+    def gone(self) -> bool:
+        """Whether the disk gave none of this rank's share: its images are not there any more."""
+        return self.count > 0 and not self.readable and any(bad.transient for bad in self.unread)
+
+    @property
+    def lost(self) -> bool:
+        """Whether nothing of this rank's random share could be read, and chance is no explanation."""
+        return self.gone or (self.count >= MANY and not self.readable)
 
 
 @dataclass(frozen=True)
@@ -142,6 +158,18 @@ class Loader(ABC):
         """Images in an epoch, over all ranks."""
         return self.schedule.sampler.n
 
+    @property
+    def place(self) -> str:
+        """Where its images are, for messages."""
+        split = "train" if self.train else "val"
+        return f"{split}/" if self.data.paths is not None else f"the {split} split of {self.source.name}"
+
+    def unreadable_classes(self) -> list[str]:
+        """Classes of which not one image could be read so far, by this process."""
+        images = np.bincount(self.data.labels, minlength=len(self.source.classes))
+        bad = np.bincount(self.data.labels[sorted(self._reported)], minlength=len(images))
+        return [self.source.classes[label] for label in np.flatnonzero((images > 0) & (images == bad))]
+
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
         """The batches of one epoch from `start_step` on; an iterator may be left at any point.
 
@@ -179,8 +207,13 @@ class Loader(ABC):
             if self.on_bad is not None:
                 self.on_bad(image)
 
-    def _assemble(self, request: Request, images: torch.Tensor, filled: np.ndarray, good: np.ndarray) -> Batch:
-        """A batch from finished images; `filled` is the image shown in each slot, `good` whether it is its own."""
+    def _assemble(
+        self, request: Request, images: torch.Tensor, filled: np.ndarray, good: np.ndarray, bad: dict[int, BadImage]
+    ) -> Batch:
+        """A batch from finished images; `filled` is the image shown in each slot, `good` whether it is its own.
+
+        bad  the images that could not be read, by index
+        """
         share = request.share
         labels = torch.from_numpy(self.data.labels[filled])
         weights = torch.from_numpy(share.weights * good.astype(np.float32))
@@ -192,6 +225,8 @@ class Loader(ABC):
             weights=weights.to(self.device, non_blocking=True),
             global_count=share.global_count,
             count=share.count,
+            readable=int((share.weights * good).sum()),
+            unread=tuple(bad.values()),
         )
 
 

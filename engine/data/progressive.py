@@ -85,6 +85,15 @@ class ProgressiveLoader:
         self._loader.on_bad = self._tell
 
     @property
+    def place(self) -> str:
+        """Where its images are, for messages."""
+        return self._loader.place
+
+    def unreadable_classes(self) -> list[str]:
+        """Classes of which not one image could be read at the current size."""
+        return self._loader.unreadable_classes()
+
+    @property
     def backend(self) -> str:
         """Who decodes."""
         return self._loader.backend

@@ -9,6 +9,7 @@ from typing import Any
 
 from engine.config import ConfigError, RunConfig, flatten, from_yaml
 from engine.data.fingerprint import Fingerprint
+from engine.runs.wording import listed
 
 FREE_TO_CHANGE = {
     *("config", "resume", "optim.epochs", "model.compile", "model.fused"),
@@ -17,8 +18,6 @@ FREE_TO_CHANGE = {
 }
 """Fields besides the `log` group that a resumed run may change without becoming another run. Micro-batches are among
 them, as a run that is short of memory changes them by itself."""
-SHOWN = 8
-"""Classes named of a list; the rest are counted."""
 
 
 def run_identity(config: RunConfig) -> dict[str, Any]:
@@ -88,12 +87,13 @@ def refuse_other_classes(trained: Sequence[str] | None, given: Sequence[str], wh
         return
     lacking = [name for name in trained if name not in set(given)]
     new = [name for name in given if name not in set(trained)]
-    both = f"trained on {len(trained)} classes ({listed(trained)}), the data has {len(given)} classes ({listed(given)})"
+    shown, here = listed(trained, given), listed(given, trained)
+    both = f"trained on {len(trained)} classes ({shown}), the data has {len(given)} classes ({here})"
     if not lacking and not new:
         raise ConfigError(f"{what}: the same classes in another order, {both}")
     raise ConfigError(
-        f"{what}: other classes, {both}; only in training: {listed(lacking) or 'none'}; only in the data: "
-        f"{listed(new) or 'none'}"
+        f"{what}: other classes, {both}; only in training: {listed(lacking, given) or 'none'}; only in the data: "
+        f"{listed(new, trained) or 'none'}"
     )
 
 
@@ -110,9 +110,3 @@ def other_images(trained: Fingerprint, given: Fingerprint) -> str | None:
         if before != now
     ]
     return f"the data changed ({', '.join(counts) or 'as many images, other names or sizes'})"
-
-
-def listed(names: Sequence[str]) -> str:
-    """Names in quotes where they would not be told apart otherwise: `cat, dog` but `'e\\u0301', 'é'`."""
-    shown = [name if name.isascii() and name.isprintable() else ascii(name) for name in names[:SHOWN]]
-    return ", ".join(shown) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")

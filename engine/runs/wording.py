@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
+from unicodedata import normalize
 
 DASH = "–"
 
@@ -58,6 +60,16 @@ def measured(field: str, value: float | None) -> str:
         return f"{value / 100:.2f} cores"
     units = {"watts": "W", "celsius": "°C", "mhz": "MHz", "percent": "%"}
     return f"{value:,.0f} {units[field.rsplit('_', 1)[1]]}"
+
+
+def listed(names: Sequence[str], beside: Sequence[str] = (), most: int = 8) -> str:
+    """Names after one another, the rest counted. Those that would look like another one are spelt out in ASCII.
+
+    beside  names that are shown near them: `é` and `e` with an accent put on it look alike
+    """
+    looks = Counter(normalize("NFKC", name) for name in {*names, *beside})
+    shown = [name if looks[normalize("NFKC", name)] == 1 and name.isprintable() else ascii(name) for name in names]
+    return ", ".join(shown[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def words(key: Any) -> str:

@@ -46,8 +46,8 @@ class OptimizerStep:
         self.agree: Callable[..., None] = lambda batch, last: None
         """Called as (batch, last) after `batch`'s backward pass, before its gradients are used: ranks go on together or
         fail together. `last`: no other backward pass follows in this step."""
-        self.meter = torch.zeros(5, dtype=torch.float64, device=accelerator.device)
-        """Loss, hits, images, the first step with a bad loss, and one place for the training loop."""
+        self.meter = torch.zeros(6, dtype=torch.float64, device=accelerator.device)
+        """Loss, hits, images, the first step with a bad loss, and two places for the training loop."""
         self._parameters = list(model.parameters())
 
     def begin_epoch(self) -> None:

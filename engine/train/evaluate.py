@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from engine.data.bad_images import BadImage
+from engine.data.sources.source import DataError
 
 
 @dataclass(frozen=True)
@@ -59,3 +63,22 @@ def evaluate(
         matrix = reduce(pairs).round().long().reshape(num_classes, num_classes).cpu()
     images = max(1.0, count)
     return Evaluation(loss / images, top1 / images, top5 / images, round(count), matrix)
+
+
+def refuse_lost(loader: Any) -> Iterator:
+    """The batches of an evaluation. Raises DataError at one whose images have gone."""
+    for batch in loader.epoch(0):
+        if batch.gone:
+            raise DataError(f"no image of a whole batch in {loader.place} could be read{told(batch.unread)}")
+        yield batch
+
+
+def refuse_none(result: Evaluation, loader: Any) -> None:
+    """Raise DataError for an evaluation without an image: nothing is right or wrong then."""
+    if not result.count:
+        raise DataError(f"no readable image in {loader.place}{told(loader.bad_images)}")
+
+
+def told(images: Sequence[BadImage]) -> str:
+    """The first of them, with the reason, at the end of a sentence."""
+    return f"; {images[0].path}: {images[0].reason}" if images else ""

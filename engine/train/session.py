@@ -37,6 +37,7 @@ from engine.recovery.relaunch import Relaunch
 from engine.recovery.rescue import MemoryExhausted, first_line
 from engine.runs.door import CannotWrite
 from engine.runs.runfolder import RunFolder
+from engine.runs.wording import listed
 from engine.step.allocator_settings import CHOSEN, VARIABLES
 from engine.step.network import build_network, network_builder
 from engine.step.optim import build_optimizer
@@ -309,6 +310,9 @@ class Session:
         if stopped:
             print(f"stopped at step {progress.step}; go on with: --resume {folder.path}", flush=True)
             return
+        for each in self.loaders:
+            if lost := each.unreadable_classes():
+                print(f"warning: no image of {listed(lost)} in {each.place} could be read")
         print(f"finished {progress.epoch} epochs, {progress.step} steps in {clock(seconds)}")
         print(f"best test accuracy {progress.best_accuracy:.2%} (epoch {progress.best_epoch})")
         if bad:

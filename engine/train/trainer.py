@@ -20,6 +20,7 @@ from torch import Tensor
 from engine.config import RunConfig
 from engine.data.fingerprint import Fingerprint
 from engine.data.preprocessing import Preprocessing
+from engine.data.sources.source import DataError
 from engine.monitor.peak_memory import PeakMemory
 from engine.monitor.progress import EpochBar, memory_in_use
 from engine.monitor.step_profile import StepProfile, Unprofiled
@@ -37,7 +38,7 @@ from engine.step.optimizer_step import OptimizerStep
 from engine.step.plan import Plan
 from engine.step.standing import Progress
 from engine.step.wrap import bare_module, eager_for_odd_shapes, share_buffers
-from engine.train.evaluate import Evaluation, evaluate
+from engine.train.evaluate import Evaluation, evaluate, refuse_lost, refuse_none, told
 
 logger = logging.getLogger("hcr")
 
@@ -109,6 +110,7 @@ class Trainer:
         self.peaks = PeakMemory(accelerator.device)
         self.profile: StepProfile | Unprofiled = Unprofiled()
         self._stopping = False
+        self._lost = False
         self._started = time.perf_counter()
         self._started_step = 0
 
@@ -162,8 +164,10 @@ class Trainer:
         self.peaks.restart()
         try:
             for batch, waited in self._batches(epoch, progress.step_in_epoch):
-                with self.average.follow(self.optimizer, self.accelerator.scaler) if self.average else nullcontext():
-                    self.rescue.take(batch)
+                if batch.readable or not self._alone_and(True):  # several ranks step together, whoever has images
+                    with self._following():
+                        self.rescue.take(batch)
+                self._lost = batch.lost
                 self.profile.step_done(batch.global_count)
                 progress.step += 1
                 progress.step_in_epoch += 1
@@ -173,7 +177,8 @@ class Trainer:
                 last = progress.step_in_epoch == self.steps_per_epoch
                 periodic = self._due(self.config.log.checkpoint_steps)
                 first = progress.step == self._started_step + 1
-                if last or periodic or first or self._stop_alone() or self._due(self.config.log.every):
+                wanted = self._alone_and(self._lost or self.interrupt.received is not None)
+                if last or periodic or first or wanted or self._due(self.config.log.every):
                     point = self._log(point, bar)
                     self.peaks.interval(counts=not first and is_whole(batch, self.plan))
                     if not last and (self._stopping or periodic):
@@ -184,12 +189,16 @@ class Trainer:
         finally:
             bar.close()
 
+    def _following(self) -> AbstractContextManager:
+        """Inside, the average takes in the step that is made."""
+        return self.average.follow(self.optimizer, self.accelerator.scaler) if self.average else nullcontext()
+
     def _due(self, every: int) -> bool:
         return every > 0 and self.progress.step % every == 0
 
-    def _stop_alone(self) -> bool:
-        """A signal stops a single process after this step; several agree at the next log point."""
-        return self.accelerator.num_processes == 1 and self.interrupt.received is not None
+    def _alone_and(self, condition: bool) -> bool:
+        """A single process looks after this step; several agree at the next log point."""
+        return self.accelerator.num_processes == 1 and condition
 
     def _batches(self, epoch: int, start: int) -> Iterator[tuple]:
         """(batch, seconds that the host waited for it) for the epoch's remaining steps."""
@@ -212,13 +221,16 @@ class Trainer:
     def _log(self, point: LogPoint, bar: EpochBar) -> LogPoint:
         """Wait for the device, agree with the other ranks, write a row; returns the new log point."""
         self.step.meter[4] = float(self.interrupt.received is not None)
+        self.step.meter[5] = float(self._lost)
         meters = self.step.meter
         if self.accelerator.num_processes > 1:
             meters = self.accelerator.gather(self.step.meter[None])
-        rows = meters.reshape(-1, 5).cpu()
+        rows = meters.reshape(-1, len(self.step.meter)).cpu()
         now = time.perf_counter()
         sums = rows[:, :3].sum(dim=0).tolist()
         self._stopping = bool(rows[:, 4].max() > 0)
+        if rows[:, 5].min() > 0:  # on no rank has the last batch an image
+            raise DataError(f"no image of a whole batch could be read{told(self.train_loader.bad_images)}")
         progress = self.progress
         rate = learning_rate(progress.in_steps_of(self.steps_per_epoch) - 1, self.steps_per_epoch, self.config.optim)
         if math.isfinite(first_bad := rows[:, 3].min().item()):
@@ -248,7 +260,7 @@ class Trainer:
             )
         return LogPoint(now, progress.step, totals=(sums[0], sums[1], sums[2]))
 
-    def _diverged(self, step: int) -> str:
+    def _diverged(self, step: int, what: str = "the loss") -> str:
         rate = learning_rate(step - 1, self.steps_per_epoch, self.config.optim)
         scaler = self.accelerator.scaler
         scale = f"{scaler.get_scale():g}" if scaler else "none"
@@ -256,7 +268,7 @@ class Trainer:
         if self.main:
             self.folder.append("event", event="nan", step=step, lr=rate, scale=scale, checkpoint=str(good))
         return (
-            f"the loss is not finite at step {step} (learning rate {rate:g}, loss scale {scale}); "
+            f"{what} is not finite at step {step} (learning rate {rate:g}, loss scale {scale}); "
             f"last good checkpoint: {good}. "
             "Try a lower --lr, --optim.warmup-epochs 1, --optim.clip-norm 1, or --precision fp32."
         )
@@ -275,15 +287,17 @@ class Trainer:
                 return model(images)
 
         with self._averaged():
-            return evaluate(
+            result = evaluate(
                 forward,
-                self.val_loader.epoch(0),
+                refuse_lost(self.val_loader),
                 self.num_classes,
                 self.accelerator.device,
                 self.plan.micro_batch_size,
                 reduce=lambda totals: self.accelerator.reduce(totals, "sum"),
                 confusion=confusion,
             )
+        refuse_none(result, self.val_loader)
+        return result
 
     def _averaged(self) -> AbstractContextManager:
         """Inside, the model has the weights that are evaluated and kept."""
@@ -291,7 +305,12 @@ class Trainer:
 
     def _finish_epoch(self) -> None:
         """Evaluate, keep the best weights, write the row and the checkpoint."""
-        progress, result, steps = self.progress, self.evaluate(), self.steps_per_epoch
+        progress, steps = self.progress, self.steps_per_epoch
+        if not progress.images:
+            raise DataError(f"no readable image in {self.train_loader.place}{told(self.train_loader.bad_images)}")
+        result = self.evaluate()
+        if not math.isfinite(result.loss):
+            raise Diverged(self._diverged(progress.step, "the loss on the test images"))
         best = result.top1 > progress.best_accuracy
         seen = max(1.0, progress.images)
         row = {

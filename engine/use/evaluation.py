@@ -10,6 +10,7 @@ from engine.config import ConfigError, DataConfig, command_line, require
 from engine.config.flag import TopLevel
 from engine.data.fingerprint import fingerprint_of
 from engine.data.preprocessing import Preprocessing
+from engine.data.sources.folder import open_for_evaluation
 from engine.data.sources.open import open_source
 from engine.data.sources.source import Source
 from engine.use.weights import Weights, for_use, read_weights
@@ -26,7 +27,7 @@ class EvaluateConfig:
     arch: str | None = None
     """The network, for weights that do not say: timm's and torchvision's files load too."""
     data: str | None = None
-    """digits, mnist, cifar10, or a folder with val/ and train/; none is what the run was trained on."""
+    """digits, mnist, cifar10, or a folder with val/ or with a folder a class; none is what the run was trained on."""
     root: Path | None = None
     """Folder of mnist or cifar10."""
     image_size: int = 0
@@ -48,7 +49,7 @@ def parse(arguments: list[str] | None = None) -> EvaluateConfig:
     return command_line(EvaluateConfig, arguments, "Evaluate trained weights on a validation split.")
 
 
-def choose_source(config: EvaluateConfig, trained: DataConfig | None) -> Source:
+def choose_source(config: EvaluateConfig, trained: DataConfig | None, classes: list[str] | None = None) -> Source:
     """The data that was asked for, else what the run was trained on. Raises DataError and ConfigError."""
     if config.data is None:
         if trained is None:
@@ -56,7 +57,7 @@ def choose_source(config: EvaluateConfig, trained: DataConfig | None) -> Source:
         return open_source(trained.name, config.root or trained.root, download=trained.download)
     if config.data in NAMED_SOURCES:
         return open_source(config.data, config.root)
-    return open_source("folder", Path(config.data))
+    return open_for_evaluation(Path(config.data).expanduser(), classes)
 
 
 def compare_data(config: EvaluateConfig, source: Source, weights: Weights) -> None:
@@ -79,14 +80,14 @@ def run_evaluation(config: EvaluateConfig) -> dict:
     Raises ConfigError and DataError.
     """
     weights = read_weights(config.checkpoint, config.arch)
-    source = choose_source(config, weights.data)
+    source = choose_source(config, weights.data, weights.classes)
     compare_data(config, source, weights)
     import torch
 
     from engine.data.backend import make_loader
     from engine.report.evaluation_report import write_evaluation
     from engine.step.plan import use_cuda
-    from engine.train.evaluate import evaluate
+    from engine.train.evaluate import evaluate, refuse_lost, refuse_none
 
     require(
         weights.class_count == len(source.classes),
@@ -109,9 +110,10 @@ def run_evaluation(config: EvaluateConfig) -> dict:
     loader = make_loader(source, "val", config=data, global_batch=config.batch_size, device=device)
 
     try:
-        result = evaluate(forward, loader.epoch(0), len(source.classes), device, config.batch_size, confusion=True)
+        result = evaluate(forward, refuse_lost(loader), len(source.classes), device, config.batch_size, confusion=True)
     finally:
         loader.close()
+    refuse_none(result, loader)
     assert result.confusion is not None  # it was asked for
     for bad in loader.bad_images:
         print(f"unreadable image, left out: {bad.path} ({bad.reason})")

@@ -20,12 +20,15 @@ class MadeBatch:
     weights: torch.Tensor
     global_count: int
     count: int
+    readable: int
+    lost: bool = False
+    gone: bool = False
 
 
 class MadeLoader:
     """Random images with a rule to learn; order and tail as the real loader's."""
 
-    backend = "made"
+    backend, place = "made", "made/"
 
     def __init__(
         self,
@@ -53,7 +56,7 @@ class MadeLoader:
             picked = order[step * self.batch : (step + 1) * self.batch]
             weights = torch.tensor([float(int(index) not in self.unreadable) for index in picked])
             tensors = (tensor.to(self.device) for tensor in (self.images[picked], self.labels[picked], weights))
-            yield MadeBatch(*tensors, len(picked), len(picked))
+            yield MadeBatch(*tensors, len(picked), len(picked), int(weights.sum()))
 
     def close(self) -> None:
         pass

@@ -47,6 +47,7 @@ class ReadyBatches:
                 weights=torch.ones(batch_size, device=device),
                 global_count=batch_size,
                 count=batch_size,
+                readable=batch_size,
             )
             for _ in range(min(steps, ROTATED))
         ]

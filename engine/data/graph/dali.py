@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from engine.data.bad_images import BadImage, ImageFiles, Unreadable, find_culprits
+from engine.data.bad_images import BadImage, ImageFiles, Unreachable, Unreadable, find_culprits
 from engine.data.graph import crops, pipeline
 from engine.data.graph.pipeline import GraphSettings, build_graph
 from engine.data.loader import Batch, Loader, Position, Request, fill_bad_slots, worker_count
@@ -42,6 +42,8 @@ class Item:
     """bool [m], whether a slot shows its own image."""
     fed: list[np.ndarray] | None = None
     """The arrays that DALI reads from, which must outlive the run."""
+    unreached: dict[int, BadImage] = field(default_factory=dict)
+    """Images, by index, that the disk did not give this time; they are tried again in the next epoch."""
 
 
 class DaliLoader(Loader):
@@ -80,14 +82,15 @@ class DaliLoader(Loader):
         self._fill_flight(position)
         images = self._take()
         item = self._flight.popleft()
-        bad = {int(i): self._bad[int(i)] for i in item.request.share.indices if int(i) in self._bad}
+        known = self._bad | item.unreached
+        bad = {int(i): known[int(i)] for i in item.request.share.indices if int(i) in known}
         self._report(bad)
         following = self.schedule.following(position)
         if following is not None:
             self._fill_flight(following)
         indices = item.request.share.indices
         shown = indices if item.slots is None else indices[item.slots]
-        return self._assemble(item.request, images, shown, item.good)
+        return self._assemble(item.request, images, shown, item.good, bad)
 
     def _fill_flight(self, position: Position) -> None:
         """Keep `prefetch` batches in DALI, the first of them `position`, and as many being read behind them."""
@@ -138,9 +141,11 @@ class DaliLoader(Loader):
         """Give a batch to DALI, good images in the slots of bad ones."""
         indices = item.request.share.indices
         for index, sample in zip(indices.tolist(), item.loaded, strict=True):
-            if isinstance(sample, Unreadable) and index not in self._bad:
+            if isinstance(sample, Unreachable):
+                item.unreached[index] = BadImage(self.data.path(index), str(sample), transient=True)
+            elif isinstance(sample, Unreadable) and index not in self._bad:
                 self._bad[index] = BadImage(self.data.path(index), str(sample))
-        filling = fill_bad_slots(indices, self._bad.keys())
+        filling = fill_bad_slots(indices, self._bad.keys() | item.unreached.keys())
         if filling is None:
             item.slots, item.good = None, np.zeros(len(indices), dtype=bool)
         else:

@@ -16,7 +16,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2 import functional
 
-from engine.data.bad_images import BadImage, Unreadable, decode, read
+from engine.data.bad_images import BadImage, Unreachable, Unreadable, decode, read
 from engine.data.graph import crops
 from engine.data.loader import Batch, Loader, Position, Schedule, fill_bad_slots, worker_count
 from engine.data.preprocessing import Preprocessing
@@ -66,10 +66,11 @@ class TorchvisionLoader(Loader):
         images, slots, good, found = next(self._iterator)
         self._next = self.schedule.following(position)
         request = self.schedule.request(position)
-        self._report({int(request.share.indices[slot]): image for slot, image in found.items()})
+        bad = {int(request.share.indices[slot]): image for slot, image in found.items()}
+        self._report(bad)
         images = images.to(self.device, non_blocking=True).permute(0, 3, 1, 2)
         images = ((images - self._mean) / self._std).to(self.dtype)
-        return self._assemble(request, images, request.share.indices[slots], good)
+        return self._assemble(request, images, request.share.indices[slots], good, bad)
 
 
 class Positions:
@@ -119,7 +120,7 @@ class Pictures(Dataset):
             try:
                 picture = self._load(index)
             except Unreadable as error:
-                bad[slot] = BadImage(self.data.path(index), str(error))
+                bad[slot] = BadImage(self.data.path(index), str(error), isinstance(error, Unreachable))
                 pictures.append(None)
             else:
                 pictures.append(np.asarray(self._cut(picture, request.draws[slot] if len(request.draws) else None)))
