@@ -13,6 +13,7 @@ import sys
 import time
 
 import torch
+import torch._inductor.config
 
 from engine.bench.contact import NETWORKS
 from engine.bench.instrument.kernel_layers import layers_of
@@ -42,6 +43,7 @@ def main(arguments: list[str]) -> None:
 def compile_layers(share: int, shares: int) -> None:
     """Every `shares`th layer through both contenders once, at the suite's own sizes."""
     device = torch.device("cuda")
+    torch._inductor.config.autotune_local_cache = False  # what is fastest is found where nothing else runs
     layers = list(dict.fromkeys(layer for arch in kernel_rates.NETWORKS for layer in layers_of(arch, 224)))
     for layer in layers[share::shares]:
         began = time.monotonic()

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -18,11 +17,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch._inductor.config
 
 from engine.bench.instrument.bare_loop import DTYPES
 from engine.bench.instrument.counts import counted_saved
 from engine.bench.instrument.sides import Side, contender
-from engine.runs.provenance import ROOT
+from engine.bench.instrument.workers import Worker
 from engine.step.plan import Hardware
 
 CORES_EACH = 3
@@ -71,11 +71,13 @@ def fill_cache(
             continue
         if not running:
             break
-        for process in [process for process in running if process.poll() is not None]:
-            told[running.pop(process).name] = result_of(process)
+        for worker in [one for one in running if one.ended()]:
+            told[running.pop(worker).name] = worker.result()
         if time.monotonic() > deadline:
-            for process in running:
-                process.terminate()
+            for worker, job in running.items():
+                worker.end()
+                told[job.name] = {"error": "had not ended within its share of the budget"}
+            running.clear()
         time.sleep(0.05)
     seconds = time.monotonic() - began
     return {
@@ -98,36 +100,22 @@ def jobs_of(settings: dict[str, Any], sides: dict[str, Side]) -> list[Job]:
     return jobs
 
 
-def start(job: Job, at_once: int) -> subprocess.Popen:
-    """A process that compiles `job`."""
+def start(job: Job, at_once: int) -> Worker:
+    """A process that compiles `job`. What it finds to be fastest, beside the others, is not kept: kernels are."""
     described = {
         "side": job.side.stated(),
         "mode": job.mode,
         "batch_size": job.batch_size,
         "image_size": job.image_size,
     }
-    environment = os.environ | {"TORCHINDUCTOR_COMPILE_THREADS": str(max(1, (os.cpu_count() or 1) // at_once))}
-    return subprocess.Popen(
-        [sys.executable, "-m", "engine.bench.instrument.precompile", json.dumps(described)],
-        cwd=ROOT,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def result_of(process: subprocess.Popen) -> dict[str, Any]:
-    """What a process that has ended told: seconds of its first step, or its last words."""
-    output, complaint = process.communicate()
-    if process.returncode == 0:
-        return json.loads(output.splitlines()[-1])
-    return {"error": (complaint.strip().splitlines() or [f"ended with {process.returncode}"])[-1][:300]}
+    environment = {"TORCHINDUCTOR_COMPILE_THREADS": str(max(1, (os.cpu_count() or 1) // at_once))}
+    return Worker("engine.bench.instrument.precompile", described, environment)
 
 
 def main() -> None:
     """Compile the contender that the first argument describes as JSON; prints the seconds of its first step."""
     given = json.loads(sys.argv[1])
+    torch._inductor.config.autotune_local_cache = False  # what is fastest is found where nothing else runs
     device = torch.device(Hardware.detect().type)
     steps = contender(
         Side(**given["side"]), given["mode"], given["batch_size"], given["image_size"], device, 0.0, warmup=1

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -21,11 +20,11 @@ import torch
 
 from engine.bench.instrument.options import Options
 from engine.bench.instrument.rows import Row
+from engine.bench.instrument.workers import Worker
 from engine.bench.suites.trainer_tax import ready_trainer
 from engine.config.byte_sizes import gib
 from engine.plan.run_plan import halvings
 from engine.recovery.rescue import Rescue
-from engine.runs.provenance import ROOT
 from engine.step.plan import Hardware, use_cuda
 from engine.step.recompute import by_block
 from engine.step.sync_norm import SyncNorm, synchronise_norms
@@ -131,18 +130,17 @@ def rows(options: Options) -> Iterator[Row]:
 def run_all(listed: list[Case], found: dict[str, dict[str, Any]], deadline: float) -> dict[str, Any]:
     """Run the cases in processes until `deadline`; what each printed, or its last words, is put into `found`."""
     at_once = max(1, (os.cpu_count() or 1) // 2)
-    waiting, running = list(listed), dict[subprocess.Popen, Case]()
+    waiting, running = list(listed), dict[Worker, Case]()
     began = time.monotonic()
     while (waiting or running) and time.monotonic() < deadline - ENDS:
         while waiting and len(running) < at_once:
             case = waiting.pop(0)
-            running[_start(case)] = case
-        for process in [one for one in running if one.poll() is not None]:
-            found[running.pop(process).key] = _result(process)
+            running[Worker("engine.bench.suites.training_suite", asdict(case))] = case
+        for worker in [one for one in running if one.ended()]:
+            found[running.pop(worker).key] = worker.result()
         time.sleep(0.05)
-    for process, case in running.items():
-        process.kill()
-        process.communicate()
+    for worker, case in running.items():
+        worker.end()
         found[case.key] = {"error": f"had not ended after {time.monotonic() - began:.0f} s with {at_once} at a time"}
     passed = sum("error" not in result for result in found.values())
     return {"at_once": at_once, "summary": f"{passed} of {len(listed)} ways to train ran, {len(waiting)} not begun"}
@@ -156,23 +154,6 @@ def figures_of(case: Case, found: dict[str, dict[str, Any]], deadline: float) ->
     if "error" in result:
         raise RuntimeError(result["error"])
     return result
-
-
-def _start(case: Case) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, "-m", "engine.bench.suites.training_suite", json.dumps(asdict(case))],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
-def _result(process: subprocess.Popen) -> dict[str, Any]:
-    said = (process.communicate()[0] or "").strip().splitlines()
-    if process.returncode == 0 and said:
-        return json.loads(said[-1])
-    return {"error": (said or [f"ended with {process.returncode}"])[-1][:300]}
 
 
 def train(case: Case) -> dict[str, Any]:

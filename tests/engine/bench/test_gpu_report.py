@@ -146,15 +146,15 @@ def test_compiling_ahead_packs_jobs_into_memory(monkeypatch):
             running.append(size)
             at_once.append(set(running))
 
-        def poll(self):
+        def ended(self):
             self.left -= 1
             if self.left > 0:
-                return None
+                return False
             running.remove(self.size) if self.size in running else None
-            return self.returncode
+            return True
 
-        def communicate(self):
-            return '{"first_step_seconds": 1.0}\n', "RuntimeError: no compiler"
+        def result(self):
+            return {"error": "RuntimeError: no compiler"} if self.returncode else {"first_step_seconds": 1.0}
 
     monkeypatch.setattr(precompile, "start", lambda job, at_once: Process(int(job.bytes)))
     monkeypatch.setattr(precompile.time, "sleep", lambda seconds: None)
