@@ -21,6 +21,8 @@ SKIPPED = 5
 RECORDED = 10
 PARTS = ("data wait", "forward", "backward", "optimizer")
 PREFIX = "hcr: "
+LONGEST = 60
+"""Letters of a kernel's name that are shown: templates have hundreds."""
 WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize")
 """What the profiler calls a host that waits for the GPU."""
 
@@ -105,11 +107,7 @@ def summary(events: Iterable[Any], seconds: float, steps: int, images: int) -> s
     wall = 1e3 * seconds / steps
     host = {part: _milliseconds(events, PREFIX + part) / steps for part in PARTS}
     host["between"] = max(0.0, wall - sum(host.values()))
-    kernels = sorted(
-        (event.time_range.start, event.time_range.end)
-        for event in events
-        if str(event.device_type) == "DeviceType.CUDA" and not event.name.startswith(PREFIX)
-    )
+    kernels = sorted((event.time_range.start, event.time_range.end) for event in events if _on_gpu(event))
     rows = [[part, f"{time:.2f}", f"{100 * time / wall:.1f} %"] for part, time in host.items()]
     if kernels:
         busy, gap = (value / 1e3 for value in busy_and_longest_gap(kernels))
@@ -120,9 +118,14 @@ def summary(events: Iterable[Any], seconds: float, steps: int, images: int) -> s
         rows.append(["GPU", "", "none: the host does the work"])
         rows.append(["in operators", f"{_operators(events) / steps:.2f}", "the rest is Python"])
     waits = f", the host waits {sum(event.name in WAITS for event in events) / steps:.1f} times a step"
-    costly = ", ".join(f"{name} {time / steps:.2f} ms" for name, time in costliest(events, bool(kernels)))
+    costly = ", ".join(f"{name[:LONGEST]} {time / steps:.2f} ms" for name, time in costliest(events, bool(kernels)))
     head = f"{steps} steps of {wall:.2f} ms, {images / seconds:.0f} images/s{waits if kernels else ''}"
     return "\n".join([head, text_table(["the host is in", "ms", "of a step"], rows), f"costliest: {costly}"])
+
+
+def _on_gpu(event: Any) -> bool:
+    """Whether the GPU did this. Ranges that code marks (ours, an optimizer's, torch.compile's) have a shadow there."""
+    return str(event.device_type) == "DeviceType.CUDA" and not event.is_user_annotation
 
 
 def _milliseconds(events: list[Any], name: str) -> float:
@@ -147,9 +150,12 @@ def busy_and_longest_gap(intervals: list[tuple[float, float]]) -> tuple[float, f
 
 
 def costliest(events: list[Any], on_gpu: bool, count: int = 3) -> list[tuple[str, float]]:
-    """The operators with the most time of their own, in milliseconds over all steps."""
+    """What took the most time, in milliseconds over all steps: kernels and copies on a GPU, else operators by the time
+    of their own. A compiled kernel belongs to no operator."""
     totals: dict[str, float] = defaultdict(float)
     for event in events:
-        if event.name.startswith("aten::"):
-            totals[event.name] += (event.self_device_time_total if on_gpu else event.self_cpu_time_total) / 1e3
+        if on_gpu and _on_gpu(event):
+            totals[event.name] += (event.time_range.end - event.time_range.start) / 1e3
+        elif not on_gpu and event.name.startswith("aten::"):
+            totals[event.name] += event.self_cpu_time_total / 1e3
     return sorted(totals.items(), key=lambda item: -item[1])[:count]

@@ -85,16 +85,18 @@ def test_the_trainer_marks_every_part(make_trainer, tmp_path):
 class Event:
     """What the summary reads of torch's events."""
 
-    def __init__(self, name: str, device: str, start: float, end: float) -> None:
+    def __init__(self, name: str, device: str, start: float, end: float, annotation: bool = False) -> None:
         self.name, self.device_type = name, f"DeviceType.{device}"
         self.time_range = SimpleNamespace(start=start, end=end)
-        self.self_cpu_time_total = self.self_device_time_total = end - start
+        self.self_cpu_time_total = end - start
+        self.is_user_annotation = annotation
 
 
 def test_a_gpu_that_idles_is_told():
     """Two steps of 10 ms: the kernels run for 6 ms of the first and 4 of the second, and once the host waits."""
-    events = [Event("hcr: forward", "CPU", 0, 8000), Event("hcr: forward", "CUDA", 0, 8000)]
-    events += [Event("conv_kernel", "CUDA", 1000, 7000), Event("conv_kernel", "CUDA", 12000, 16000)]
+    events = [Event("hcr: forward", "CPU", 0, 8000, True), Event("hcr: forward", "CUDA", 0, 8000, True)]
+    events += [Event("Optimizer.step#SGD.step", "CUDA", 7000, 12000, True)]
+    events += [Event("conv_kernel", "CUDA", 1000, 7000), Event("triton_poi_fused_relu_0", "CUDA", 12000, 16000)]
     events += [Event("cudaStreamSynchronize", "CPU", 18000, 20000), Event("aten::convolution", "CPU", 0, 5000)]
     text = summary(events, seconds=0.020, steps=2, images=8)
     assert "2 steps of 10.00 ms, 400 images/s, the host waits 0.5 times a step" in text
@@ -102,3 +104,17 @@ def test_a_gpu_that_idles_is_told():
     assert re.search(r"^GPU waits for the host +5\.00 +50\.0 %; longest gap 5\.00 ms", text, re.MULTILINE)
     assert re.search(r"^forward +4\.00 +40\.0 %", text, re.MULTILINE)
     assert len(text.splitlines()) == 10
+    assert text.splitlines()[-1] == "costliest: conv_kernel 3.00 ms, triton_poi_fused_relu_0 2.00 ms"
+
+
+def test_torch_marks_its_annotations():
+    """What the summary goes by: the optimizer's range is one, an operator is not."""
+    parameter = torch.nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.SGD([parameter], lr=0.1)
+    parameter.sum().backward()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+        optimizer.step()
+    marked = {event.name: event.is_user_annotation for event in profiler.events()}
+    assert marked["Optimizer.step#SGD.step"] and not any(
+        value for name, value in marked.items() if name.startswith("aten::")
+    )
