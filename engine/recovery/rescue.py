@@ -27,6 +27,7 @@ from engine.step.kept_copy import KeptCopy
 from engine.step.micro_batches import is_whole
 from engine.step.optim import allocate_state
 from engine.step.optimizer_step import OptimizerStep
+from engine.step.out_of_memory import first_sentences, out_of_memory
 from engine.step.plan import Plan
 from engine.step.wrap import bare_module
 
@@ -80,7 +81,9 @@ class Rescue:
         """Before the first step; raises MemoryExhausted where no plan could help."""
         try:
             allocate_state(self.step.optimizer.optimizer)
-        except torch.OutOfMemoryError as error:
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
             raise before_first_step(error) from None
 
     def take(self, batch) -> None:
@@ -129,8 +132,10 @@ class Rescue:
             return None
         except _StepFailed:
             return "another rank ran out of memory"
-        except torch.OutOfMemoryError as error:
-            failure = first_line(error)
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
+            failure = first_sentences(error)
         else:
             return None
         if self._alone:
@@ -222,17 +227,12 @@ class Rescue:
         return "--parallel.micro-batch-size", str(after.micro_batch_size)
 
 
-def before_first_step(error: torch.OutOfMemoryError) -> MemoryExhausted:
+def before_first_step(error: RuntimeError) -> MemoryExhausted:
     """What to raise or say where not even an empty step fits."""
     return MemoryExhausted(
         "out of memory before the first step: weights, gradients and the optimizer's state alone do not fit "
-        f"({first_line(error)})"
+        f"({first_sentences(error)})"
     )
-
-
-def first_line(error: torch.OutOfMemoryError) -> str:
-    """What torch says of it, without its advice."""
-    return next(iter(str(error).splitlines()), "out of memory")
 
 
 def _allocated(device: torch.device) -> int:

@@ -70,9 +70,9 @@ def train(config: RunConfig, command: Sequence[str] = ()) -> int:
     except (ConfigError, DataError) as error:
         return fail(error)
     choose_expandable()
-    from torch import OutOfMemoryError  # torch loads here: a mistake above is told at once
 
-    from engine.recovery.rescue import before_first_step
+    from engine.recovery.rescue import before_first_step  # torch loads here: a mistake above is told at once
+    from engine.step.out_of_memory import out_of_memory
     from engine.train.session import EXIT_MEMORY, Session
 
     with Interrupt(announce=first_rank()) as interrupt, relaunch:
@@ -82,7 +82,9 @@ def train(config: RunConfig, command: Sequence[str] = ()) -> int:
             return fail(error, one_rank=True)
         except (ConfigError, DataError) as error:
             return fail(error)
-        except OutOfMemoryError as error:
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
             return fail(before_first_step(error), EXIT_MEMORY, one_rank=True)
         try:
             return session.run()

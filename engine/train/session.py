@@ -34,13 +34,14 @@ from engine.plan.told import plan_lines
 from engine.plan.workload import Planned
 from engine.recovery.interrupt import Interrupt
 from engine.recovery.relaunch import Relaunch
-from engine.recovery.rescue import MemoryExhausted, first_line
+from engine.recovery.rescue import MemoryExhausted
 from engine.runs.door import CannotWrite
 from engine.runs.runfolder import RunFolder
 from engine.runs.wording import listed
 from engine.step.allocator_settings import CHOSEN, VARIABLES
 from engine.step.network import build_network, network_builder
 from engine.step.optim import build_optimizer
+from engine.step.out_of_memory import first_sentences, out_of_memory
 from engine.step.plan import Hardware, Plan
 from engine.step.pretrained import with_preprocessing
 from engine.step.wrap import AUTOCAST_DTYPES, Launch, build_accelerator, prepare_device, wrap
@@ -256,8 +257,10 @@ class Session:
             self.trainer.profile = StepProfile(self.run_folder.path / "profile", self.accelerator.device)
         try:
             self.trainer.fit()
-        except torch.OutOfMemoryError as error:  # in an evaluation, or while saving
-            raise self.trainer.rescue.exhausted(first_line(error)) from None
+        except RuntimeError as error:
+            if isinstance(error, MemoryExhausted) or not out_of_memory(error):
+                raise
+            raise self.trainer.rescue.exhausted(first_sentences(error)) from None  # in an evaluation, or while saving
         finally:
             self.trainer.profile.close()
 

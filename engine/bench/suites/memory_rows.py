@@ -30,6 +30,7 @@ from engine.step.allocator_settings import expandable
 from engine.step.loss import loss_and_hits
 from engine.step.micro_batches import micro_batches
 from engine.step.optim import build_optimizer
+from engine.step.out_of_memory import first_sentences, out_of_memory
 from engine.step.plan import Hardware, Plan, make_plan
 from engine.step.wrap import AUTOCAST_DTYPES, Launch, build_accelerator, wrap
 
@@ -68,7 +69,7 @@ def allocator_held_to(budget: int) -> Iterator[None]:
 def run_steps(config: RunConfig, plan: Plan, num_classes: int, steps: int) -> tuple[float, int]:
     """(images/s after the warm-up, allocator's peak in bytes or 0 on a CPU) of `steps` training steps under `plan`.
 
-    Raises torch.OutOfMemoryError where the plan does not fit after all.
+    Raises what `engine.step.out_of_memory` knows where the plan does not fit after all.
     """
     for state in (AcceleratorState, PartialState, GradientState):
         state._reset_state()
@@ -172,8 +173,10 @@ def memory_row(
             }
             try:
                 rate, peak = run_steps(config, plan, num_classes, steps)
-            except torch.OutOfMemoryError as error:
-                figures |= {"out_of_memory": str(error).splitlines()[0]}
+            except RuntimeError as error:
+                if not out_of_memory(error):
+                    raise
+                figures |= {"out_of_memory": first_sentences(error)}
             else:
                 ratio = round(plan.predicted_allocated_bytes / peak, 4) if peak else None
                 figures |= {"images_per_second": round(rate, 2), "measured_bytes": peak or None}

@@ -45,11 +45,22 @@ class Tripwire(torch.autograd.Function):
         return gradient, None
 
 
-class Failing:
-    """Raises torch.OutOfMemoryError at chosen calls, counted over the run: `forward` or `backward`, from 1."""
+def plain_error() -> RuntimeError:
+    return torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore")
 
-    def __init__(self, model: nn.Module, where: str, calls: set[int]) -> None:
-        self.where, self.calls, self.count = where, calls, 0
+
+def cuda_error(code: int, text: str) -> RuntimeError:
+    """As the CUDA runtime's errors come."""
+    error = torch.AcceleratorError(f"CUDA error: {text}\nCUDA kernel errors might be reported asynchronously")
+    error.error_code = code
+    return error
+
+
+class Failing:
+    """Raises `error()` at chosen calls, counted over the run: `forward` or `backward`, from 1."""
+
+    def __init__(self, model: nn.Module, where: str, calls: set[int], error=plain_error) -> None:
+        self.where, self.calls, self.count, self.error = where, calls, 0, error
         model.head.register_forward_pre_hook(self._hook)
 
     def _hook(self, module, inputs):
@@ -61,7 +72,7 @@ class Failing:
         if where == self.where:
             self.count += 1
             if self.count in self.calls:
-                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore")
+                raise self.error()
 
 
 def rows(trainer, kind: str) -> list[dict]:
@@ -117,6 +128,35 @@ def test_failing_in_the_middle_of_a_split_step_counts_nothing_twice(make_trainer
     assert [row["train_images"] for row in rows(trainer, "epoch")] == [44, 44]
     assert trainer.plan.micro_batch_size == 4 and trainer.progress.step == 6
     assert len(trainer.rescue.events) == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (lambda: cuda_error(2, "out of memory"), "CUDA error: out of memory"),
+        (
+            lambda: RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+            "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        ),
+    ],
+    ids=["CUDA", "cuBLAS"],
+)
+def test_other_faces_of_memory_running_out_are_rescued(make_trainer, error, reason):
+    trainer = make_trainer(model=Net(), optim=OPTIM)
+    trainer.rescue = rescue_of(trainer, halvings(trainer.plan))
+    Failing(trainer.model, "backward", {2}, error)
+    trainer.fit()
+    (event,) = trainer.rescue.events
+    assert event["reason"] == reason and event["step"] == 2 and trainer.progress.step == 6
+
+
+def test_an_error_that_ends_the_device_ends_the_run(make_trainer):
+    trainer = make_trainer(model=Net(), optim=OPTIM)
+    trainer.rescue = rescue_of(trainer, halvings(trainer.plan))
+    Failing(trainer.model, "backward", {2}, lambda: cuda_error(700, "an illegal memory access was encountered"))
+    with pytest.raises(torch.AcceleratorError, match="illegal memory access"):
+        trainer.fit()
+    assert not trainer.rescue.events
 
 
 def test_again_and_again_until_nothing_is_left(make_trainer):
