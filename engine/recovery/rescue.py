@@ -25,7 +25,7 @@ from engine.recovery.exchange import GradientExchange
 from engine.runs.runfolder import RunFolder
 from engine.step.kept_copy import KeptCopy
 from engine.step.micro_batches import is_whole
-from engine.step.optim import allocate_state
+from engine.step.optim import allocate_state, forget_step
 from engine.step.optimizer_step import OptimizerStep
 from engine.step.out_of_memory import first_sentences, out_of_memory
 from engine.step.plan import Plan
@@ -171,6 +171,8 @@ class Rescue:
         step.optimizer.optimizer.zero_grad(set_to_none=True)
         self._statistics.put_back()
         step.accelerator.step = 0
+        if step.accelerator.scaler is not None:
+            forget_step(step.accelerator.scaler, step.optimizer)
         if step.accelerator.device.type == "cuda":
             torch.cuda.empty_cache()
 

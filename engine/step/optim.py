@@ -6,12 +6,16 @@ The rate is a pure function, so a resumed run needs no schedule state: the step 
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from engine.config import OptimConfig
 from engine.config.optimizers import OPTIMIZERS
+
+if TYPE_CHECKING:
+    from accelerate.optimizer import AcceleratedOptimizer
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
@@ -49,6 +53,21 @@ def allocate_state(optimizer: torch.optim.Optimizer) -> None:
         for value in state.values():
             if torch.is_tensor(value):
                 value.zero_()  # the count of steps, and what weight decay has left in Adam's moments
+
+
+def forget_step(scaler: torch.amp.GradScaler, wrapped: AcceleratedOptimizer) -> None:
+    """Leave both as before a step that broke off between unscaling the gradients and `scaler.update`.
+
+    Else the scaler takes the next gradients for unscaled ones, and a fused optimizer, which unscales them itself,
+    divides by what is left on it as well (`GradScaler.step` of torch 2.15); and accelerate would take a step that is
+    skipped for one that was taken.
+    """
+    optimizer = wrapped.optimizer
+    wrapped._accelerate_step_called = False
+    scaler._per_optimizer_states.clear()
+    for left in ("grad_scale", "found_inf"):
+        if hasattr(optimizer, left):
+            delattr(optimizer, left)
 
 
 def learning_rate(step: int, steps_per_epoch: int, config: OptimConfig) -> float:

@@ -1,0 +1,62 @@
+"""Memory that runs out on a GPU: torch's own allocator refuses, and what only a GPU has is put back."""
+
+import pytest
+import torch
+
+from engine.config import OptimConfig
+from engine.plan.run_plan import halvings
+from tests.engine.conftest import TinyNet, rescue_of
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")]
+
+
+class Wide(TinyNet):
+    """Takes 4 MiB an image in its forward pass."""
+
+    def forward(self, images):
+        if self.training:
+            torch.empty(len(images), 1 << 20, device=images.device)
+        return super().forward(images)
+
+
+def test_what_the_allocator_refuses_is_repeated_in_halves(make_trainer):
+    """The card has room for half a batch; the allocator's own error of 700 letters is told in a line."""
+    trainer = make_trainer(model=Wide(), device="cuda", optim=OptimConfig(epochs=1, batch_size=16))
+    trainer.rescue = rescue_of(trainer, halvings(trainer.plan))
+    trainer.rescue.allocate_state()
+    torch.cuda.empty_cache()
+    total = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + (56 << 20)) / total)
+    try:
+        trainer.fit()
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    (event,) = trainer.rescue.events
+    assert event["step"] == 1 and trainer.plan.micro_batch_size == 8 and trainer.progress.step == 3
+    assert event["reason"].startswith("CUDA out of memory. Tried to allocate 64.00 MiB.") and len(event["reason"]) < 200
+
+
+@pytest.mark.parametrize("clip_norm", [0.0, 1.0])
+def test_fp16_gradients_of_a_repeated_step_are_unscaled(make_trainer, clip_norm):
+    """Memory is out between unscaling and the update, which a clipped step does apart."""
+    optim = OptimConfig(epochs=1, batch_size=16, lr=0.05, optimizer="sgd", clip_norm=clip_norm)
+    found = []
+    for fails in (False, True):
+        torch.manual_seed(0)
+        model = TinyNet(dropout=0.0)
+        trainer = make_trainer(f"fails {fails}", model=model, optim=optim, precision="fp16", device="cuda")
+        trainer.rescue = rescue_of(trainer, [trainer.plan])
+        calls = []
+
+        def out(*_, calls=calls, fails=fails) -> None:
+            calls.append(None)
+            if fails and len(calls) == 2:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+        trainer.rescue.allocate_state()
+        trainer.optimizer.optimizer.register_step_pre_hook(out)
+        trainer.fit()
+        assert len(trainer.rescue.events) == fails and trainer.progress.step == 3
+        found.append([parameter.detach().clone() for parameter in model.parameters()])
+    for plain, repeated in zip(*found, strict=True):
+        torch.testing.assert_close(repeated, plain, rtol=1e-2, atol=1e-3)
