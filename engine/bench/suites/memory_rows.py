@@ -73,6 +73,7 @@ def run_steps(config: RunConfig, plan: Plan, num_classes: int, steps: int) -> tu
     """
     for state in (AcceleratorState, PartialState, GradientState):
         state._reset_state()
+    release_memory()  # accelerate leaves a circle of references: the network before would be counted in this one's peak
     cuda = plan.device == "cuda"
     device = torch.device(plan.device)
     torch.manual_seed(0)
