@@ -19,6 +19,7 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from torch import Tensor
 
 import archs
+from engine.bench.instrument.measure import release_memory
 from engine.config import DataConfig, ModelConfig, OptimConfig, PrecisionConfig, RunConfig
 from engine.config.byte_sizes import GIB
 from engine.plan.memory.cuda import Device
