@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Annotated, Literal
 
 from engine.config.checks import require
 from engine.config.flag import TopLevel
 from engine.config.optimizers import OPTIMIZERS
+
+SCHEDULES = (
+    *("constant", "cosine", "linear", "polynomial", "exponential", "step", "multistep"),
+    *("one-cycle", "triangular", "triangular2", "exp-range"),
+)
 
 
 @dataclass(frozen=True)
@@ -20,17 +26,43 @@ class OptimConfig:
     batch_size: Annotated[int, TopLevel] = 128
     """Images a step over all GPUs together (the global batch)."""
     lr: Annotated[float, TopLevel] = 0.001
-    """Peak learning rate."""
+    """Peak learning rate; with lr_base that of a batch of lr_base images."""
+    lr_base: int = 0
+    """Images of the batch that lr is for: another batch size scales it by lr_scale. 0 is none: lr as it is."""
+    lr_scale: Literal["linear", "sqrt"] = "linear"
+    """How lr grows with the batch over lr_base: with it (Goyal et al. 2017, arXiv:1706.02677), or with its root."""
     optimizer: Annotated[Literal[*OPTIMIZERS], TopLevel] = "adam"
     """SGD with Nesterov momentum, Adam, or AdamW."""
     momentum: float = 0.9
     """Momentum of SGD."""
     weight_decay: float = 0.0
     """Weight decay of the weights; biases and normalisation parameters have none."""
-    schedule: Literal["constant", "cosine"] = "constant"
-    """Learning rate after the warm-up: constant, or a half cosine down to zero."""
+    schedule: Literal[*SCHEDULES] = "constant"
+    """Learning rate after the warm-up, by the step."""
+    min_lr: float = 0.0
+    """Where cosine, linear, polynomial and one-cycle end, where a cycle begins, and what the others do not go below."""
+    cycles: int = 1
+    """Times that cosine falls from the peak."""
+    power: float = 1.0
+    """Exponent of polynomial."""
+    gamma: float = 0.1
+    """Factor of step and multistep at each fall, of exponential an epoch, of exp-range a step."""
+    step_epochs: float = 3.0
+    """Epochs between two falls of step."""
+    milestones: tuple[float, ...] = ()
+    """Epochs at which multistep falls."""
+    cycle_steps: tuple[int, int] = (2000, 2000)
+    """Steps up and steps down of triangular, triangular2 and exp-range."""
+    schedule_steps: int = 0
+    """Steps that the schedule is made for, warm-up included; 0 is the run's."""
     warmup_epochs: float = 0.0
-    """Epochs over which the learning rate rises linearly from zero."""
+    """Epochs of warm-up."""
+    warmup_steps: int = 0
+    """Steps of warm-up in place of epochs; 0 is warmup_epochs."""
+    warmup: Literal["linear", "constant"] = "linear"
+    """How the rate gets from warmup_lr to the peak: in a line, or at once behind the warm-up."""
+    warmup_lr: float = 0.0
+    """Learning rate at which the warm-up begins."""
     label_smoothing: float = 0.0
     """Share of the target spread over all classes (Szegedy et al. 2015, arXiv:1512.00567, section 7)."""
     clip_norm: float = 0.0
@@ -47,11 +79,44 @@ class OptimConfig:
         require(self.lr > 0, f"--lr must be above 0, not {self.lr}")
         require(0 <= self.momentum < 1, f"--optim.momentum must be in [0, 1), not {self.momentum}")
         require(self.weight_decay >= 0, f"--optim.weight-decay must be 0 or more, not {self.weight_decay}")
+        require(self.lr_base >= 0, f"--optim.lr-base must be 0 (lr as it is) or a batch size, not {self.lr_base}")
+        self._check_schedule()
         require(self.warmup_epochs >= 0, f"--optim.warmup-epochs must be 0 or more, not {self.warmup_epochs}")
         require(0 <= self.label_smoothing < 1, f"--optim.label-smoothing must be in [0, 1), not {self.label_smoothing}")
         require(self.clip_norm >= 0, f"--optim.clip-norm must be 0 (off) or more, not {self.clip_norm}")
         require(0 <= self.ema < 1, f"--optim.ema must be 0 (off) or a decay between 0 and 1, not {self.ema}")
         require(0 <= self.sam < math.inf, f"--optim.sam must be 0 (off) or a radius above 0, not {self.sam}")
+
+    def _check_schedule(self) -> None:
+        """Raise ConfigError for a schedule that cannot be meant."""
+        require(0 <= self.min_lr < self.peak_lr, f"--optim.min-lr must be in [0, --lr), not {self.min_lr}")
+        require(self.cycles >= 1, f"--optim.cycles must be at least 1, not {self.cycles}")
+        require(0 < self.power < math.inf, f"--optim.power must be above 0, not {self.power}")
+        require(0 < self.gamma <= 1, f"--optim.gamma must be in (0, 1], not {self.gamma}")
+        require(0 < self.step_epochs < math.inf, f"--optim.step-epochs must be above 0, not {self.step_epochs}")
+        increasing = all(first < second for first, second in pairwise((0.0, *self.milestones)))
+        require(increasing, f"--optim.milestones must be epochs above 0 that grow, not {self.milestones}")
+        has = bool(self.milestones) == (self.schedule == "multistep")
+        require(has, "--optim.milestones and --optim.schedule multistep go together")
+        require(min(self.cycle_steps) >= 1, f"--optim.cycle-steps must be at least 1 each, not {self.cycle_steps}")
+        require(self.schedule_steps >= 0, f"--optim.schedule-steps must be 0 or more, not {self.schedule_steps}")
+        require(self.warmup_steps >= 0, f"--optim.warmup-steps must be 0 or more, not {self.warmup_steps}")
+        require(0 <= self.warmup_lr <= self.peak_lr, f"--optim.warmup-lr must be in [0, --lr], not {self.warmup_lr}")
+        kept = self.warmup == "linear" or self.warmup_lr > 0
+        require(kept, "--optim.warmup constant holds --optim.warmup-lr: give one above 0")
+
+    @property
+    def peak_lr(self) -> float:
+        """The learning rate at this batch size."""
+        share = self.batch_size / self.lr_base if self.lr_base else 1.0
+        return self.lr * (share if self.lr_scale == "linear" else math.sqrt(share))
+
+    def rate_line(self) -> str:
+        """How the peak comes about, in words; empty where it is lr itself."""
+        if self.peak_lr == self.lr:
+            return ""
+        root = "√" if self.lr_scale == "sqrt" else ""
+        return f"learning rate {self.lr:g} × {root}({self.batch_size} / {self.lr_base}) = {self.peak_lr:g}"
 
     def refuse_deepspeed(self, zero_stage: int) -> None:
         """Raise ConfigError for what no launch by DeepSpeed, or none at that ZeRO stage, can do."""

@@ -1,11 +1,7 @@
-"""Optimizers, and the learning rate as a function of the step.
-
-The rate is a pure function, so a resumed run needs no schedule state: the step is all.
-"""
+"""Optimizers, their parameter groups, and their state."""
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 import torch
@@ -30,7 +26,7 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimi
     """The optimizer of `config` over `model`'s parameters."""
     chosen = OPTIMIZERS[config.optimizer]
     groups = parameter_groups(model, config.weight_decay)
-    return getattr(torch.optim, chosen.kind)(groups, lr=config.lr, fused=True, **chosen.options(config))
+    return getattr(torch.optim, chosen.kind)(groups, lr=config.peak_lr, fused=True, **chosen.options(config))
 
 
 def allocate_state(optimizer: torch.optim.Optimizer) -> None:
@@ -68,21 +64,6 @@ def forget_step(scaler: torch.amp.GradScaler, wrapped: AcceleratedOptimizer) -> 
     for left in ("grad_scale", "found_inf"):
         if hasattr(optimizer, left):
             delattr(optimizer, left)
-
-
-def learning_rate(step: int, steps_per_epoch: int, config: OptimConfig) -> float:
-    """Learning rate of the 0-based `step`: linear warm-up, then constant or half a cosine down to zero.
-
-    Cosine: Loshchilov & Hutter 2016 (arXiv:1608.03983) without restarts; the last step's rate is just above zero.
-    """
-    warmup = round(config.warmup_epochs * steps_per_epoch)
-    if step < warmup:
-        return config.lr * (step + 1) / warmup
-    if config.schedule == "constant":
-        return config.lr
-    total = config.epochs * steps_per_epoch
-    progress = (step - warmup) / max(1, total - warmup)
-    return config.lr * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

@@ -13,10 +13,11 @@ from torch import Tensor
 from engine.config import OptimConfig
 from engine.step.loss import loss_and_hits
 from engine.step.micro_batches import is_whole, micro_batches
-from engine.step.optim import learning_rate, set_learning_rate
+from engine.step.optim import set_learning_rate
 from engine.step.plan import Plan
 from engine.step.recompute import apply_policy, clear_policy
 from engine.step.sam import SharpnessAware
+from engine.step.schedule import learning_rate
 from engine.step.standing import Progress
 from engine.step.wrap import bare_module, eager_for_odd_shapes, set_partition
 

@@ -274,6 +274,8 @@ class Session:
         size, backend = self.config.data.image_size, self.train_loader.backend
         print(f"{self.config.model.arch} on {source.name}: {sizes}, {size} px, {backend}")
         print("\n".join(plan_lines(self.planned)))
+        if line := self.config.optim.rate_line():
+            print(line)
         if plan.device == "cuda" and os.environ.get(VARIABLES[0]) == CHOSEN:
             print(f"allocator: expandable segments; {VARIABLES[0]} chooses otherwise")
         if plan.device == "cpu" and Path("/proc/driver/nvidia/version").exists():

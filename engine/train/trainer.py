@@ -33,9 +33,9 @@ from engine.runs.weights_facts import CHECKSUM, WeightsFacts, checksum
 from engine.step.ema import WeightAverage
 from engine.step.micro_batches import is_whole
 from engine.step.network import network_options
-from engine.step.optim import learning_rate
 from engine.step.optimizer_step import OptimizerStep
 from engine.step.plan import Plan
+from engine.step.schedule import learning_rate
 from engine.step.standing import Progress
 from engine.step.wrap import bare_module, eager_for_odd_shapes, share_buffers
 from engine.train.evaluate import Evaluation, evaluate, refuse_lost, refuse_none, told

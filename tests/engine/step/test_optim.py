@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from engine.config import OptimConfig
-from engine.step.optim import allocate_state, build_optimizer, learning_rate, parameter_groups, set_learning_rate
+from engine.step.optim import allocate_state, build_optimizer, parameter_groups, set_learning_rate
+from engine.step.schedule import learning_rate
 
 
 def test_constant_rate():
