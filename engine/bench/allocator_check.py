@@ -43,7 +43,7 @@ from engine.step.allocator_settings import choose_expandable
 from engine.step.optim import allocate_state, build_optimizer
 from engine.step.optimizer_step import OptimizerStep
 from engine.step.plan import Hardware, Plan
-from engine.step.recompute import Policy, by_block
+from engine.step.recompute import Policy, by_block, first_blocks
 from engine.step.standing import Progress
 from engine.step.wrap import AUTOCAST_DTYPES, Launch, build_accelerator, wrap
 
@@ -74,7 +74,8 @@ class Run:
 def rest_taken(budget: int) -> Iterator[None]:
     """Leave `budget` bytes of the card to this process, its context included; 0 leaves all."""
     _, total = torch.cuda.mem_get_info()
-    runtime, taken = ctypes.CDLL("libcudart.so.13"), ctypes.c_void_p()
+    version = (torch.version.cuda or "13").partition(".")[0]
+    runtime, taken = ctypes.CDLL(f"libcudart.so.{version}"), ctypes.c_void_p()
     if budget:
         error = runtime.cudaMalloc(ctypes.byref(taken), ctypes.c_size_t(total - budget))
         assert error == 0, f"cudaMalloc of the rest: error {error}"
@@ -205,13 +206,23 @@ class Check:
     def cheaper(self, result: Result, chosen: Candidate, budget: int) -> dict:
         """What a search over the real allocator would have taken instead, and by what that costs less."""
         room = budget - result.workload.device.context
-        others = [one for one in result.candidates if one.order < chosen.order and one.allocated <= room]
-        others.sort(key=lambda one: one.order)
+        others = [one for one in (*self.neighbours(chosen, result.cap), *result.candidates) if one.order < chosen.order]
+        others = sorted((one for one in others if one.allocated <= room), key=lambda one: one.order)
         for one in others[:CHEAPER]:
             if self.run_in(result, one, budget).fits:
                 cost = round(chosen.seconds / one.seconds, 4)
                 return {"real_search": one.policy.describe(), "cost_over_real_search": cost}
         return {"cost_over_real_search": 1.0}
+
+    def neighbours(self, chosen: Candidate, cap: int) -> Iterator[Candidate]:
+        """One block less to recompute, and one micro-batch less."""
+        self.search.within = 1
+        count = len(chosen.policy.segments)
+        if chosen.policy.kind in ("first", "block") and count > 1 and not chosen.policy.offload:
+            yield self.search.candidate(self.precision, first_blocks(count - 1), chosen.accumulation, cap)
+        larger = [each for each in (1, *self.search.accumulations()) if each < chosen.accumulation]
+        if larger:
+            yield self.search.candidate(self.precision, chosen.policy, larger[-1], cap)
 
 
 def summary(rows: list[dict]) -> dict:

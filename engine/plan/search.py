@@ -128,14 +128,24 @@ class Search(Simulated):
         while count < self.units - 1 and plain.peak - saved * load.share > budget:
             saved += units[count].inner
             count += 1
-        for _ in range(TRIES):
+        for tried in range(TRIES):
             if not 0 < count < self.units:
                 return None
             found = self.candidate(precision, first_blocks(count), 1, cap)
             if found.peak <= budget:
-                return found
+                return self._fewer(found, budget, cap, TRIES - tried - 1)
             count += max(1, self.units // 10)
         return None
+
+    def _fewer(self, found: Candidate, budget: int, cap: int, tries: int) -> Candidate:
+        """The same with as few blocks as fit: what one keeps is not what its recompute takes off the peak."""
+        for _ in range(tries):
+            count = len(found.policy.segments) - 1
+            less = self.candidate(found.precision, first_blocks(count), 1, cap) if count else found
+            if less is found or less.peak > budget:
+                break
+            found = less
+        return found
 
     def split(self, precision: str, policy: Policy, budget: int, cap: int) -> Candidate | None:
         """The largest micro-batches that fit with a policy, if any do; all of them have the same shape."""
