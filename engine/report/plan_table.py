@@ -8,7 +8,15 @@ from engine.runs.wording import gib, value_of, words
 
 SHOWN_ELSEWHERE = {
     *("device", "global_batch_size", "micro_batch_size", "accumulation", "ranks", "loss_scaling", "policy"),
-    *("normalised", "changes", "offload_optimizer", "predicted_allocated_bytes", "relative_cost", "predicted_bytes"),
+    *(
+        "normalised",
+        "changes",
+        "offload_optimizer",
+        "predicted_allocated_bytes",
+        "predicted_reserved_bytes",
+        "relative_cost",
+        "predicted_bytes",
+    ),
 }
 """Fields that are part of another's line, or of the notes at the head of the page."""
 RECOMPUTE = {
@@ -78,9 +86,14 @@ def _bytes(field: str):
 def _peak(plan: dict[str, Any]) -> str:
     if not plan.get("predicted_peak_bytes"):
         return ""
-    allocated = plan.get("predicted_allocated_bytes")
-    inside = f", {gib(allocated)} of it in torch's allocator" if allocated else ""
-    return gib(plan["predicted_peak_bytes"]) + inside
+    tensors, reserved = plan.get("predicted_allocated_bytes"), plan.get("predicted_reserved_bytes")
+    parts = [f"{gib(tensors)} of it in tensors"] if tensors else []
+    parts += [f"{gib(reserved)} held by torch's allocator"] if reserved else []
+    return ", ".join([gib(plan["predicted_peak_bytes"]), *parts])
+
+
+def _correction(plan: dict[str, Any]) -> str:
+    return str(plan.get("correction") or "")
 
 
 def _parts(plan: dict[str, Any]) -> str:
@@ -107,6 +120,7 @@ LINES = {
     "planned for": ("budget_bytes", _bytes("budget_bytes")),
     "predicted peak": ("predicted_peak_bytes", _peak),
     "at the peak": ("predicted_bytes", _parts),
+    "corrected by earlier runs": ("correction", _correction),
     "a convolution's workspace at most": ("workspace_cap_bytes", _bytes("workspace_cap_bytes")),
     "predicted time": ("relative_cost", _cost),
 }

@@ -50,7 +50,7 @@ def test_a_searched_plan_says_what_it_predicts():
     assert rows["batch"] == "128 images: 16 images × 4 micro-batches × 2 ranks"
     assert rows["sharding"] == "ZeRO-2, optimizer in host memory"
     assert rows["planned for"] == "8.00 GiB"
-    assert rows["predicted peak"] == "7.00 GiB, 6.00 GiB of it in torch's allocator"
+    assert rows["predicted peak"] == "7.00 GiB, 6.00 GiB of it in tensors"
     assert rows["at the peak"] == "saved activations 5.00 GiB, gradients 1.00 GiB"
     assert rows["predicted time"] == "1.23 × the cheapest way"
 
