@@ -22,10 +22,15 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
     return [group for group in groups if group["params"]]
 
 
-def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
-    """The optimizer of `config` over `model`'s parameters."""
+def build_optimizer(model: nn.Module, config: OptimConfig, one_group: bool = False) -> torch.optim.Optimizer:
+    """The optimizer of `config` over `model`'s parameters.
+
+    one_group  not one with weight decay and one without: for DeepSpeed in fp16, without weight decay
+    """
     chosen = OPTIMIZERS[config.optimizer]
     groups = parameter_groups(model, config.weight_decay)
+    if one_group:
+        groups = [{"params": [one for group in groups for one in group["params"]], "weight_decay": 0.0}]
     return getattr(torch.optim, chosen.kind)(groups, lr=config.peak_lr, fused=True, **chosen.options(config))
 
 

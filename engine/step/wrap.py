@@ -11,19 +11,16 @@ from pathlib import Path
 import torch
 import torch._functorch.config
 from accelerate import Accelerator
-from accelerate.utils import (
-    DistributedDataParallelKwargs,
-    DistributedType,
-    GradientAccumulationPlugin,
-    InitProcessGroupKwargs,
-)
+from accelerate.utils import DistributedType, GradientAccumulationPlugin, InitProcessGroupKwargs
 from torch import Tensor, nn
 
-from engine.config import ConfigError, OptimConfig, RankError
+from engine.config import ConfigError, OptimConfig, RankError, require
+from engine.step.ddp import DdpOptions, ignore_strides_of_one
 from engine.step.launcher import complete_local_rank, overrule, refuse_odd_ranks
 from engine.step.plan import Plan, use_cuda
 from engine.step.recompute import apply_policy
 from engine.step.sync_norm import synchronise_norms
+from engine.step.workspaces import cap_workspaces
 from kernels.over_ranks import group_name
 
 SPARE_GRAPHS = 4
@@ -82,7 +79,9 @@ def deepspeed_configuration(launch: Launch, plan: Plan, optim: OptimConfig) -> d
     """The launcher's DeepSpeed JSON with the plan's batch split and precision filled in.
 
     Parameters stay fp32 and torch's autocast chooses per operator: DeepSpeed's own bf16 mode casts BatchNorm as well
-    (DeepSpeed issue 3979).
+    (DeepSpeed issue 3979). Gradients are summed in fp32, as DDP sums them: for the modules in
+    `lower_precision_safe_modules` it would be the compute dtype. Raises ConfigError for fp16 with more than one
+    parameter group: ZeRO lets the loss scaler step and update after each (0.19, `_optimizer_step`).
     """
     configuration = dict(launch.deepspeed or {})
     configuration |= {
@@ -93,7 +92,12 @@ def deepspeed_configuration(launch: Launch, plan: Plan, optim: OptimConfig) -> d
     }
     if plan.precision != "fp32":
         dtype = str(AUTOCAST_DTYPES[plan.precision]).removeprefix("torch.")
-        configuration["torch_autocast"] = {"enabled": True, "dtype": dtype}
+        configuration["torch_autocast"] = {"enabled": True, "dtype": dtype, "lower_precision_safe_modules": []}
+    require(
+        plan.precision != "fp16" or optim.weight_decay == 0,
+        "--precision fp16 with --optim.weight-decay does not run under DeepSpeed, whose loss scaler takes one group of "
+        "parameters: use --precision fp32 or bf16, or no weight decay",
+    )
     return configuration
 
 
@@ -101,9 +105,7 @@ def build_accelerator(plan: Plan, launch: Launch, optim: OptimConfig) -> Acceler
     """accelerate's front to the device, the process group, accumulation and autocast, set up as the plan says."""
     overrule(plan.precision)
     cpu = plan.device == "cpu"
-    # No exchange in the forward pass, where a rank that ran out of memory could not be missed (recovery/exchange.py).
-    # Running statistics are not used in training; the first rank's are, before an evaluation (`share_buffers`).
-    handlers: list = [DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False)]
+    handlers: list = []
     if cpu and launch.ranks > 1:
         handlers.append(InitProcessGroupKwargs(backend="gloo"))
     accumulation = GradientAccumulationPlugin(num_steps=plan.accumulation, sync_with_dataloader=False)
@@ -129,9 +131,12 @@ def build_accelerator(plan: Plan, launch: Launch, optim: OptimConfig) -> Acceler
             )
         return accelerator
     mixed = "no" if plan.precision == "fp32" else plan.precision
-    return Accelerator(
+    accelerator = Accelerator(
         cpu=cpu, mixed_precision=mixed, gradient_accumulation_plugin=accumulation, kwargs_handlers=handlers
     )
+    accelerator.ddp_handler = DdpOptions()
+    ignore_strides_of_one()
+    return accelerator
 
 
 def wrap(
@@ -153,8 +158,7 @@ def wrap(
         set_partition(plan)
         allow_graphs(image_sizes)
         model.compile(dynamic=False)
-    if plan.workspace_cap_bytes:
-        os.environ.setdefault("CUDNN_CONV_WSCAP_DBG", str(plan.workspace_cap_bytes >> 20))  # MiB
+    cap_workspaces(plan.workspace_cap_bytes)
     if plan.device == "cuda":
         torch.backends.cudnn.benchmark = True
     return accelerator.prepare(model, optimizer)
@@ -204,15 +208,25 @@ def cpu_threads(asked: int, launch: Launch) -> int:
     return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
+def share_cores(launch: Launch, threads: int = 0) -> None:
+    """Compute with this rank's share of the cores, in libraries with an OpenMP of their own that load later too."""
+    count = cpu_threads(threads, launch)
+    torch.set_num_threads(count)
+    os.environ["OMP_NUM_THREADS"] = str(count)
+
+
 def prepare_device(launch: Launch, threads: int = 0) -> torch.device:
     """Make this rank's GPU the current one; where there is none or none is wanted, take a share of the cores.
 
-    Comes before anything else that touches CUDA: a rank would open a context on the first GPU otherwise. Raises
-    RankError for more ranks on this machine than GPUs.
+    With the optimizer in host memory it takes a share of the cores beside the GPU. Comes before anything else that
+    touches CUDA: a rank would open a context on the first GPU otherwise. Raises RankError for more ranks on this
+    machine than GPUs.
     """
     if not use_cuda():
         torch.set_num_threads(cpu_threads(threads, launch))
         return torch.device("cpu")
+    if launch.offload_optimizer:
+        share_cores(launch, threads)
     found = torch.cuda.device_count()
     if launch.local_rank >= found:
         raise RankError(f"process {launch.rank} has no GPU of its own: this machine has {found}; lower --num_processes")

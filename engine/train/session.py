@@ -86,7 +86,9 @@ class Session:
         self.planned = self._plan(config, model, len(source.classes), hardware, launch)
         plan = self.planned.plan
         optimizer_model = model.to(device)
-        optimizer = build_optimizer(optimizer_model, config.optim)
+        optimizer = build_optimizer(
+            optimizer_model, config.optim, one_group=launch.deepspeed is not None and plan.precision == "fp16"
+        )
         self.config, self.plan, self.interrupt = config, plan, interrupt
         self.accelerator = build_accelerator(plan, launch, config.optim)
         self.main = self.accelerator.is_main_process

@@ -34,6 +34,8 @@ class EvaluateConfig:
     """Height and width in pixels; 0 is the training's."""
     batch_size: int = 128
     """Images at once."""
+    backend: Literal["auto", "dali", "torchvision"] = "auto"
+    """Who decodes images: DALI, or torchvision with Pillow; auto is DALI where it is installed."""
     precision: Annotated[Literal["auto", "fp32", "bf16", "fp16"], TopLevel] = "auto"
     """Compute dtype; auto as in training."""
     output: Path | None = None
@@ -100,7 +102,7 @@ def run_evaluation(config: EvaluateConfig) -> dict:
             model.refuse_size(config.image_size, config.image_size)
         except ValueError as error:
             raise ConfigError(f"--image-size: {error}") from None
-    data = DataConfig(image_size=weights.image_size)
+    data = DataConfig(image_size=weights.image_size, backend=config.backend)
     expected = weights.preprocessing
     if expected is None:
         expected = Preprocessing.of(source, data)

@@ -7,6 +7,7 @@ the same steps run on the CPU and no peak is measured: that tests the path, not 
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -33,6 +34,7 @@ from engine.step.micro_batches import micro_batches
 from engine.step.optim import build_optimizer
 from engine.step.out_of_memory import first_sentences, out_of_memory
 from engine.step.plan import Hardware, Plan, make_plan
+from engine.step.workspaces import VARIABLE
 from engine.step.wrap import AUTOCAST_DTYPES, Launch, build_accelerator, wrap
 
 NETWORKS = ("inceptionv3", "darknet53", "resnext50", "inceptionv3_fullres", "resnext29_2x64d")
@@ -172,6 +174,7 @@ def memory_row(
                 "changes_function": bool(plan.changes),
                 "predicted_bytes": plan.predicted_allocated_bytes,
                 "predicted_cost": plan.relative_cost,
+                "workspace_cap_bytes": plan.workspace_cap_bytes,
             }
             try:
                 rate, peak = run_steps(config, plan, num_classes, steps)
@@ -182,7 +185,7 @@ def memory_row(
             else:
                 ratio = round(plan.predicted_allocated_bytes / peak, 4) if peak else None
                 figures |= {"images_per_second": round(rate, 2), "measured_bytes": peak or None}
-                figures |= {"predicted_over_measured": ratio}
+                figures |= {"predicted_over_measured": ratio, "CUDNN_CONV_WSCAP_DBG": os.environ.get(VARIABLE)}
             if hardware.type == "cuda":
                 torch.cuda.empty_cache()
             measured.append(figures)

@@ -7,6 +7,7 @@ import torch
 
 import archs
 from engine.bench.suites.memory_rows import run_steps
+from engine.bench.suites.memory_suite import measure
 from engine.config import DataConfig, ModelConfig, OptimConfig, PrecisionConfig, RunConfig
 from engine.step.plan import Hardware, make_plan
 
@@ -29,3 +30,14 @@ def test_a_network_before_is_not_counted():
     finally:
         gc.enable()
     assert second == pytest.approx(first, rel=0.02)
+
+
+@pytest.mark.slow
+def test_each_budget_has_its_own_cap_on_workspaces(tmp_path, monkeypatch):
+    monkeypatch.delenv("CUDNN_CONV_WSCAP_DBG", raising=False)
+    settings = {"arch": "resnet18", "precision": "fp32", "batch_size": 4, "image_size": 32, "steps": 1}
+    rows = [measure(settings | {"budget_gib": budget}, Hardware.detect(), 0.0)["chosen"] for budget in (2, 4)]
+    assert rows[0]["workspace_cap_bytes"] != rows[1]["workspace_cap_bytes"]
+    for row in rows:
+        assert row["CUDNN_CONV_WSCAP_DBG"] == str(row["workspace_cap_bytes"] >> 20)
+        assert row["measured_bytes"] > 0

@@ -1,13 +1,18 @@
 """What the launcher's environment means, and how a model is wrapped."""
 
 import json
+import os
+import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from engine.config import ConfigError, ModelConfig, OptimConfig, PrecisionConfig, RunConfig
+from engine.step.ddp import DdpOptions, ignore_strides_of_one
+from engine.step.optim import build_optimizer
 from engine.step.plan import Hardware, make_plan
-from engine.step.wrap import Launch, build_accelerator, cpu_threads, deepspeed_configuration, wrap
+from engine.step.wrap import Launch, build_accelerator, cpu_threads, deepspeed_configuration, prepare_device, wrap
 
 ALONE = Launch(0, 0, 1, None)
 
@@ -77,7 +82,8 @@ def test_deepspeed_configurations_keep_fp32_parameters(bare, root, stage):
     assert launch.zero_stage == stage
     plan = make_plan(RunConfig(), torch.nn.Linear(2, 2), Hardware("cpu", "CPU", native_bf16=True), 2, stage)
     configuration = deepspeed_configuration(launch, plan, OptimConfig(clip_norm=0.5))
-    assert configuration["torch_autocast"] == {"enabled": True, "dtype": "bfloat16"}
+    autocast = configuration["torch_autocast"]
+    assert autocast == {"enabled": True, "dtype": "bfloat16", "lower_precision_safe_modules": []}
     assert configuration["train_micro_batch_size_per_gpu"] == 64
     assert configuration["gradient_clipping"] == 0.5
     assert "bf16" not in configuration and "fp16" not in configuration
@@ -91,10 +97,9 @@ def test_a_plan_is_put_on_the_model(reset_accelerator, monkeypatch):
     from engine.step.recompute import by_block
     from engine.step.sync_norm import SyncNorm
 
-    monkeypatch.setenv("CUDNN_CONV_WSCAP_DBG", "")
-    monkeypatch.delenv("CUDNN_CONV_WSCAP_DBG")
-    import os
-
+    for name in ("CUDNN_CONV_WSCAP_DBG", "HCR_CONV_WSCAP"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
     import archs
 
     model = archs.build("resnet18", 4)
@@ -122,3 +127,68 @@ def test_accelerate_configs_name_deepspeed_files_that_are_there(root, stage):
     config = load_config_from_file(str(path))
     named = root / config.deepspeed_config["deepspeed_config_file"]
     assert json.loads(named.read_text())["zero_optimization"]["stage"] == stage
+
+
+def test_deepspeed_sums_gradients_in_fp32(bare):
+    """Its torch_autocast would put the compute dtype on the parameters of these modules."""
+    from deepspeed.runtime.config import get_lower_precision_safe_modules
+    from deepspeed.runtime.torch_autocast import get_all_comm_dtypes, init_autocast_params
+
+    launch = Launch(0, 0, 2, {"zero_optimization": {"stage": 2}})
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Linear(4, 2))
+    plan = make_plan(RunConfig(), model, Hardware("cpu", "CPU", native_bf16=True), 2, 2)
+    configuration = deepspeed_configuration(launch, plan, OptimConfig())
+    engine = SimpleNamespace(module=model, zero_quantized_weights=lambda: False)
+    bare.setattr("deepspeed.runtime.torch_autocast.TORCH_AUTOCAST_INITIALIZED", False)
+    bare.setattr("deepspeed.runtime.torch_autocast.TORCH_AUTOCAST_DTYPE", None)
+    init_autocast_params(engine, torch.bfloat16, get_lower_precision_safe_modules(configuration))
+    assert get_all_comm_dtypes(model.parameters()) == {torch.float32}
+
+
+def test_fp16_under_deepspeed_has_one_group_or_is_refused():
+    launch = Launch(0, 0, 2, {"zero_optimization": {"stage": 2}})
+    model = torch.nn.Linear(2, 2)
+    plan = make_plan(RunConfig(), model, Hardware("cuda", "Tesla V100", (7, 0)), 2, 2)
+    assert plan.precision == "fp16"
+    with pytest.raises(ConfigError, match=r"--precision fp16 with --optim\.weight-decay.*one group"):
+        deepspeed_configuration(launch, plan, OptimConfig(weight_decay=1e-4))
+    assert deepspeed_configuration(launch, plan, OptimConfig())["torch_autocast"]["dtype"] == "float16"
+    (group,) = build_optimizer(model, OptimConfig(), one_group=True).param_groups
+    assert len(group["params"]) == 2 and group["weight_decay"] == 0
+    assert len(build_optimizer(model, OptimConfig()).param_groups) == 2
+
+
+@pytest.mark.parametrize(("section", "threads"), [({"offload_optimizer": {"device": "cpu"}}, 4), ({}, 1)])
+def test_an_optimizer_in_host_memory_has_its_ranks_share_of_the_cores(bare, section, threads):
+    """Launchers set OMP_NUM_THREADS=1, and the update would take one core."""
+    bare.setenv("OMP_NUM_THREADS", "1")
+    bare.setenv("LOCAL_WORLD_SIZE", "2")
+    bare.setattr("engine.step.wrap.use_cuda", lambda: True)
+    bare.setattr("torch.cuda.device_count", lambda: 2)
+    bare.setattr("torch.cuda.set_device", lambda device: None)
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        prepare_device(Launch(0, 0, 2, {"zero_optimization": {"stage": 2} | section}))
+        assert torch.get_num_threads() == threads
+        assert os.environ["OMP_NUM_THREADS"] == str(threads), "DeepSpeed's own kernels read it when they load"
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_ddp_exchanges_nothing_in_the_forward_pass(free_port, bare):
+    """With the arguments that accelerate hands on, and no warning."""
+    bare.setenv("MASTER_ADDR", "127.0.0.1")
+    bare.setenv("MASTER_PORT", str(free_port))
+    model = torch.nn.Sequential(torch.nn.Conv2d(8, 4, 1), torch.nn.BatchNorm2d(4)).to(memory_format=torch.channels_last)
+    images = torch.randn(2, 8, 3, 3).contiguous(memory_format=torch.channels_last)
+    torch.distributed.init_process_group("gloo", rank=0, world_size=1)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            ignore_strides_of_one()
+            wrapped = torch.nn.parallel.DistributedDataParallel(model, **DdpOptions().to_kwargs())
+            wrapped(images).square().sum().backward()
+        assert not wrapped.broadcast_buffers and wrapped.gradient_as_bucket_view
+    finally:
+        torch.distributed.destroy_process_group()

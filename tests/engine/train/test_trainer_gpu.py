@@ -1,12 +1,14 @@
 """The loop on a GPU: precisions, no hidden waits, resume. Run with `make test-gpu`."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from engine.config import LogConfig, OptimConfig
 from engine.recovery.checkpoint import checkpoint_to_resume
+from engine.train.evaluate import evaluate
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")]
 
@@ -41,6 +43,25 @@ def test_no_step_waits_for_the_device(make_trainer, precision):
     trainer.step.take = watched
     trainer._train_epoch()
     assert trainer.progress.step == 10
+
+
+def test_an_evaluation_waits_once():
+    """At its end, confusion matrix included."""
+    model = torch.nn.Linear(6, 3).to("cuda")
+
+    def batches():
+        for _ in range(3):
+            images, labels = torch.randn(8, 6, device="cuda"), torch.zeros(8, dtype=torch.long, device="cuda")
+            weights = torch.ones(8, device="cuda")
+            torch.cuda.set_sync_debug_mode("error")
+            yield SimpleNamespace(images=images, labels=labels, weights=weights)
+            torch.cuda.set_sync_debug_mode("default")
+
+    try:
+        found = evaluate(model, batches(), 3, torch.device("cuda"), 4, confusion=True)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert found.count == 24 and found.confusion.sum() == 24 and found.confusion[0].sum() == 24
 
 
 def test_resume_restores_scaler_and_generators(make_trainer):
