@@ -7,6 +7,7 @@ windows, but its own decoding, and torchvision's own Resize and CenterCrop in ev
 from __future__ import annotations
 
 import gc
+import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -42,6 +43,7 @@ class TorchvisionLoader(Loader):
             num_workers=workers,
             prefetch_factor=max(1, -(-config.prefetch // workers)),
             persistent_workers=True,
+            worker_init_fn=leave_signals_to_the_run,
             pin_memory=self.device.type == "cuda",
         )
         self._iterator: Iterator | None = None
@@ -85,6 +87,16 @@ class Positions:
         while position is not None:
             yield position
             position = self.schedule.following(position)
+
+
+def leave_signals_to_the_run(worker: int) -> None:
+    """Ignore stop signals in a worker: they reach the whole process group or job, and the run finishes its step first.
+
+    torch's own handler would end the worker, and with it the run (DataLoader/signal handling). A worker ends when the
+    loader says so, or within seconds of the run's process.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def unchanged(item: Any) -> Any:

@@ -1,6 +1,9 @@
 """DALI against its twin and against torchvision's own transforms, and the choice between the two."""
 
+import multiprocessing
+import os
 import pickle
+import signal
 import sys
 
 import numpy as np
@@ -32,6 +35,19 @@ def test_files_look_the_same(photo_files, files_source, loader_of, split):
         assert torch.equal(one.labels, other.labels) and torch.equal(one.weights, other.weights)
         assert grey_levels(source, one, other).max() <= 1
         assert one.images.stride() == other.images.stride() and one.images.dtype == other.images.dtype
+
+
+def test_stop_signals_are_the_runs_own_affair(photo_files, files_source, loader_of):
+    """They are sent to the whole process group; a worker that dies would end the run in the middle of a step."""
+    batches = loader_of(files_source(photo_files), "val", backend="torchvision", image_size=32, global_batch=1).epoch(0)
+    first = next(batches)
+    workers = multiprocessing.active_children()
+    assert workers
+    for worker in workers:
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            os.kill(worker.pid, number)
+    rest = list(batches)
+    assert first.global_count + sum(batch.global_count for batch in rest) == len(photo_files)
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
