@@ -23,11 +23,11 @@ from engine.config.byte_sizes import UNITS, gib
 from engine.recovery.checkpoint import Checkpointer, random_state, restore_random_state
 from engine.recovery.exchange import GradientExchange
 from engine.runs.runfolder import RunFolder
+from engine.step.device_memory.out_of_memory import first_sentences, out_of_memory
 from engine.step.kept_copy import KeptCopy
 from engine.step.micro_batches import is_whole
 from engine.step.optim import allocate_state, forget_step
 from engine.step.optimizer_step import OptimizerStep
-from engine.step.out_of_memory import first_sentences, out_of_memory
 from engine.step.plan import Plan
 from engine.step.wrap import bare_module
 

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 from engine.config import ConfigError, OptimConfig, RankError, require
 from engine.step.ddp import DdpOptions, ignore_strides_of_one
+from engine.step.device_memory.workspaces import cap_workspaces
 from engine.step.launcher import complete_local_rank, overrule, refuse_odd_ranks
 from engine.step.plan import Plan, use_cuda
 from engine.step.recompute import apply_policy
 from engine.step.sync_norm import synchronise_norms
-from engine.step.workspaces import cap_workspaces
 from kernels.over_ranks import group_name
 
 SPARE_GRAPHS = 4

@@ -72,7 +72,7 @@ def train(config: RunConfig, command: Sequence[str] = ()) -> int:
     choose_expandable()
 
     from engine.recovery.rescue import before_first_step  # torch loads here: a mistake above is told at once
-    from engine.step.out_of_memory import out_of_memory
+    from engine.step.device_memory.out_of_memory import out_of_memory
     from engine.train.session import EXIT_MEMORY, Session
 
     with Interrupt(announce=first_rank()) as interrupt, relaunch:

@@ -39,9 +39,9 @@ from engine.runs.door import CannotWrite
 from engine.runs.runfolder import RunFolder
 from engine.runs.wording import listed
 from engine.step.allocator_settings import CHOSEN, VARIABLES
+from engine.step.device_memory.out_of_memory import first_sentences, out_of_memory
 from engine.step.network import build_network, network_builder
 from engine.step.optim import build_optimizer
-from engine.step.out_of_memory import first_sentences, out_of_memory
 from engine.step.plan import Hardware, Plan
 from engine.step.pretrained import with_preprocessing
 from engine.step.wrap import AUTOCAST_DTYPES, Launch, build_accelerator, prepare_device, wrap

@@ -29,12 +29,12 @@ from engine.plan.run_plan import to_plan, workload_of
 from engine.plan.search import Search
 from engine.plan.workload import Candidate, Result
 from engine.step.allocator_settings import expandable
+from engine.step.device_memory.out_of_memory import first_sentences, out_of_memory
+from engine.step.device_memory.workspaces import VARIABLE
 from engine.step.loss import loss_and_hits
 from engine.step.micro_batches import micro_batches
 from engine.step.optim import build_optimizer
-from engine.step.out_of_memory import first_sentences, out_of_memory
 from engine.step.plan import Hardware, Plan, make_plan
-from engine.step.workspaces import VARIABLE
 from engine.step.wrap import AUTOCAST_DTYPES, Launch, build_accelerator, wrap
 
 NETWORKS = ("inceptionv3", "darknet53", "resnext50", "inceptionv3_fullres", "resnext29_2x64d")
@@ -72,7 +72,7 @@ def allocator_held_to(budget: int) -> Iterator[None]:
 def run_steps(config: RunConfig, plan: Plan, num_classes: int, steps: int) -> tuple[float, int]:
     """(images/s after the warm-up, allocator's peak in bytes or 0 on a CPU) of `steps` training steps under `plan`.
 
-    Raises what `engine.step.out_of_memory` knows where the plan does not fit after all.
+    Raises what `engine.step.device_memory.out_of_memory` knows where the plan does not fit after all.
     """
     for state in (AcceleratorState, PartialState, GradientState):
         state._reset_state()

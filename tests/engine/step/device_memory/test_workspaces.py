@@ -4,8 +4,8 @@ import logging
 
 import pytest
 
-from engine.step import workspaces
-from engine.step.workspaces import cap_workspaces
+from engine.step.device_memory import workspaces
+from engine.step.device_memory.workspaces import cap_workspaces
 
 MIB = 1 << 20
 

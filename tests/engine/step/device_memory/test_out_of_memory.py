@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from engine.step.out_of_memory import first_sentences, out_of_memory
+from engine.step.device_memory.out_of_memory import first_sentences, out_of_memory
 
 LONG = (
     "CUDA out of memory. Tried to allocate 4.00 GiB. GPU 0 has a total capacity of 79.10 GiB of which 504.00 MiB is "
