@@ -170,7 +170,7 @@ def ladder(plain: Plan, search: Search, result: Result) -> tuple[Plan, ...]:
     """
     assert result.chosen is not None
     steps, last, known = [], result.chosen, list(result.candidates)
-    if not any(candidate.policy.segments for candidate in known):
+    if not any(candidate.policy.segments and candidate.policy.kind != "first" for candidate in known):
         known += search.under(result.chosen.zero_stage).recomputing(result.chosen, result.cap)
     for candidate in sorted(known, key=lambda one: one.order):
         if candidate.peak < 0.95 * last.peak and candidate.policy.offload == last.policy.offload:

@@ -191,6 +191,8 @@ class Search(Simulated):
                 firsts = False
                 if found := self.first(precision, budget, cap):
                     yield found
+                    if self.within:  # no table is made, and whatever recomputes all costs more
+                        return
             yield self.candidate(precision, replace(policy, offload=offload), 1, cap)
 
     def parts(self, precision: str, budget: int, cap: int, offload: bool) -> Iterator[Candidate]:

@@ -16,6 +16,7 @@ from engine.bench.instrument.options import Options
 from engine.bench.instrument.record import Store
 from engine.bench.instrument.rows import Outcome, Row, describe, missing_row, run_rows
 from engine.runs.text_table import text_table
+from engine.step.allocator_settings import choose_expandable
 
 SUITES = {
     "training": "engine.bench.suites.training_suite",
@@ -78,6 +79,7 @@ def run_suites(names: Iterable[str], options: Options, say: Callable[[str], None
 
     Raises Unwritable where results cannot be written.
     """
+    choose_expandable()  # as a run does
     ends = time.monotonic() + options.budget
     outcomes = {}
     for name in names:

@@ -27,6 +27,35 @@ def test_views_and_in_place_results_are_free():
     assert peak_of(work) == KIB
 
 
+class Fork(nn.Module):
+    """Three ways from one map, whose gradients meet there."""
+
+    def forward(self, images):
+        features = images * 2
+        return features.relu() + features.sigmoid() + features.tanh()
+
+
+@pytest.mark.parametrize(("in_place", "sums"), [(True, 0), (False, 2)])
+def test_gradients_that_meet_are_added_in_the_first_one_s_place(in_place, sums, monkeypatch):
+    """As autograd does it while no dispatch mode is on: what the profiler sees; under one it takes memory for them."""
+    monkeypatch.setattr(Tracker, "sums_in_place", in_place)
+    images, tracker = torch.randn(4, 256, requires_grad=True), Tracker()
+    loss = Fork()(images).sum()
+    with torch.profiler.profile(profile_memory=True) as profile:
+        loss.backward()
+    really = sum(event.self_cpu_memory_usage >= 4 * KIB - 4 for event in profile.events())
+    images.grad = None
+    with tracker:
+        tracker.begin()
+        tracker.mark("forward")
+        loss = Fork()(images).sum()
+        tracker.mark("backward")
+        before = len(tracker.events)
+        loss.backward()
+    maps = [event for event in tracker.events[before:] if tracker.storages.nbytes[abs(event) - 1] == 4 * KIB]
+    assert sum(event > 0 for event in maps) == really + sums
+
+
 def test_what_is_freed_does_not_count_later():
     def work():
         first = torch.zeros(1024)
