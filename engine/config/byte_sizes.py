@@ -17,6 +17,8 @@ def parse_bytes(text: str) -> int:
     number, unit = found.groups()
     if not float(number):
         raise ValueError(f"{text}: nothing fits into no memory; write 8GiB, or auto for what is free on the card")
+    if float(number) > 2**60:
+        raise ValueError(f"{text[:40]}: more than any memory")
     if not unit:
         raise ValueError(f"{text}: the unit is missing; write {number}GiB or {number}MiB")
     if unit.upper() not in UNITS:

@@ -9,8 +9,9 @@ from typing import Any
 
 from engine.config.checks import require
 from engine.config.flag import tyro
+from engine.config.other_names import refuse_other_names
 from engine.config.resume import find_run
-from engine.config.run_config import RunConfig, from_yaml
+from engine.config.run_config import RunConfig, flags, from_yaml
 
 DESCRIPTION = """Train an image classifier.
 
@@ -35,6 +36,7 @@ def parse(arguments: Sequence[str] | None = None) -> RunConfig:
     has the right type but makes no sense, and as `command_line`.
     """
     given = expand_short_flags(sys.argv[1:] if arguments is None else arguments)
+    refuse_other_names(given, {*flags().values(), "--help", "--list-archs", "--no-compile"})
     base = None
     path = value_of("--config", given)
     run = value_of("--resume", given)

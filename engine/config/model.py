@@ -18,7 +18,8 @@ class ModelConfig:
     compile: Annotated[Literal["auto", "on", "off"], TopLevel] = "auto"
     """torch.compile: auto is on with a GPU and off without. `--compile` and `--no-compile` work too."""
     pretrained: Annotated[str | None, TopLevel] = None
-    """Start from these weights: a file, timm:NAME or torchvision:NAME; a head for other classes starts anew."""
+    """Start from these weights: a file, a run folder, timm:NAME or torchvision:NAME. A head for other classes
+    starts anew."""
     width: Annotated[float, TopLevel] = 1.0
     """Width multiplier of all channels, for networks that have one (the MobileNets, ShuffleNets)."""
     dropout: float | None = None

@@ -12,19 +12,23 @@ import difflib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import yaml
 
 from engine.config.checks import ConfigError, require
 from engine.config.data import DataConfig
+from engine.config.flag import TopLevel
 from engine.config.log import LogConfig
 from engine.config.memory import MemoryConfig
 from engine.config.model import ModelConfig
+from engine.config.numbers import refuse_absurd
 from engine.config.optim import OptimConfig
 from engine.config.parallel import ParallelConfig
 from engine.config.precision import PrecisionConfig
+from engine.config.yaml_text import as_meant, read_yaml
 
 
 @dataclass(frozen=True)
@@ -47,12 +51,13 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         require(0 <= self.seed < 2**63, f"--seed must be in [0, 2^63), not {self.seed}")
+        refuse_absurd(self, flags())
 
 
 WHOLE = re.compile(r"^# all (\d+) fields$", re.MULTILINE)
+"""The last line of a description that `to_yaml` wrote."""
 LAST = "seed"
 """The field that stands last in a file."""
-"""The last line of a description that `to_yaml` wrote."""
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -62,6 +67,21 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
             yield from flatten(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
+
+
+@cache
+def flags() -> dict[str, str]:
+    """How each field is called on the command line, by its dotted name in a YAML file: `optim.lr` is `--lr`."""
+    found = {}
+    for group, kind in get_type_hints(RunConfig, include_extras=True).items():
+        if not dataclasses.is_dataclass(kind):
+            found[group] = f"--{group}"
+            continue
+        for name, hint in get_type_hints(kind, include_extras=True).items():
+            alone = any(mark is TopLevel for mark in getattr(hint, "__metadata__", ()))
+            leaf = name.replace("_", "-")
+            found[f"{group}.{name}"] = f"--{leaf}" if alone else f"--{group}.{leaf}"
+    return found
 
 
 def field_names() -> list[str]:
@@ -114,22 +134,14 @@ def from_yaml(path: Path, whole: bool = False) -> RunConfig:
     """
     import pydantic
 
-    try:
-        text = path.read_text(encoding="utf-8")
-        tree = yaml.safe_load(text) or {}
-    except FileNotFoundError:
-        near = sorted(str(other) for other in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
-        raise ConfigError(
-            f"--config {path}: no such file" + (f"; there is {', '.join(near)}" if near else "")
-        ) from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"--config {path}: cannot be read as YAML: {error}") from None
-    require(isinstance(tree, dict), f"--config {path}: expected fields and values, found {type(tree).__name__}")
+    text, tree = read_yaml(path, f"--config {path}")
     refuse_unknown(tree, f"--config {path}")
     if whole:
         refuse_cut(text, tree, str(path))
     try:
-        return pydantic.TypeAdapter(RunConfig).validate_python(tree)
+        return pydantic.TypeAdapter(RunConfig).validate_python(as_meant(RunConfig, tree))
+    except ConfigError as error:
+        raise ConfigError(f"--config {path}: {error}") from None
     except pydantic.ValidationError as error:
         lines = [f"{'.'.join(map(str, item['loc']))}: {item['msg']}".removeprefix(": ") for item in error.errors()]
         raise ConfigError(f"--config {path}: " + "; ".join(lines)) from None

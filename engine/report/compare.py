@@ -50,7 +50,7 @@ def write_report(run_folder: Path) -> Path:
     page = environment.get_template(TEMPLATE).render(charts=charts, **page_facts(history))
     path = history.folder / "report.html"
     with atomic_file(path) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+        temporary.write_text(page, encoding="utf-8", errors="backslashreplace")
     return path
 
 

@@ -60,7 +60,9 @@ def write_evaluation(
     out_dir = Path(out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
     with atomic_file(out_dir / "evaluation.json") as temporary:
-        temporary.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        temporary.write_text(
+            json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8", errors="backslashreplace"
+        )
     with atomic_file(out_dir / "confusion.png") as temporary:
         temporary.write_bytes(confusion_png(matrix, classes))
     return result

@@ -24,8 +24,12 @@ class RecordWriter:
         self._descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
 
     def write(self, row: dict[str, Any]) -> None:
-        """Append `row`. Numbers that JSON does not have (NaN, infinities) are written as null."""
-        line = memoryview(f"{json.dumps(finite(row), ensure_ascii=False, default=plain)}\n".encode())
+        """Append `row`. Numbers that JSON does not have (NaN, infinities) are written as null.
+
+        A file name that is no text is written by JSON's escapes, and read back as it was.
+        """
+        text = json.dumps(finite(row), ensure_ascii=False, default=plain)
+        line = memoryview(f"{text}\n".encode(errors="backslashreplace"))
         while line:
             line = line[os.write(self._descriptor, line) :]
 

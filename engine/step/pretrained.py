@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -15,12 +14,11 @@ from engine.config import ConfigError, RunConfig
 from engine.data.preprocessing import Preprocessing
 from engine.data.published import LIBRARIES, published_classes, published_preprocessing
 from engine.data.sources.source import Source
+from engine.step.weight_files import file_metadata, named_classes, read_weight_file
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model")
-"""Keys under which training scripts keep the weights in a checkpoint."""
 SHOWN = 8
 """Classes named of each kind; the rest are counted."""
 
@@ -34,7 +32,7 @@ def weights_preprocessing(pretrained: str) -> Preprocessing | None:
     """
     if pretrained.startswith(LIBRARIES):
         return published_preprocessing(pretrained)
-    said = file_facts(Path(pretrained)).get("preprocessing")
+    said = file_metadata(Path(pretrained)).get("preprocessing")
     return None if said is None else Preprocessing.from_json(said)
 
 
@@ -60,8 +58,7 @@ def weights_classes(pretrained: str) -> list[str] | None:
     """The classes that the weights know, in order; None where nobody says."""
     if pretrained.startswith(LIBRARIES):
         return published_classes(pretrained)
-    said = file_facts(Path(pretrained)).get("classes")
-    return None if said is None else list(json.loads(said))
+    return named_classes(file_metadata(Path(pretrained)))
 
 
 def load_pretrained(network: archs.Classifier, pretrained: str, classes: Sequence[str] | None = None) -> Loaded:
@@ -74,7 +71,9 @@ def load_pretrained(network: archs.Classifier, pretrained: str, classes: Sequenc
     be had or do not fit.
     """
     library = pretrained.startswith(LIBRARIES)
-    weights = library_weights(pretrained) if library else file_weights(Path(pretrained))
+    weights = (
+        library_weights(pretrained) if library else read_weight_file(Path(pretrained), f"--pretrained {pretrained}")
+    )
     theirs = None if classes is None else weights_classes(pretrained)
     rows = None
     if classes is not None and theirs is not None:
@@ -110,19 +109,6 @@ def _named(names: Sequence[str]) -> str:
     return ", ".join(names[:SHOWN]) + more
 
 
-def file_facts(path: Path) -> dict[str, str]:
-    """What a safetensors file says of itself; nothing for other files, and for those that cannot be read."""
-    if path.suffix != ".safetensors" or not path.is_file():
-        return {}
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="numpy") as file:
-            return dict(file.metadata() or {})
-    except (SafetensorError, OSError):
-        return {}  # told where the tensors are read
-
-
 def library_weights(pretrained: str) -> Mapping[str, Tensor]:
     """The state dict that a library publishes under this name. Raises ConfigError where it cannot be had."""
     library, _, name = pretrained.partition(":")
@@ -138,31 +124,3 @@ def library_weights(pretrained: str) -> Mapping[str, Tensor]:
         raise ConfigError(f"--pretrained {pretrained}: {library} is not installed: pip install {library}") from None
     except Exception as error:  # the libraries and their hubs raise many types: no network, no such name, no space
         raise ConfigError(f"--pretrained {pretrained}: {library} cannot give these weights: {error}") from error
-
-
-def file_weights(path: Path) -> Mapping[str, Tensor]:
-    """The tensors of a .safetensors file or of a torch checkpoint, read without pickle's code.
-
-    Raises ConfigError for a file that is not there, that holds more than tensors, or that holds none.
-    """
-    import torch
-
-    if not path.is_file():
-        raise ConfigError(f"--pretrained {path}: no such file (a library's: timm:NAME or torchvision:NAME)")
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(path)
-        read = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # safetensors, zip, pickle and the file system have no common type
-        raise ConfigError(f"--pretrained {path} cannot be read as weights: {error}") from error
-    for wrapper in WRAPPERS:
-        if isinstance(read, dict) and isinstance(read.get(wrapper), dict):
-            read = read[wrapper]
-    tensors = {}
-    if isinstance(read, dict):
-        tensors = {key: value for key, value in read.items() if isinstance(value, torch.Tensor)}
-    if not tensors:
-        raise ConfigError(f"--pretrained {path} holds no state dict")
-    return {key.removeprefix("module."): tensor for key, tensor in tensors.items()}

@@ -44,6 +44,7 @@ from engine.step.network import build_network, network_builder
 from engine.step.optim import build_optimizer
 from engine.step.plan import Hardware, Plan
 from engine.step.pretrained import with_preprocessing
+from engine.step.single_values import refuse_single_values
 from engine.step.wrap import AUTOCAST_DTYPES, Launch, build_accelerator, prepare_device, wrap
 from engine.train.shared_folder import choose_checkpoint, describe, open_folder
 from engine.train.trainer import Diverged, Trainer
@@ -85,6 +86,7 @@ class Session:
         model = build_network(config, len(source.classes), source.classes)
         self.planned = self._plan(config, model, len(source.classes), hardware, launch)
         plan = self.planned.plan
+        refuse_single_values(model, plan, config.data.progressive_from or config.data.image_size)
         optimizer_model = model.to(device)
         optimizer = build_optimizer(
             optimizer_model, config.optim, one_group=launch.deepspeed is not None and plan.precision == "fp16"

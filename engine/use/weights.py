@@ -157,9 +157,9 @@ def _foreign(path: Path, arch: str, facts: dict[str, str]) -> Weights:
     import archs
     from archs.registry import options_of
     from archs.weights import our_keys
-    from engine.step.pretrained import file_weights
+    from engine.step.weight_files import read_weight_file
 
-    tensors = file_weights(path)
+    tensors = read_weight_file(path, f"--checkpoint {path}")
     try:
         info = archs.lookup(arch)
     except ValueError as error:
