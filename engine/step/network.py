@@ -13,7 +13,7 @@ from archs.weights import reference_of
 from engine.config import ConfigError, ModelConfig, RunConfig, require
 from engine.data.published import LIBRARIES
 from engine.step.plan import use_cuda
-from engine.step.pretrained import load_pretrained
+from engine.step.weights.pretrained import load_pretrained
 
 
 def network_options(model: ModelConfig) -> dict[str, Any]:

@@ -43,8 +43,8 @@ from engine.step.device_memory.out_of_memory import first_sentences, out_of_memo
 from engine.step.network import build_network, network_builder
 from engine.step.optim import build_optimizer
 from engine.step.plan import Hardware, Plan
-from engine.step.pretrained import with_preprocessing
 from engine.step.single_values import refuse_single_values
+from engine.step.weights.pretrained import with_preprocessing
 from engine.step.wrap import AUTOCAST_DTYPES, Launch, build_accelerator, prepare_device, wrap
 from engine.train.shared_folder import choose_checkpoint, describe, open_folder
 from engine.train.trainer import Diverged, Trainer

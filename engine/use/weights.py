@@ -157,7 +157,7 @@ def _foreign(path: Path, arch: str, facts: dict[str, str]) -> Weights:
     import archs
     from archs.registry import options_of
     from archs.weights import our_keys
-    from engine.step.weight_files import read_weight_file
+    from engine.step.weights.files import read_weight_file
 
     tensors = read_weight_file(path, f"--checkpoint {path}")
     try:

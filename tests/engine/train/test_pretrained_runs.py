@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from engine.step.weight_files import file_metadata, named_classes, read_weight_file
+from engine.step.weights.files import file_metadata, named_classes, read_weight_file
 from engine.use.evaluation import EvaluateConfig, run_evaluation
 from engine.use.weights import read_weights
 

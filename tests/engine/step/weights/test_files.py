@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 import archs
 from engine.config import ConfigError
-from engine.step.weight_files import read_weight_file, without_prefixes
+from engine.step.weights.files import read_weight_file, without_prefixes
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +118,7 @@ def test_what_is_no_state_dict_is_one_sentence(network, tmp_path):
 
 
 def test_a_stem_for_one_channel_says_both_shapes(tmp_path):
-    from engine.step.pretrained import load_pretrained
+    from engine.step.weights.pretrained import load_pretrained
 
     network = archs.build("resnet18", 2)
     state = network.state_dict()

@@ -14,7 +14,7 @@ from engine.config import ConfigError, RunConfig
 from engine.data.preprocessing import Preprocessing
 from engine.data.published import LIBRARIES, published_classes, published_preprocessing
 from engine.data.sources.source import Source
-from engine.step.weight_files import file_metadata, named_classes, read_weight_file
+from engine.step.weights.files import file_metadata, named_classes, read_weight_file
 
 if TYPE_CHECKING:
     from torch import Tensor

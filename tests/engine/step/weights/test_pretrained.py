@@ -15,7 +15,7 @@ from engine.data.preprocessing import Preprocessing
 from engine.data.sources.source import Source, Split
 from engine.step import pretrained
 from engine.step.network import build_network
-from engine.step.pretrained import with_preprocessing
+from engine.step.weights.pretrained import with_preprocessing
 
 EXPECTED = Preprocessing((0.1, 0.2, 0.3), (0.4, 0.5, 0.6), 0.9, "bicubic", 96)
 

@@ -1,0 +1,1 @@
+"""Weights from elsewhere: files as people have them, and what libraries publish."""
