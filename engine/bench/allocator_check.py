@@ -39,7 +39,8 @@ from engine.plan.search import Search
 from engine.plan.workload import Candidate, Result
 from engine.runs.provenance import ROOT, commit, versions
 from engine.runs.runfolder import atomic_file
-from engine.step.allocator_settings import choose_expandable
+from engine.step.device_memory.allocator_settings import choose_expandable
+from engine.step.device_memory.out_of_memory import out_of_memory
 from engine.step.optim import allocate_state, build_optimizer
 from engine.step.optimizer_step import OptimizerStep
 from engine.step.plan import Hardware, Plan
@@ -99,7 +100,9 @@ def run_steps(config: RunConfig, plan: Plan, budget: int = 0) -> Run:
         try:
             _steps(config, plan)
             fits = True
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
             fits = False
         gc.collect()
         figures = torch.cuda.memory_stats()

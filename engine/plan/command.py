@@ -17,7 +17,7 @@ from engine.plan.run_plan import plain_plan, planned_as, search_of, sharded, wor
 from engine.plan.told import launch_command, nothing_fits, plan_lines
 from engine.plan.workload import Planned
 from engine.runs.runfolder import RunFolder
-from engine.step.allocator_settings import expandable
+from engine.step.device_memory.allocator_settings import expandable
 from engine.step.plan import choose_precision
 
 

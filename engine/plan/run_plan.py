@@ -17,7 +17,7 @@ from engine.plan.memory.trace import Category
 from engine.plan.search import Search
 from engine.plan.told import nothing_fits
 from engine.plan.workload import Candidate, Planned, Result, Workload
-from engine.step.allocator_settings import expandable
+from engine.step.device_memory.allocator_settings import expandable
 from engine.step.plan import Hardware, Plan, choose_precision, function_changes, make_plan, split_batch
 
 if TYPE_CHECKING:

@@ -36,7 +36,7 @@ class Workload:
     cuda: bool = True
     """Planned for a GPU; off plans for CPU tensors alone."""
     expandable: bool = True
-    """torch's allocator has expandable segments (engine.step.allocator_settings)."""
+    """torch's allocator has expandable segments (engine.step.device_memory.allocator_settings)."""
     device: Device = field(default_factory=Device)
     correction: Correction | None = None
     """What earlier runs measured on this GPU."""

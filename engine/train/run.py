@@ -16,7 +16,7 @@ from engine.data.sources.source import DataError, Source
 from engine.recovery.interrupt import Interrupt
 from engine.recovery.relaunch import Relaunch
 from engine.recovery.restart import after_restart
-from engine.step.allocator_settings import choose_expandable
+from engine.step.device_memory.allocator_settings import choose_expandable
 from engine.step.launcher import refuse_odd_ranks
 
 EXIT_USAGE = 2

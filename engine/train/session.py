@@ -38,7 +38,7 @@ from engine.recovery.rescue import MemoryExhausted
 from engine.runs.door import CannotWrite
 from engine.runs.runfolder import RunFolder
 from engine.runs.wording import listed
-from engine.step.allocator_settings import CHOSEN, VARIABLES
+from engine.step.device_memory.allocator_settings import CHOSEN, VARIABLES
 from engine.step.device_memory.out_of_memory import first_sentences, out_of_memory
 from engine.step.network import build_network, network_builder
 from engine.step.optim import build_optimizer

@@ -28,7 +28,7 @@ from engine.plan.memory.loader import Feed
 from engine.plan.run_plan import to_plan, workload_of
 from engine.plan.search import Search
 from engine.plan.workload import Candidate, Result
-from engine.step.allocator_settings import expandable
+from engine.step.device_memory.allocator_settings import expandable
 from engine.step.device_memory.out_of_memory import first_sentences, out_of_memory
 from engine.step.device_memory.workspaces import VARIABLE
 from engine.step.loss import loss_and_hits

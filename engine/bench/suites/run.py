@@ -16,7 +16,7 @@ from engine.bench.instrument.options import Options
 from engine.bench.instrument.record import Store
 from engine.bench.instrument.rows import Outcome, Row, describe, missing_row, run_rows
 from engine.runs.text_table import text_table
-from engine.step.allocator_settings import choose_expandable
+from engine.step.device_memory.allocator_settings import choose_expandable
 
 SUITES = {
     "training": "engine.bench.suites.training_suite",

@@ -2,8 +2,8 @@
 
 import pytest
 
-from engine.step import allocator_settings
-from engine.step.allocator_settings import CHOSEN, VARIABLES, choose_expandable, expandable
+from engine.step.device_memory import allocator_settings
+from engine.step.device_memory.allocator_settings import CHOSEN, VARIABLES, choose_expandable, expandable
 
 
 @pytest.fixture(autouse=True)
