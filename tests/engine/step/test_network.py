@@ -7,7 +7,8 @@ from safetensors.torch import save_file
 
 import archs
 from engine.config import ConfigError, DataConfig, ModelConfig, RunConfig
-from engine.step import network, pretrained
+from engine.step import network
+from engine.step.weights import pretrained
 
 
 def config(arch="resnet18", image_size=64, progressive_from=0, **model) -> RunConfig:

@@ -13,8 +13,8 @@ import archs
 from engine.config import ConfigError, DataConfig, ModelConfig, RunConfig
 from engine.data.preprocessing import Preprocessing
 from engine.data.sources.source import Source, Split
-from engine.step import pretrained
 from engine.step.network import build_network
+from engine.step.weights import pretrained
 from engine.step.weights.pretrained import with_preprocessing
 
 EXPECTED = Preprocessing((0.1, 0.2, 0.3), (0.4, 0.5, 0.6), 0.9, "bicubic", 96)
