@@ -18,8 +18,11 @@ class ModelConfig:
     compile: Annotated[Literal["auto", "on", "off"], TopLevel] = "auto"
     """torch.compile: auto is on with a GPU and off without. `--compile` and `--no-compile` work too."""
     pretrained: Annotated[str | None, TopLevel] = None
-    """Start from these weights: a file, a run folder, timm:NAME or torchvision:NAME. A head for other classes
-    starts anew."""
+    """Start from these weights: a file, a run folder, timm:NAME or torchvision:NAME. Rows of the head whose
+    class has the same name are kept, the others start anew."""
+    finetune: Annotated[str, TopLevel] = "all"
+    """What is trained: all, head, or a number: the last so many blocks and the head. The rest keeps its weights and
+    its BatchNorm statistics."""
     width: Annotated[float, TopLevel] = 1.0
     """Width multiplier of all channels, for networks that have one (the MobileNets, ShuffleNets)."""
     dropout: float | None = None
@@ -33,6 +36,10 @@ class ModelConfig:
     """Keep images and weights as [N, H, W, C] in memory: faster convolutions on GPUs and on CPUs."""
 
     def __post_init__(self) -> None:
+        require(
+            self.finetune in ("all", "head") or (self.finetune.isascii() and self.finetune.isdigit()),
+            f"--finetune must be all, head or a number of blocks, not {self.finetune}",
+        )
         require(self.width > 0, f"--width must be above 0, not {self.width}")
         for name, rate in (("dropout", self.dropout), ("drop-path", self.drop_path)):
             require(rate is None or 0 <= rate < 1, f"--model.{name} must be in [0, 1), not {rate}")

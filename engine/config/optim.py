@@ -31,6 +31,10 @@ class OptimConfig:
     """Images of the batch that lr is for: another batch size scales it by lr_scale. 0 is none: lr as it is."""
     lr_scale: Literal["linear", "sqrt"] = "linear"
     """How lr grows with the batch over lr_base: with it (Goyal et al. 2017, arXiv:1706.02677), or with its root."""
+    backbone_lr: float = 0.0
+    """Peak learning rate of all but the last layer, for fine-tuning, scaled as lr is; 0 is that of lr."""
+    layer_decay: float = 1.0
+    """By what the learning rate is multiplied once a block from the logits down, as 0.75; 1 is not at all."""
     optimizer: Annotated[Literal[*OPTIMIZERS], TopLevel] = "adam"
     """SGD with Nesterov momentum, Adam, or AdamW."""
     momentum: float = 0.9
@@ -77,6 +81,8 @@ class OptimConfig:
         require(self.epochs >= 1, f"--epochs must be at least 1, not {self.epochs}")
         require(self.batch_size >= 1, f"--batch-size must be at least 1 image, not {self.batch_size}")
         require(self.lr > 0, f"--lr must be above 0, not {self.lr}")
+        require(self.backbone_lr >= 0, f"--optim.backbone-lr must be 0 (that of --lr) or more, not {self.backbone_lr}")
+        require(0 < self.layer_decay <= 1, f"--optim.layer-decay must be in (0, 1], not {self.layer_decay}")
         require(0 <= self.momentum < 1, f"--optim.momentum must be in [0, 1), not {self.momentum}")
         require(self.weight_decay >= 0, f"--optim.weight-decay must be 0 or more, not {self.weight_decay}")
         require(self.lr_base >= 0, f"--optim.lr-base must be 0 (lr as it is) or a batch size, not {self.lr_base}")

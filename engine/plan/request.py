@@ -31,6 +31,7 @@ TRAINING_FLAGS = {
     "optimizer": "--optimizer",
     "ema": "--optim.ema",
     "sam": "--optim.sam",
+    "finetune": "--finetune",
 }
 """What a plan is made for, by the flags of launch/train.py."""
 
@@ -69,6 +70,8 @@ class PlanConfig:
     """Decay of a moving average of the weights, launch/train.py's --optim.ema: a copy of them; 0 is none."""
     sam: float = 0.0
     """Radius of sharpness-aware minimisation, launch/train.py's --optim.sam: two passes and a copy; 0 is off."""
+    finetune: str = "all"
+    """What is trained, launch/train.py's --finetune: all, head, or the last so many blocks and the head."""
     num_classes: int = 1000
     """Classes of the data."""
     compile: bool = False
@@ -90,7 +93,7 @@ class PlanConfig:
             self.zero_stage == 2 or not self.offload_optimizer, "--offload-optimizer is ZeRO-2's: give --zero-stage 2"
         )
         return RunConfig(
-            model=ModelConfig(arch=self.arch or ModelConfig.arch),
+            model=ModelConfig(arch=self.arch or ModelConfig.arch, finetune=self.finetune),
             data=DataConfig(image_size=self.image_size),
             optim=OptimConfig(batch_size=self.batch_size, optimizer=self.optimizer, ema=self.ema, sam=self.sam),
             precision=PrecisionConfig(self.precision),

@@ -19,6 +19,7 @@ from engine.plan.memory.sharding import PERSISTENT, Parameters, Sharding, shard
 from engine.plan.memory.simulate import Simulator, Step
 from engine.plan.memory.trace import Category, Timeline, Trace, Unit
 from engine.plan.workload import Candidate, Workload
+from engine.step.finetune import is_frozen
 from engine.step.plan import function_changes
 from engine.step.recompute import Policy
 
@@ -43,7 +44,8 @@ class Simulated:
         self._traces: dict[tuple[bool, Policy, int], Trace] = {}
         self._variants: dict[tuple[str, Policy, bool, int], Trace] = {}
         network = on_meta(workload.build)
-        self.norms = sum(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules())
+        norms = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+        self.norms = sum(not is_frozen(module) for module in norms)
         self.normalised = self.norms > 0
         self.fewest = 2 if self.normalised else 1
         """Images of the smallest micro-batch: BatchNorm cannot take one where its map is a single pixel."""
@@ -54,6 +56,7 @@ class Simulated:
             total=sum(sizes),
             largest=max(sizes, default=0),
             small=sum(size for size in sizes if size <= PERSISTENT),
+            trained=sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad),
             states=OPTIMIZERS[workload.optim.optimizer].states,
         )
 

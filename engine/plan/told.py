@@ -39,9 +39,9 @@ def _enough(candidate: Candidate) -> str:
 
 
 def plan_lines(planned: Planned) -> list[str]:
-    """What a run says of its plan before it starts: at most five lines."""
+    """What a run says of its plan before it starts: at most five lines, and one of what is frozen."""
     plan, result = planned.plan, planned.result
-    lines = [plan.describe()]
+    lines = [plan.describe(), *([plan.frozen] if plan.frozen else [])]
     if result is None:
         return lines + [f"note: {change}" for change in plan.changes]
     lines.append(plan.memory_line())

@@ -7,11 +7,12 @@ from functools import partial
 from typing import Any
 
 import archs
-from archs.fused import Fused, set_fused
+from archs.fused import set_fused
 from archs.registry import constructor
 from archs.weights import reference_of
 from engine.config import ConfigError, ModelConfig, RunConfig, require
 from engine.data.published import LIBRARIES
+from engine.step.finetune import freeze
 from engine.step.plan import use_cuda
 from engine.step.weights.pretrained import load_pretrained
 
@@ -66,6 +67,7 @@ def build_network(config: RunConfig, num_classes: int, classes: Sequence[str] | 
     if model.pretrained is not None:
         load_pretrained(network, model.pretrained, classes)
     set_fused(network, model.fused, "cuda" if use_cuda() else "cpu")
+    freeze(network, model.finetune)
     return network
 
 
@@ -76,11 +78,12 @@ def network_builder(config: RunConfig, num_classes: int) -> Callable[[], archs.C
     """
     model = config.model
     build = partial(archs.build, model.arch, num_classes, image_size=config.data.image_size, **network_options(model))
-    return partial(_fused, build, model.fused, "cuda" if use_cuda() else "cpu")
+    return partial(_as_trained, build, model, "cuda" if use_cuda() else "cpu")
 
 
-def _fused(build: Callable[[], archs.Classifier], fused: Fused, device: str) -> archs.Classifier:
-    """A network with its layers as they will be trained: fused or not."""
+def _as_trained(build: Callable[[], archs.Classifier], model: ModelConfig, device: str) -> archs.Classifier:
+    """A network with its layers as they will be trained: fused or not, frozen or not."""
     network = build()
-    set_fused(network, fused, device)
+    set_fused(network, model.fused, device)
+    freeze(network, model.finetune)
     return network

@@ -2,35 +2,56 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
-from engine.config import OptimConfig
+from engine.config import OptimConfig, require
 from engine.config.optimizers import OPTIMIZERS
+from engine.step.finetune import rate_scales
 
 if TYPE_CHECKING:
     from accelerate.optimizer import AcceleratedOptimizer
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """Weights with decay; biases and normalisation parameters without (He et al. 2018, arXiv:1812.01187)."""
-    decayed = [parameter for parameter in model.parameters() if parameter.requires_grad and parameter.ndim > 1]
-    plain = [parameter for parameter in model.parameters() if parameter.requires_grad and parameter.ndim <= 1]
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]
+def parameter_groups(model: nn.Module, weight_decay: float, scales: Mapping[int, float] | None = None) -> list[dict]:
+    """Weights with decay; biases and normalisation parameters without (He et al. 2018, arXiv:1812.01187).
+
+    scales  id of a parameter -> its learning rate over the run's, as `rate_scales`: a pair of groups a scale, which
+            they keep as "lr_scale"
+    """
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    for decayed in (True, False):
+        for parameter in trained:
+            if (parameter.ndim > 1) == decayed:
+                groups.setdefault(((scales or {}).get(id(parameter), 1.0), decayed), []).append(parameter)
+    return [
+        {"params": members, "weight_decay": weight_decay if decayed else 0.0, **({"lr_scale": scale} if scales else {})}
+        for (scale, decayed), members in groups.items()
+    ]
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig, one_group: bool = False) -> torch.optim.Optimizer:
     """The optimizer of `config` over `model`'s parameters.
 
     one_group  not one with weight decay and one without: for DeepSpeed in fp16, without weight decay
+
+    Raises ConfigError for rates by layer in one group.
     """
-    chosen = OPTIMIZERS[config.optimizer]
-    groups = parameter_groups(model, config.weight_decay)
+    chosen, scales = OPTIMIZERS[config.optimizer], rate_scales(model, config)
+    require(
+        not (one_group and scales),
+        "--optim.backbone-lr and --optim.layer-decay give each layer a rate of its own, and DeepSpeed in fp16 knows one "
+        "for all; use --precision bf16",
+    )
+    groups = parameter_groups(model, config.weight_decay, scales)
     if one_group:
         groups = [{"params": [one for group in groups for one in group["params"]], "weight_decay": 0.0}]
+    for group in groups:
+        group["lr"] = config.peak_lr * group.get("lr_scale", 1.0)
     return getattr(torch.optim, chosen.kind)(groups, lr=config.peak_lr, fused=True, **chosen.options(config))
 
 
@@ -72,6 +93,6 @@ def forget_step(scaler: torch.amp.GradScaler, wrapped: AcceleratedOptimizer) -> 
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Give every parameter group of `optimizer` the learning rate `rate`."""
+    """Give every parameter group of `optimizer` the learning rate `rate`, times its own scale where it has one."""
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group.get("lr_scale", 1.0)

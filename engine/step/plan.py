@@ -17,6 +17,7 @@ from torch import nn
 from engine.config import ConfigError, RunConfig, require
 from engine.config.byte_sizes import gib
 from engine.config.optimizers import OPTIMIZERS
+from engine.step.finetune import frozen_text, is_frozen
 from engine.step.recompute import Policy, by_block
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -92,6 +93,8 @@ class Plan:
     """What the allocator will hold of the card for them by a replay of its rules; 0 where that was not replayed."""
     correction: str = ""
     """In words, what the prediction was multiplied by; empty where it was not."""
+    frozen: str = ""
+    """In words, what is not trained and what that saves."""
     relative_cost: float = 0.0
     """Predicted time of a step over the cheapest candidate's, whether that fits or not."""
 
@@ -195,7 +198,8 @@ def make_plan(config: RunConfig, model: nn.Module, hardware: Hardware, ranks: in
     micro, accumulation = split_batch(config.optim.batch_size, ranks, config.parallel.micro_batch_size)
     precision = choose_precision(config.precision.precision, hardware)
     compiled = choose_compile(config.model.compile, hardware, zero_stage)
-    normalised = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
+    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    normalised = any(not is_frozen(module) for module in norms)
     synchronised = config.parallel.sync_bn and ranks > 1
     changes = function_changes(normalised, config.optim.batch_size, micro, accumulation, ranks, synchronised)
     asked = config.memory.recompute
@@ -205,7 +209,8 @@ def make_plan(config: RunConfig, model: nn.Module, hardware: Hardware, ranks: in
     )
     policy = by_block(len(list(model.blocks()))) if asked == "block" else Policy()  # type: ignore[attr-defined,operator]
     parameters = 4 * sum(parameter.numel() for parameter in model.parameters())
-    states = OPTIMIZERS[config.optim.optimizer].states * parameters
+    trained = 4 * sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    states = OPTIMIZERS[config.optim.optimizer].states
     return Plan(
         device=hardware.type,
         device_name=hardware.name,
@@ -220,10 +225,11 @@ def make_plan(config: RunConfig, model: nn.Module, hardware: Hardware, ranks: in
         channels_last=config.model.channels_last,
         zero_stage=zero_stage,
         parameter_bytes=parameters // (ranks if zero_stage >= 3 else 1),
-        gradient_bytes=parameters // (ranks if zero_stage >= 2 else 1),
-        optimizer_bytes=states // (ranks if zero_stage >= 1 else 1),
+        gradient_bytes=trained // (ranks if zero_stage >= 2 else 1),
+        optimizer_bytes=states * trained // (ranks if zero_stage >= 1 else 1),
         changes=changes,
         policy=policy,
         normalised=normalised,
         sync_bn=synchronised,
+        frozen=frozen_text(model, states),
     )

@@ -12,6 +12,7 @@ import numpy as np
 
 from engine.config import ConfigError, DataConfig, require
 from engine.data.sources.source import Source, Split
+from engine.step.finetune import last_layer
 from engine.use.weights import Weights, for_use, read_weights
 
 if TYPE_CHECKING:
@@ -197,15 +198,6 @@ def seen_by_last_layer(model: nn.Module, wanted: bool) -> Iterator[list[torch.Te
         yield seen
     finally:
         hook.remove()
-
-
-def last_layer(model: nn.Module) -> nn.Module:
-    """The layer that makes the logits: `fc` of the head, or the last one with weights."""
-    head = getattr(model, "head", model)
-    named = dict(head.named_modules())
-    if "fc" in named:
-        return named["fc"]
-    return [module for module in head.modules() if list(module.parameters(recurse=False))][-1]
 
 
 def mean_features(seen: list[torch.Tensor], flipped: bool) -> torch.Tensor:

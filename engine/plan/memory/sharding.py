@@ -25,6 +25,8 @@ class Parameters:
     """Of the largest tensor."""
     small: int
     """In tensors of at most PERSISTENT elements."""
+    trained: int
+    """In tensors that are trained; the others have neither gradients nor states."""
     states: int
     """fp32 values an optimizer keeps a parameter: 1 for momentum, 2 for Adam."""
 
@@ -45,11 +47,12 @@ def shard(parameters: Parameters, ranks: int, stage: int, offload_optimizer: boo
     offload_optimizer  states and the fp32 shard that they update are in host memory
     """
     whole = ELEMENT * parameters.total
-    part = -(-whole // ranks)
+    trained = ELEMENT * parameters.trained
+    part = -(-trained // ranks)
     static = {
         Category.PARAMETERS: whole,
-        Category.GRADIENTS: whole,
-        Category.OPTIMIZER: parameters.states * (part if stage else whole),
+        Category.GRADIENTS: trained,
+        Category.OPTIMIZER: parameters.states * (part if stage else trained),
         Category.COMMUNICATION: 0,
     }
     if stage:
@@ -67,4 +70,5 @@ def shard(parameters: Parameters, ranks: int, stage: int, offload_optimizer: boo
     if offload_optimizer:
         static[Category.OPTIMIZER] = 0
     hops = 0 if ranks == 1 else 3 if stage == 3 else 2  # reduce-scatter and all-gather; stage 3 gathers twice
-    return Sharding(static, hops * whole * (ranks - 1) // ranks)
+    moved = 2 * whole + trained if stage == 3 else hops * trained
+    return Sharding(static, moved * (ranks - 1) // ranks if ranks > 1 else 0)

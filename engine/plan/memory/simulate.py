@@ -136,7 +136,7 @@ class Stepper:
                 if first:
                     self._step(step, tracker, images, labels, weights)
                 elif step.gradients_kept:
-                    for parameter in self.model.parameters():
+                    for parameter in filter(lambda one: one.requires_grad, self.model.parameters()):
                         parameter.grad = torch.zeros_like(parameter)
                     tracker.settle([parameter.grad for parameter in self.model.parameters()], Category.GRADIENTS)
                 tracker.begin()

@@ -218,7 +218,7 @@ def test_the_loader_holds_its_queue():
     assert loader_bytes(128, 224, 1, half=True) < one
 
 
-PARAMETERS = Parameters(total=10_000_000, largest=2_000_000, small=500_000, states=2)
+PARAMETERS = Parameters(total=10_000_000, largest=2_000_000, small=500_000, trained=10_000_000, states=2)
 
 
 @pytest.mark.parametrize("more", [{}, {"ranks": 2, "zero_stage": 2}], ids=["alone", "ZeRO-2"])

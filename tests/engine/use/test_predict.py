@@ -10,11 +10,15 @@ from torchvision.transforms import v2
 
 import archs
 from engine.config import ConfigError
+from engine.step.finetune import last_layer
 from engine.use import evaluation
-from engine.use.predict import Predictor, last_layer, load, probabilities_of, split_of
+from engine.use.predict import Predictor, load, probabilities_of, split_of
 from engine.use.weights import read_weights
 
 from .conftest import CLASSES, PIXELS, make_pictures, write_bomb
+
+HEADS = ("alexnet", "googlenet", "squeezenet1_1", "nin", "vit_s16")
+"""Networks with heads of each kind; all others are looked at in the slow run."""
 
 
 def logits_of(predictor: Predictor, paths, **settings) -> np.ndarray:
@@ -176,7 +180,9 @@ def test_features_are_what_the_last_layer_sees(weights, pictures, arch):
     assert not layer._forward_pre_hooks
 
 
-@pytest.mark.parametrize("arch", archs.names())
+@pytest.mark.parametrize(
+    "arch", [pytest.param(name, marks=() if name in HEADS else pytest.mark.slow) for name in archs.names()]
+)
 def test_every_network_has_a_last_layer(arch):
     with torch.device("meta"):
         model = archs.build(arch, 7)
