@@ -44,7 +44,7 @@ def build_optimizer(model: nn.Module, config: OptimConfig, one_group: bool = Fal
     chosen, scales = OPTIMIZERS[config.optimizer], rate_scales(model, config)
     require(
         not (one_group and scales),
-        "--optim.backbone-lr and --optim.layer-decay give each layer a rate of its own, and DeepSpeed in fp16 knows one "
+        "--optim.backbone-lr and --optim.layer-decay give each layer its own rate, and DeepSpeed in fp16 knows one "
         "for all; use --precision bf16",
     )
     groups = parameter_groups(model, config.weight_decay, scales)

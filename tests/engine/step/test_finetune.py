@@ -219,3 +219,9 @@ class TestRates:
     def test_what_makes_no_sense_is_told(self, field, told):
         with pytest.raises(ConfigError, match=told):
             OptimConfig(**field)
+
+    def test_deepspeed_in_fp16_has_one_rate(self):
+        with pytest.raises(ConfigError, match="DeepSpeed in fp16 knows one for all; use --precision bf16"):
+            build_optimizer(Small(), OptimConfig(layer_decay=0.5), one_group=True)
+        (group,) = build_optimizer(Small(), OptimConfig(), one_group=True).param_groups
+        assert len(group["params"]) == len(list(Small().parameters()))
