@@ -1,8 +1,8 @@
 """Which rules torch's CUDA caching allocator follows: expandable segments, where the person chose nothing.
 
-A pool that grows page by page loses 0.5 to 10 % of a step's peak to holes, one of segments of fixed sizes up to 30 %
-(profiles/emulated-h100/memory.json). torch reads PYTORCH_ALLOC_CONF, and PYTORCH_CUDA_ALLOC_CONF where that is not set
-(c10/core/AllocatorConfig.h, torch 2.11 to 2.15), when CUDA is first used.
+A pool that grows page by page loses less to holes than one of segments of fixed sizes, above all under recompute. torch
+reads PYTORCH_ALLOC_CONF, and PYTORCH_CUDA_ALLOC_CONF where that is not set (c10/core/AllocatorConfig.h, torch 2.11 to
+2.15), when CUDA is first used.
 """
 
 from __future__ import annotations
