@@ -42,7 +42,7 @@ def measure() -> dict[str, Any]:
 
     context          CUDA's context and torch's own kernels
     matmul, conv     cuBLAS's and cuDNN's code, loaded at the first call
-    cublas           what stays allocated after a product
+    cublas           what stays allocated after a product, and cublas_backward after one in a backward pass besides
     convolutions     peak of a forward and backward pass less its tensors, the largest of CONVOLUTIONS in bf16
     """
     import pynvml
@@ -66,6 +66,9 @@ def measure() -> dict[str, Any]:
     before, held = used(), torch.cuda.memory_allocated()
     x @ x
     figures |= {"matmul_bytes": used() - before, "cublas_bytes": torch.cuda.memory_allocated() - held}
+    held = torch.cuda.memory_allocated()
+    torch.autograd.grad((x.requires_grad_() @ x).sum(), x)  # autograd's thread has a handle of its own
+    figures["cublas_backward_bytes"] = torch.cuda.memory_allocated() - held
     del x
     before = used()
     workspaces = {}
