@@ -45,7 +45,7 @@ def table(monkeypatch) -> dict[str, float]:
     return made
 
 
-@pytest.mark.parametrize("switched", ["fused auto", "raw outputs"])
+@pytest.mark.parametrize("switched", ["fused auto", pytest.param("raw outputs", marks=pytest.mark.slow)])
 def test_a_measured_table_leaves_one_graph(table, switched):
     model = archs.build(ARCH, num_classes=5).to("cuda").to(memory_format=torch.channels_last).train()
     if switched == "fused auto":

@@ -40,6 +40,7 @@ def load() -> None:
     sys.modules.setdefault("nvidia.dali", None)  # its CUDA runtime is its own: importing it fails as if not installed
     if os.environ.get("EMULATED_GPU_COMPILE", "traced") == "traced":
         _compiled_graphs_as_traced()
+    _profiles_of_the_host()
     if os.environ.get("EMULATED_GPU_BACKEND", "gloo") == "gloo":
         _collectives_by_gloo()
     if os.environ.get("EMULATED_GPU_SYNCS"):
@@ -65,6 +66,19 @@ def _compiled_graphs_as_traced() -> None:
         return aot_eager_decomp_partition(module, inputs)
 
     torch._TorchCompileInductorWrapper.__call__ = compile_graph
+
+
+def _profiles_of_the_host() -> None:
+    """CUPTI needs a driver: torch's profiler records what the host did."""
+    import torch.profiler
+
+    original = torch.profiler.profile.__init__
+
+    def without_cupti(self, *, activities=None, **settings):
+        kept = [one for one in activities or () if one != torch.profiler.ProfilerActivity.CUDA]
+        original(self, activities=kept or [torch.profiler.ProfilerActivity.CPU], **settings)
+
+    torch.profiler.profile.__init__ = without_cupti
 
 
 def _collectives_by_gloo() -> None:

@@ -14,6 +14,7 @@ from engine.step.plan import Hardware, make_plan
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")]
 
 
+@pytest.mark.slow
 def test_a_network_before_is_not_counted():
     """Whatever Python's collector has got round to."""
     config = RunConfig(

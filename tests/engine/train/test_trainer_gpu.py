@@ -1,6 +1,7 @@
 """The loop on a GPU: precisions, no hidden waits, resume. Run with `make test-gpu`."""
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -8,13 +9,20 @@ import torch
 
 from engine.config import LogConfig, OptimConfig
 from engine.recovery.checkpoint import checkpoint_to_resume
+from engine.step.recompute import Policy
 from engine.train.evaluate import evaluate
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")]
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
-@pytest.mark.parametrize("compile", ["off", "on"])
+@pytest.mark.parametrize(
+    ("compile", "precision"),
+    [
+        *(("off", precision) for precision in ("fp32", "fp16", "bf16")),
+        ("on", "bf16"),
+        *(pytest.param("on", precision, marks=pytest.mark.slow) for precision in ("fp32", "fp16")),
+    ],
+)
 def test_it_learns_in_every_precision(make_trainer, precision, compile):
     optim = OptimConfig(epochs=12, batch_size=16, lr=0.03)
     trainer = make_trainer(device="cuda", precision=precision, compile=compile, optim=optim)
@@ -26,10 +34,30 @@ def test_it_learns_in_every_precision(make_trainer, precision, compile):
     assert all(parameter.dtype == torch.float32 for parameter in trainer.model.parameters())
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
-def test_no_step_waits_for_the_device(make_trainer, precision):
+WAYS = {
+    "fp32": {"precision": "fp32"},
+    "fp16": {"precision": "fp16"},
+    "bf16": {"precision": "bf16"},
+    "average": {"optim": {"ema": 0.9}},
+    "average, fp16": {"optim": {"ema": 0.9}, "precision": "fp16"},
+    "sharpness-aware": {"optim": {"sam": 0.05}},
+    "clipped, fp16": {"optim": {"clip_norm": 1.0}, "precision": "fp16"},
+    "blocks": {"recompute": "block"},
+    "micro-batches": {"micro": 4},
+    "offload": {"policy": Policy(offload=True)},
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_no_step_waits_for_the_device(make_trainer, monkeypatch, way):
     """CUDA itself reports every synchronisation: torch.cuda.set_sync_debug_mode."""
-    trainer = make_trainer(device="cuda", precision=precision, log=LogConfig(every=1000), images=160)
+    monkeypatch.setattr("engine.step.offload.SMALLEST", 0)
+    given = dict(WAYS[way])
+    policy = given.pop("policy", None)
+    optim = OptimConfig(epochs=3, batch_size=16, lr=0.01, **given.pop("optim", {}))
+    trainer = make_trainer(device="cuda", log=LogConfig(every=1000), images=160, optim=optim, **given)
+    if policy is not None:
+        trainer.step.switch(replace(trainer.step.plan, policy=policy))
     step = trainer.step.take
 
     def watched(batch):
