@@ -67,7 +67,9 @@ def measure() -> dict[str, Any]:
     x @ x
     figures |= {"matmul_bytes": used() - before, "cublas_bytes": torch.cuda.memory_allocated() - held}
     held = torch.cuda.memory_allocated()
-    torch.autograd.grad((x.requires_grad_() @ x).sum(), x)  # autograd's thread has a handle of its own
+    gradients = torch.autograd.grad((x.requires_grad_() @ x).sum(), x)  # autograd's thread has a handle of its own
+    del gradients
+    torch.cuda.synchronize()
     figures["cublas_backward_bytes"] = torch.cuda.memory_allocated() - held
     del x
     before = used()
