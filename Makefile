@@ -1,6 +1,7 @@
 # make train       install, then train ResNeXt-50 on the digits
 # make test        install, then every test that needs no GPU
 # make test-slow   the tests that take minutes
+# make test-faults every fault at random moments, table to profiles/faults.json
 # make test-gpu    the tests that need an NVIDIA GPU
 # make test-emulated  the same, and more, on an emulated one; needs g++
 # make lint        ruff
@@ -13,7 +14,7 @@ PYTHON ?= $(shell for python in python3 python3.12 python3.11 python3.13; do \
 
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: train test test-slow test-gpu test-emulated lint bench gpu-report
+.PHONY: train test test-slow test-faults test-gpu test-emulated lint bench gpu-report
 
 train: .venv/installed
 	accelerate launch launch/train.py --arch resnext --config configs/quickstart.yaml
@@ -23,6 +24,9 @@ test: .venv/installed-test
 
 test-slow: .venv/installed-test
 	python -m pytest -m "slow and not gpu and not emulated" --ignore tests/benchmarks
+
+test-faults: .venv/installed-test
+	python -m tests.faults.run --output profiles/faults.json
 
 test-gpu: .venv/installed-test
 	python -m pytest -m gpu
