@@ -1,0 +1,66 @@
+"""Two ranks with a GPU each compute what one does: under DDP, with BatchNorm over both, under ZeRO, after a rescue."""
+
+import json
+import sys
+
+import pytest
+from safetensors.torch import load_file
+
+from tests.launch.conftest import environment, run_to_the_end
+
+pytestmark = [pytest.mark.emulated, pytest.mark.slow, pytest.mark.distributed]
+
+CARDS = {"EMULATED_GPU_COUNT": "2", "EMULATED_GPU_MACHINE": "ranks"}
+
+
+@pytest.fixture(scope="session")
+def on_cards(root):
+    """Start a script on as many ranks as GPUs; returns the finished process."""
+
+    def start(*arguments, script: str = "tests/launch/norm_free.py", ranks: int = 2, code: int = 0, **extra: str):
+        command = [sys.executable]
+        if ranks > 1:
+            command += ["-m", "torch.distributed.run", "--nproc_per_node", str(ranks), "--standalone"]
+        done = run_to_the_end([*command, script, *map(str, arguments)], root, environment(**CARDS, **extra))
+        assert done.returncode == code, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
+        return done
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def one_card(on_cards, tiny, tmp_path_factory):
+    """The run that the others are compared with."""
+    folder = tmp_path_factory.mktemp("one card") / "run"
+    on_cards(*tiny, "--no-compile", "--epochs", 2, "--output", folder, ranks=1)
+    return folder
+
+
+def zero(root, stage: str) -> dict[str, str]:
+    """Environment of a DeepSpeed launch."""
+    path = root / "configs" / "deepspeed" / f"zero{stage}.json"
+    return {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_CONFIG_FILE": str(path)}
+
+
+@pytest.mark.parametrize("stage", ["", "1", "2", "3"])
+def test_two_ranks_equal_one(on_cards, tiny, one_card, tmp_path, rows, root, stage):
+    run = tmp_path / "run"
+    more = zero(root, stage) if stage else {}
+    done = on_cards(*tiny, "--no-compile", "--epochs", 2, "--output", run, **more)
+    assert "Grad strides" not in done.stderr and "broadcast_buffers" not in done.stderr
+    plan = json.loads((run / "plan.json").read_text())
+    assert (plan["device"], plan["ranks"], plan["zero_stage"]) == ("cuda", 2, int(stage or 0))
+    for ours, theirs in zip(rows(run, "step"), rows(one_card, "step"), strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], abs=1e-4)
+    expected = load_file(one_card / "model.safetensors")
+    for name, tensor in load_file(run / "model.safetensors").items():
+        assert (tensor - expected[name]).abs().max() <= 1e-4, name
+
+
+@pytest.mark.parametrize("flags", [("--no-compile",), ("--compile",), ("--no-compile", "--precision", "bf16")])
+def test_batchnorm_over_both(on_cards, tmp_path, flags):
+    sizes = ["--arch", "convnet_bn", "--image-size", 32, "--batch-size", 16, "--data.limit", 64, "--epochs", 1]
+    run = tmp_path / "run"
+    on_cards(*sizes, "--sync-bn", "--log.no-plots", *flags, "--output", run, script="launch/train.py")
+    assert json.loads((run / "plan.json").read_text())["sync_bn"]
+    assert all(tensor.isfinite().all() for tensor in load_file(run / "model.safetensors").values())
