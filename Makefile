@@ -20,7 +20,7 @@ train: .venv/installed
 	accelerate launch launch/train.py --arch resnext --config configs/quickstart.yaml
 
 test: .venv/installed-test
-	python -m pytest -m "not gpu and not slow and not emulated"
+	python -m pytest -m "not gpu and not slow and not emulated" --numprocesses 2 --dist loadfile
 
 test-slow: .venv/installed-test
 	python -m pytest -m "slow and not gpu and not emulated" --ignore tests/benchmarks

@@ -41,6 +41,7 @@ TEST_REQUIREMENTS = [
     *EXPORT_REQUIREMENTS,
     "pytest>=8.3",
     "pytest-benchmark>=5.1",
+    "pytest-xdist>=3.6",  # two files of tests at a time
     "hypothesis>=6.120",
     "timm>=1.0.15",  # reference weights and outputs in tests
     "ruff>=0.12",

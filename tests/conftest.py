@@ -9,6 +9,9 @@ from hypothesis import settings
 settings.register_profile("any machine", deadline=None)  # how long an example takes depends on what else runs
 settings.load_profile("any machine")
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # several share the cores: threads that wait in turns would starve each other
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
