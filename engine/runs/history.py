@@ -30,6 +30,14 @@ STATES = {
 }
 
 
+NUMBERS = ("step", "epoch", "time", "loss", "accuracy", "lr", "seconds", "interval", "gpu_utilization")
+NUMBERS_END = ("_loss", "_accuracy", "_top5", "_images", "_seconds", "_per_second", "_fraction", "_bytes", "_size")
+NUMBERS_END += ("_percent", "_watts", "_celsius", "_mhz")
+"""Fields of a row that are numbers, and how the names of others end."""
+MOST = 1e15
+"""What is larger than any figure of a run."""
+
+
 class NotARun(ValueError):
     """A folder that holds no run; the message says what was looked for and where."""
 
@@ -134,7 +142,7 @@ def read_history(folder: Path) -> History:
         inside = sorted(path.parent.name for path in folder.glob("*/config.yaml"))
         hint = f"; runs inside it: {', '.join(inside)}" if inside else ""
         raise NotARun(f"{folder} is not a run folder: neither config.yaml nor metrics.jsonl is there{hint}")
-    rows = read_records(folder / "metrics.jsonl")
+    rows = [checked(row) for row in read_records(folder / "metrics.jsonl")]
     steps, epochs, events = timeline(rows)
     return History(
         folder=folder,
@@ -143,9 +151,22 @@ def read_history(folder: Path) -> History:
         steps=steps,
         epochs=epochs,
         events=events,
-        monitor=read_records(folder / "monitor.jsonl"),
+        monitor=[checked(row) for row in read_records(folder / "monitor.jsonl")],
         seconds=time_in_training(rows),
     )
+
+
+def checked(row: Row) -> Row:
+    """The row with nothing where a number or a word is meant and something else stands: a file can be edited."""
+    return {key: value if _is_meant(key, value) else None for key, value in row.items()}
+
+
+def _is_meant(key: str, value: Any) -> bool:
+    if key in ("kind", "event"):
+        return isinstance(value, str)
+    if key in NUMBERS or key.endswith(NUMBERS_END):
+        return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < MOST
+    return True
 
 
 def timeline(rows: Iterable[Row]) -> tuple[list[Row], list[Row], list[Row]]:
@@ -197,7 +218,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """A JSON object; empty where the file is missing or torn."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
 
@@ -208,6 +229,6 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
     try:
         value = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, UnicodeDecodeError, yaml.YAMLError):
+    except (OSError, ValueError, TypeError, RecursionError, yaml.YAMLError):
         return {}
     return value if isinstance(value, dict) else {}

@@ -45,7 +45,10 @@ def duration(seconds: float | None) -> str:
 
 def moment(time: float | None) -> str:
     """Unix time as date and time in UTC."""
-    return DASH if time is None else datetime.fromtimestamp(time, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    try:
+        return DASH if time is None else datetime.fromtimestamp(time, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    except (OverflowError, OSError, ValueError):  # no date that there is
+        return DASH
 
 
 def measured(field: str, value: float | None) -> str:
