@@ -58,6 +58,7 @@ setup(
     packages=find_packages(include=["engine*", "archs*", "kernels*", "launch*"]),
     package_data={"engine.report": ["*.jinja", "*.css"], "engine.bench.pages": ["*.jinja", "*.css"]},
     install_requires=REQUIREMENTS,
+    entry_points={"console_scripts": ["hcr = launch.hcr:main"]},
     extras_require={"test": TEST_REQUIREMENTS, "export": EXPORT_REQUIREMENTS, "dali13": [DALI_CUDA13]},
     classifiers=[
         "Programming Language :: Python :: 3.11",

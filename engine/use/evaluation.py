@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from engine.config import ConfigError, DataConfig, command_line, require
 from engine.config.flag import TopLevel
@@ -89,7 +89,8 @@ def run_evaluation(config: EvaluateConfig) -> dict:
     from engine.data.backend import make_loader
     from engine.report.evaluation_report import write_evaluation
     from engine.step.plan import use_cuda
-    from engine.train.evaluate import evaluate, refuse_lost, refuse_none
+    from engine.train.evaluate import evaluate as measured
+    from engine.train.evaluate import refuse_lost, refuse_none
 
     require(
         weights.class_count == len(source.classes),
@@ -112,7 +113,7 @@ def run_evaluation(config: EvaluateConfig) -> dict:
     loader = make_loader(source, "val", config=data, global_batch=config.batch_size, device=device)
 
     try:
-        result = evaluate(forward, refuse_lost(loader), len(source.classes), device, config.batch_size, confusion=True)
+        result = measured(forward, refuse_lost(loader), len(source.classes), device, config.batch_size, confusion=True)
     finally:
         loader.close()
     refuse_none(result, loader)
@@ -130,3 +131,14 @@ def run_evaluation(config: EvaluateConfig) -> dict:
         top5=result.top5,
         count=result.count,
     ) | {"output": str(output)}
+
+
+def evaluate(checkpoint: str | Path, data: str | None = None, **settings: Any) -> dict:
+    """Evaluate weights, write evaluation.json and confusion.png beside them, and return the figures.
+
+    data      digits, mnist, cifar10 or a folder; None is what the run was trained on
+    settings  the other fields of EvaluateConfig
+
+    Raises ConfigError and DataError.
+    """
+    return run_evaluation(EvaluateConfig(Path(checkpoint), data=data, **settings))
