@@ -3,6 +3,7 @@
 import pkgutil
 from importlib import import_module
 
+import archs.foreign
 import archs.networks
 from archs.classifier import AuxiliaryOutput, Classifier
 from archs.registry import ArchInfo, Reference, UnknownArch, build, lookup, names

@@ -71,6 +71,10 @@ C = TypeVar("C", bound=Constructor)
 _INFOS: dict[str, ArchInfo] = {}
 _CONSTRUCTORS: dict[str, Constructor] = {}
 _ALIASES: dict[str, str] = {}
+_ADOPTED: dict[str, tuple[ArchInfo, Constructor]] = {}
+
+ADOPTERS: list[Callable[[str], tuple[ArchInfo, Constructor] | None]] = []
+"""Who makes a network of a name that is not registered, such as timm:NAME (archs.foreign)."""
 
 
 def register(
@@ -112,6 +116,8 @@ def names() -> list[str]:
 def lookup(name: str) -> ArchInfo:
     """What is known of the network called `name` (or of which that is an alias). Raises UnknownArch."""
     canonical = _ALIASES.get(name, name)
+    if canonical not in _INFOS and (adopted := _adopted(name)):
+        return adopted[0]
     if canonical not in _INFOS:
         near = difflib.get_close_matches(name.lower(), [*_INFOS, *_ALIASES], n=3, cutoff=0.5)
         hint = f"; nearest: {', '.join(near)}" if near else ""
@@ -119,9 +125,19 @@ def lookup(name: str) -> ArchInfo:
     return _INFOS[canonical]
 
 
+def _adopted(name: str) -> tuple[ArchInfo, Constructor] | None:
+    """A network that is not ours, once somebody knows how to make it. Raises UnknownArch as they do."""
+    if name not in _ADOPTED:
+        for adopt in ADOPTERS:
+            if (made := adopt(name)) is not None:
+                _ADOPTED[name] = made
+    return _ADOPTED.get(name)
+
+
 def constructor(name: str) -> Constructor:
     """The class or function that builds the network called `name`. Raises UnknownArch."""
-    return _CONSTRUCTORS[lookup(name).name]
+    known = lookup(name).name
+    return _CONSTRUCTORS[known] if known in _CONSTRUCTORS else _ADOPTED[known][1]
 
 
 def options_of(name: str) -> list[str]:
@@ -158,6 +174,6 @@ def build(name: str, num_classes: int, *, image_size: int | None = None, **optio
         options["image_size"] = side
     model = constructor(name)(num_classes, **options)
     model.arch, model.minimum_size = info.name, info.minimum_size
-    if "image_size" in accepted:
+    if "image_size" in accepted and info.name in _INFOS:
         model.fixed_size = side
     return model

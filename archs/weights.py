@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from archs.registry import Reference, constructor, lookup
 
+CLASSIFIER = r"(head|auxiliary)\.(.*\.)?fc\.(weight|bias)$"
+"""Keys of what has a row a class, in our networks."""
 SHOWN = 5
 """Keys named of each kind in an error; the rest are counted."""
 
@@ -126,9 +128,10 @@ def fit(model: nn.Module, given: Mapping[str, Tensor], source: str, rows: Mappin
             given.setdefault(key, tensor)
     if not ours:
         given = {key: tensor for key, tensor in given.items() if key not in theirs}
+    classifiers = _classifiers(given, wanted, getattr(model, "classifier_pattern", CLASSIFIER))
     if rows is not None:
-        given |= {key: _with_rows(given[key], wanted[key], rows) for key in _classifiers(given, wanted)}
-    replaced = [key for key in _classifiers(given, wanted) if rows == {} or given[key].shape != wanted[key].shape]
+        given |= {key: _with_rows(given[key], wanted[key], rows) for key in classifiers}
+    replaced = [key for key in classifiers if rows == {} or given[key].shape != wanted[key].shape]
     replaced += [key for key in wanted if key in ours and not theirs]
     given |= {key: wanted[key] for key in replaced}
     shapes = [
@@ -149,9 +152,9 @@ def fit(model: nn.Module, given: Mapping[str, Tensor], source: str, rows: Mappin
     return Loaded(source, tuple(replaced))
 
 
-def _classifiers(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:
+def _classifiers(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor], pattern: str) -> list[str]:
     """Keys of the tensors with a row a class, which are right but for the number of classes."""
-    classifier = re.compile(r"(head|auxiliary)\.(.*\.)?fc\.(weight|bias)$")
+    classifier = re.compile(pattern)
     return [
         key
         for key in wanted

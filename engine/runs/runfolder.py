@@ -76,6 +76,7 @@ class RunFolder:
         """
         output = config.log.output
         if output is None:
+            arch = re.sub(r"[^\w.-]+", "-", arch)  # timm:NAME, or a file's path
             stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
             output = Path("runs") / f"{arch}-{data}-{stamp}"
             while output.exists():

@@ -44,6 +44,8 @@ class Weights:
     @property
     def class_count(self) -> int:
         """Rows of the head. Raises ConfigError where the names are not as many."""
+        if ":" in self.arch and self.classes is not None:
+            return len(self.classes)  # another library's network: what it calls its head is its own affair
         heads = [key for key in self.tensors if re.match(r"head\.(.*\.)?fc\.weight$", key)]
         require(bool(heads), f"{self.path} holds no head of a classifier ({', '.join(list(self.tensors)[:3])}, …)")
         count = int(self.tensors[heads[-1]].shape[0])
@@ -142,6 +144,10 @@ def _of_file(path: Path, arch: str | None) -> Weights:
         return _foreign(path, arch, metadata)
     facts = WeightsFacts.from_metadata(metadata, f"--checkpoint {path}")
     refuse_damaged(tensors, metadata, f"--checkpoint {path}")
+    require(
+        ".py:" not in facts.arch or arch == facts.arch,  # a file of weights may not say which code is run
+        f"--checkpoint {path} is of a network of one's own: name it with --arch {facts.arch}",
+    )
     require(arch in (None, facts.arch), f"--checkpoint {path} is of {facts.arch}, not of {arch}")
     run = path.parent / "config.yaml"
     data = from_yaml(run).data if run.is_file() else None

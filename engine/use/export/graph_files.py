@@ -42,9 +42,8 @@ def trace(graph: RawGraph) -> torch.export.ExportedProgram:
 def write_torch_export(path: Path, graph: RawGraph, facts: Mapping[str, str]) -> None:
     """Write a .pt2 that `torch.export.load` reads; `facts` are in its extra file metadata.json."""
     program = trace(graph)
-    with atomic_file(path) as temporary, warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # a name that does not end in .pt2: it is a temporary one
-        torch.export.save(program, temporary, extra_files={METADATA: json.dumps(dict(facts))})
+    with atomic_file(path) as temporary, temporary.open("wb") as file:  # a path would have to end in .pt2
+        torch.export.save(program, file, extra_files={METADATA: json.dumps(dict(facts))})
 
 
 def write_onnx(path: Path, graph: RawGraph, facts: Mapping[str, str], opset: int = OPSET) -> None:

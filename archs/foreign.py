@@ -1,0 +1,217 @@
+"""Networks that are not ours: `timm:NAME`, `torchvision:NAME`, and `FILE.py:FACTORY` of a person's own.
+
+They train like ours. The units of recompute are found: the longest chain of containers in which each takes what the one
+before it has made, seen in a forward pass on the meta device. What lies around that chain is never recomputed.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from archs.registry import ADOPTERS, ArchInfo, Reference, UnknownArch
+
+LIBRARIES = ("timm", "torchvision")
+HEADS = ("fc", "classifier", "heads", "head")
+"""What libraries call the part that makes the logits, where the network cannot be asked."""
+
+
+class Foreign(nn.Module):
+    """A network around another library's: images [N, 3, H, W] -> logits [N, classes]; its keys begin with `network.`.
+
+    name        as it was asked for
+    num_classes and image_size are what it was built for
+    """
+
+    minimum_size = 1
+    fixed_size: int | None = None
+
+    def __init__(self, network: nn.Module, name: str, image_size: int) -> None:
+        super().__init__()
+        self.network, self.arch = network, name
+        self.head_name = head_name(network)
+        self.unit_names = unit_names(network, self.head_name, image_size)
+
+    @property
+    def classifier_pattern(self) -> str:
+        """Which keys of the state dict have a row a class."""
+        return rf"network\.{re.escape(self.head_name)}\.(.*\.)?(weight|bias)$"
+
+    @property
+    def head(self) -> nn.Module:
+        """The part that makes the logits."""
+        return self.network.get_submodule(self.head_name)
+
+    def blocks(self) -> Iterator[nn.Module]:
+        """The units of recompute that were found, in execution order."""
+        for name in self.unit_names:
+            yield self.network.get_submodule(name)
+
+    def forward(self, images: Tensor) -> Tensor:
+        output = self.network(images)
+        return output if isinstance(output, Tensor) else output[0]  # torchvision's have auxiliary logits behind
+
+    def refuse_size(self, height: int, width: int) -> None:
+        """Sizes are the network's own affair."""
+
+
+def head_name(network: nn.Module) -> str:
+    """Dotted name of the module that makes the logits. Raises ValueError where there is none with weights."""
+    asked = getattr(network, "get_classifier", None)
+    if callable(asked):
+        wanted = asked()
+        for name, module in network.named_modules():
+            if module is wanted and name:
+                return name
+    for name in HEADS:
+        module = getattr(network, name, None)
+        if isinstance(module, nn.Module) and any(True for _ in module.parameters()):
+            return name
+    weighted = [name for name, module in network.named_modules() if name and isinstance(module, nn.Linear)]
+    if not weighted:
+        raise ValueError(f"{type(network).__name__} has no linear layer that could be its classifier")
+    return weighted[-1]
+
+
+def candidates(network: nn.Module, head: str) -> list[str]:
+    """Modules that may be units: what the containers hold, and containers whose children are all single layers."""
+
+    def expand(module: nn.Module, name: str) -> list[str]:
+        children = [(f"{name}.{part}".lstrip("."), child) for part, child in module.named_children()]
+        if not isinstance(module, nn.Sequential | nn.ModuleList) and name:
+            return [name] if children else []
+        parts = [(part, child) for part, child in children if not f"{head}.".startswith(f"{part}.")]
+        inside = [found for part, child in parts for found in expand(child, part)]
+        return inside or ([name] if children and name else [])
+
+    return expand(network, "")
+
+
+def unit_names(network: nn.Module, head: str, image_size: int) -> tuple[str, ...]:
+    """The longest chain among `candidates`, by parameters; nothing where the network does not run on meta tensors."""
+    names = candidates(network, head)
+    calls: list[tuple[str, int, int]] = []
+    alive: list[Tensor] = []  # ids are of tensors that live
+
+    def note(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, inputs: tuple, output: object) -> None:
+            if len(inputs) == 1 and isinstance(inputs[0], Tensor) and isinstance(output, Tensor):
+                alive.extend((inputs[0], output))
+                calls.append((name, id(inputs[0]), id(output)))
+
+        return hook
+
+    import copy
+
+    shadow = copy.deepcopy(network).to("meta").eval()
+    for name in names:
+        shadow.get_submodule(name).register_forward_hook(note(name))
+    try:
+        with torch.no_grad():
+            shadow(torch.empty(2, 3, image_size, image_size, device="meta"))
+    except (RuntimeError, NotImplementedError, TypeError, ValueError):
+        return ()
+    seen = [name for name, _, _ in calls]
+    chains: list[list[str]] = []
+    made = None
+    for name, taken, output in calls:
+        if seen.count(name) > 1:  # used twice: it is no unit
+            made = None
+            continue
+        if made is None or taken != made:
+            chains.append([])
+        chains[-1].append(name)
+        made = output
+    sizes = {name: sum(one.numel() for one in network.get_submodule(name).parameters()) for name in names}
+    best = max(chains, key=lambda chain: sum(sizes[name] for name in chain), default=[])
+    filled = [place for place, name in enumerate(best) if sizes[name]]
+    return tuple(best[filled[0] : filled[-1] + 1]) if filled else ()
+
+
+def adopt(name: str) -> tuple[ArchInfo, Callable[..., nn.Module]] | None:
+    """What is known of a foreign network and how it is built; None for a name of another form.
+
+    Raises UnknownArch for a library without it, a file that is not there, or one without that factory.
+    """
+    library, _, model = name.partition(":")
+    if library in LIBRARIES and model:
+        make, size = _of_library(library, model)
+        references: tuple[Reference, ...] = (Reference(name, ((r"^", "network."),)),)
+    elif re.search(r"\.py:\w+$", name):
+        make, size, references = _of_file(name), 224, ()
+    else:
+        return None
+
+    def build(num_classes: int, *, image_size: int = size) -> Foreign:
+        return Foreign(make(num_classes, image_size), name, image_size)
+
+    return ArchInfo(name, name, 0, size, 0, 0, references), build
+
+
+def _of_library(library: str, model: str) -> tuple[Callable[[int, int], nn.Module], int]:
+    if library == "timm":
+        try:
+            import timm
+        except ImportError:
+            raise UnknownArch(f"timm:{model}: timm is not installed: pip install timm") from None
+        if not timm.is_model(model.partition(".")[0]):
+            near = ", ".join(timm.list_models(f"*{model[:6]}*")[:5]) or "none that begins alike"
+            raise UnknownArch(f"timm has no model called {model!r} (near: {near})")
+        config = timm.get_pretrained_cfg(model)
+        fixed = bool(config and config.fixed_input_size)
+        side = config.input_size[-1] if config else 224
+
+        def make(num_classes: int, image_size: int) -> nn.Module:
+            size = {"img_size": image_size} if fixed else {}
+            return timm.create_model(model, pretrained=False, num_classes=num_classes, **size)
+
+        return make, side
+    from torchvision import models
+
+    if model not in models.list_models(module=models):
+        near = ", ".join(one for one in models.list_models(module=models) if one[:4] == model[:4]) or "none alike"
+        raise UnknownArch(f"torchvision has no classifier called {model!r} (near: {near})")
+
+    def make_theirs(num_classes: int, image_size: int) -> nn.Module:
+        taken = inspect.signature(models.get_model_builder(model)).parameters
+        sized = model.startswith("vit")
+        size = {"image_size": image_size} if sized and "kwargs" in taken else {}
+        return models.get_model(model, weights=None, num_classes=num_classes, **size)
+
+    return make_theirs, 224
+
+
+def _of_file(name: str) -> Callable[[int, int], nn.Module]:
+    path, _, factory = name.rpartition(":")
+    if not Path(path).is_file():
+        raise UnknownArch(f"{name}: there is no file {path}")
+    spec = importlib.util.spec_from_file_location(f"hcr_own_{Path(path).stem}", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # a person's own file may raise anything
+        raise UnknownArch(f"{name}: {path} cannot be run: {type(error).__name__}: {error}") from error
+    made = getattr(module, factory, None)
+    if not callable(made):
+        there = ", ".join(key for key, value in vars(module).items() if callable(value) and not key.startswith("_"))
+        raise UnknownArch(f"{name}: {path} has no function {factory} (it has {there or 'none'})")
+
+    def make(num_classes: int, image_size: int) -> nn.Module:
+        taken = inspect.signature(made).parameters
+        size = {"image_size": image_size} if "image_size" in taken else {}
+        network = made(num_classes=num_classes, **size)
+        if not isinstance(network, nn.Module):
+            raise TypeError(f"{name} made a {type(network).__name__}, not a torch.nn.Module")
+        return network
+
+    return make
+
+
+ADOPTERS.append(adopt)
