@@ -55,7 +55,12 @@ def suite(name: str, seconds: float, *arguments: str, timed: bool = True) -> Ste
 
 
 STEPS = (
-    Step("tests", 55.0, ("-m", "pytest", "-m", "gpu", "-v", "--tb=line", "-p", "no:cacheprovider", "tests"), False),
+    Step(
+        "tests",
+        55.0,
+        ("-m", "pytest", "-m", "gpu and not slow", "-v", "--tb=line", "-p", "no:cacheprovider", "tests"),
+        False,
+    ),
     suite("training", 55.0, timed=False),
     suite("machine", 25.0),
     suite("kernels", 120.0),
