@@ -9,7 +9,7 @@ from engine.imports import refuse_foreign_packages
 
 refuse_foreign_packages()
 
-from engine.recovery.start import begin
+from engine.recovery.start import begin, in_words
 
 begin()
 
@@ -33,4 +33,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(in_words(main))

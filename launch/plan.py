@@ -10,7 +10,7 @@ from engine.imports import refuse_foreign_packages
 
 refuse_foreign_packages()
 
-from engine.recovery.start import begin
+from engine.recovery.start import begin, in_words
 
 begin()
 
@@ -34,4 +34,4 @@ def main() -> int:
 
 if __name__ == "__main__":
     gc.disable()  # a sixth of a plan's time, to find a few megabytes
-    sys.exit(main())
+    sys.exit(in_words(main))

@@ -10,7 +10,7 @@ from engine.imports import refuse_foreign_packages
 
 refuse_foreign_packages()
 
-from engine.recovery.start import begin
+from engine.recovery.start import begin, in_words
 
 begin()
 
@@ -35,4 +35,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(in_words(main))

@@ -7,9 +7,11 @@ was killed in them does not train on alone.
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
+from collections.abc import Callable
 from types import FrameType
 from typing import Any, TextIO
 
@@ -23,6 +25,51 @@ def begin() -> None:
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         signal.signal(signal.SIGINT, _stop)
     follow_launcher()
+
+
+def in_words(main: Callable[[], int]) -> int:
+    """Run an entry point; memory that is out, and files that may not be looked at, are one sentence and an exit code.
+
+    They come from anywhere: an import that cannot be mapped, a thread that cannot be started, torch's allocator.
+    """
+    try:
+        return main()
+    except (MemoryError, OSError, RuntimeError, ImportError) as error:
+        if is_memory(error):
+            print(f"error: out of host memory ({first_line(error)}); {advice()}", file=sys.stderr, flush=True)
+            return 1
+        if isinstance(error, OSError) and error.errno in REFUSED and error.filename:
+            print(f"error: {error.filename}: {error.strerror}", file=sys.stderr, flush=True)
+            return 2
+        raise
+
+
+REFUSED = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP, errno.EIO, errno.ESTALE, errno.ENOTDIR)
+"""What a file system answers to names that were given, and no program can mend."""
+SAID = ("can't allocate memory", "cannot allocate memory", "failed to map segment", "can't start new thread")
+"""How memory that is out is told where there is no exception of its own: by torch, the loader and the interpreter."""
+
+
+def is_memory(error: BaseException) -> bool:
+    """Whether host memory ran out."""
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+        return True
+    return any(words in str(error).lower() for words in SAID)
+
+
+def first_line(error: BaseException) -> str:
+    """What it says of itself, shortened."""
+    return next(iter(str(error).splitlines()), type(error).__name__)[:200]
+
+
+def advice() -> str:
+    """What would do: a limit that was set, or less work at once."""
+    import resource
+
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit != resource.RLIM_INFINITY:
+        return f"this process may use {limit / 2**30:.1f} GiB of addresses (ulimit -v), and torch alone maps several"
+    return "close other programs, or use a smaller --batch-size, --data.prefetch or --data.workers"
 
 
 def take_any_name(stream: TextIO | Any) -> None:

@@ -116,3 +116,38 @@ def test_a_killed_torchrun_leaves_no_orphans(root, tmp_path, steps):
         until(lambda one=worker: gone(one), 90)
     if steps:
         assert list((run / "checkpoints").glob("step-*/trainer.pt"))
+
+
+@pytest.mark.parametrize("gibibytes", [1.0, 2.0, 4.0])
+def test_too_little_address_space_is_one_sentence(root, gibibytes):
+    """F16: wherever in start-up it runs out."""
+    import resource
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_AS, (int(gibibytes * 2**30),) * 2)
+
+    done = subprocess.run(
+        [sys.executable, "launch/train.py", "--output", "/nonexistent/folder", "--data.limit", "8"],
+        cwd=root,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        preexec_fn=limit,
+    )
+    if done.returncode == 2:
+        pytest.skip("that was enough to get to the folder")
+    assert done.returncode == 1 and "out of host memory" in done.stderr and "ulimit -v" in done.stderr, done.stderr[
+        -800:
+    ]
+    assert "Traceback" not in done.stderr
+
+
+def test_what_is_no_lack_of_memory_is_not_called_one():
+    from engine.recovery.start import in_words
+
+    with pytest.raises(RuntimeError, match="a bug"):
+        in_words(lambda: (_ for _ in ()).throw(RuntimeError("a bug")))
+    with pytest.raises(FileNotFoundError):
+        in_words(lambda: open("/nonexistent/file").close())  # noqa: PTH123
+    assert in_words(lambda: (_ for _ in ()).throw(MemoryError())) == 1
+    assert in_words(lambda: (_ for _ in ()).throw(PermissionError(13, "Permission denied", "photos"))) == 2
