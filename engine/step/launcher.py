@@ -62,6 +62,28 @@ def complete_local_rank(devices: int, environment: MutableMapping[str, str] = os
     environment["LOCAL_RANK"] = said or str(derived)
 
 
+def meet_again(cuda: bool, environment: MutableMapping[str, str] = os.environ) -> None:
+    """Where torchrun started the ranks anew, set up their exchange under a name of this restart.
+
+    Its store outlives a restart and still has the addresses of the processes that were: gloo's ranks would try to reach
+    those, and use up their restarts in it (connectFullMesh). accelerate takes the group that is there.
+    """
+    import torch.distributed as dist
+
+    restarts = environment.get("TORCHELASTIC_RESTART_COUNT", "0")
+    served = environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    ranks = int(environment.get("WORLD_SIZE", "1"))
+    if not restarts.isdecimal() or not int(restarts) or not served or ranks == 1 or dist.is_initialized():
+        return
+    store = dist.TCPStore(environment["MASTER_ADDR"], int(environment["MASTER_PORT"]), is_master=False)
+    dist.init_process_group(
+        "nccl" if cuda else "gloo",
+        store=dist.PrefixStore(f"hcr/restart/{restarts}", store),
+        rank=int(environment["RANK"]),
+        world_size=ranks,
+    )
+
+
 def overrule(precision: str, environment: MutableMapping[str, str] = os.environ) -> None:
     """Take out of the environment what accelerate would do beside the plan, and say so once.
 

@@ -40,6 +40,7 @@ from engine.runs.runfolder import RunFolder
 from engine.runs.wording import listed
 from engine.step.device_memory.allocator_settings import CHOSEN, VARIABLES
 from engine.step.device_memory.out_of_memory import first_sentences, out_of_memory
+from engine.step.launcher import meet_again
 from engine.step.network import build_network, network_builder
 from engine.step.optim import build_optimizer
 from engine.step.plan import Hardware, Plan
@@ -79,6 +80,7 @@ class Session:
         if launch.deepspeed is not None:
             config.optim.refuse_deepspeed(launch.zero_stage)
         device = prepare_device(launch, config.parallel.threads)
+        meet_again(device.type == "cuda")
         hardware = Hardware.detect()
         self.source = source
         self.asked, config = config, with_preprocessing(config, source)
