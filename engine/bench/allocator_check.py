@@ -159,7 +159,7 @@ class Check:
     def row(self) -> dict:
         """All figures."""
         row: dict = {"arch": self.config.model.arch, "precision": self.precision, "batch_size": BATCH}
-        row |= {"image_size": self.config.data.image_size, "steps": STEPS}
+        row |= {"image_size": self.config.data.image_size, "steps": STEPS, "commit": commit()}
         policies = {"none": Policy()} | ({"block": by_block(self.search.units)} if self.search.units else {})
         row["peaks"] = {name: self.peak(policy) for name, policy in policies.items()}
         row["budgets"] = {str(budget): self.budget(budget * GIB) for budget in BUDGETS}
@@ -250,7 +250,6 @@ def write(rows: list[dict], output: Path) -> None:
     about = {
         "what": "plans on an emulated H100: torch's real caching allocator, arithmetic left out, no cuDNN workspaces",
         "command": shlex.join(["python", "-m", "engine.bench.allocator_check", *sys.argv[1:]]),
-        "commit": commit(),
         "versions": versions(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
