@@ -150,7 +150,7 @@ def build(name: str, num_classes: int, *, image_size: int | None = None, **optio
 
     image_size  side of the images that it will see, in pixels; None is the one that its figures are for. Most
                 networks take any size from their smallest on
-    options     the keyword arguments of its constructor, in `archs/<file>.py`, such as in_channels=1
+    options     the keyword arguments of its constructor, in `archs/networks/<family>/<file>.py`, such as in_channels=1
 
     Raises UnknownArch; ValueError for fewer than one class or channel, or images that are too small; TypeError for
     an option that it does not take.

@@ -24,5 +24,4 @@ OPTIMIZERS = {
     "adam": Optimizer("Adam", 2),
     "adamw": Optimizer("AdamW", 2),
 }
-"""By the name that `--optimizer` takes. They are torch's fused ones: one kernel over all parameters, and in fp16 the
-overflow check stays on the device."""
+"""By the name that `--optimizer` takes. Their states begin at zero (engine.step.optim.allocate_state)."""

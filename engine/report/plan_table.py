@@ -92,6 +92,10 @@ def _peak(plan: dict[str, Any]) -> str:
     return ", ".join([gib(plan["predicted_peak_bytes"]), *parts])
 
 
+def _frozen(plan: dict[str, Any]) -> str:
+    return str(plan.get("frozen") or "")
+
+
 def _correction(plan: dict[str, Any]) -> str:
     return str(plan.get("correction") or "")
 
@@ -114,6 +118,7 @@ LINES = {
     "memory layout": ("channels_last", _layout),
     "sharding": ("zero_stage", _sharding),
     "BatchNorm": ("sync_bn", _norms),
+    "not trained": ("frozen", _frozen),
     "weights": ("parameter_bytes", _bytes("parameter_bytes")),
     "gradients": ("gradient_bytes", _bytes("gradient_bytes")),
     "optimizer's state": ("optimizer_bytes", _bytes("optimizer_bytes")),

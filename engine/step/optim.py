@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -52,7 +53,10 @@ def build_optimizer(model: nn.Module, config: OptimConfig, one_group: bool = Fal
         groups = [{"params": [one for group in groups for one in group["params"]], "weight_decay": 0.0}]
     for group in groups:
         group["lr"] = config.peak_lr * group.get("lr_scale", 1.0)
-    return getattr(torch.optim, chosen.kind)(groups, lr=config.peak_lr, fused=True, **chosen.options(config))
+    kind = getattr(torch.optim, chosen.kind)
+    # one kernel over all parameters, and in fp16 the overflow check stays on the device
+    fused = {"fused": True} if "fused" in inspect.signature(kind).parameters else {}
+    return kind(groups, lr=config.peak_lr, **fused, **chosen.options(config))
 
 
 def allocate_state(optimizer: torch.optim.Optimizer) -> None:

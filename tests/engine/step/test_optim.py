@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from engine.config import OptimConfig
+from engine.config.optimizers import OPTIMIZERS
 from engine.step.optim import allocate_state, build_optimizer, parameter_groups, set_learning_rate
 from engine.step.schedule import learning_rate
 
@@ -58,7 +59,7 @@ def test_set_learning_rate_reaches_every_group():
     assert [group["lr"] for group in optimizer.param_groups] == [0.25, 0.25]
 
 
-@pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
+@pytest.mark.parametrize("name", OPTIMIZERS)
 def test_state_allocated_ahead_changes_no_step(name):
     """Everything is there before the first step, which is bit for bit what it is without."""
     torch.manual_seed(0)

@@ -19,7 +19,7 @@ from engine.recovery.rescue import MemoryExhausted
 from engine.step.sam import SharpnessAware
 from engine.train.session import Session
 from tests.engine.conftest import MadeLoader, TinyNet, rescue_of
-from tests.engine.recovery import test_rescue
+from tests.engine.recovery import test_rescue_ranks
 from tests.engine.recovery.test_rescue import Failing, Net
 from tests.engine.train.test_trainer import StopAfter, assert_same, rows, weights
 
@@ -273,8 +273,8 @@ def test_a_step_that_fails_in_its_second_pass_is_repeated_in_halves(make_trainer
 
 def two_sharp_ranks(rank: int, *arguments) -> None:
     """`two_ranks` with SAM."""
-    test_rescue.OPTIM = replace(test_rescue.OPTIM, sam=RHO)
-    test_rescue.two_ranks(rank, *arguments)
+    test_rescue_ranks.OPTIM = replace(test_rescue_ranks.OPTIM, sam=RHO)
+    test_rescue_ranks.two_ranks(rank, *arguments)
 
 
 @pytest.mark.slow
@@ -286,11 +286,11 @@ def test_ranks_agree_on_a_second_pass_that_failed(tmp_path):
         folder = tmp_path / f"{call}"
         folder.mkdir()
         failing = {"ranks": [1], "where": "backward", "call": call} if call else None
-        arguments = test_rescue.unused_port(), failing, str(folder)
+        arguments = test_rescue_ranks.unused_port(), failing, str(folder)
         torch.multiprocessing.start_processes(two_sharp_ranks, arguments, nprocs=2, start_method="spawn")
         ended[call] = [torch.load(folder / f"{rank}.pt") for rank in range(2)]
     for call, step in ((2, 1), (6, 3)):
-        test_rescue.assert_rescued(ended[call], ended[0], step)
+        test_rescue_ranks.assert_rescued(ended[call], ended[0], step)
 
 
 @pytest.mark.slow
