@@ -5,6 +5,7 @@ Simulated at batch 128 under the images' usual size; a network whose blocks have
 
 from __future__ import annotations
 
+import argparse
 import json
 import shlex
 import sys
@@ -35,6 +36,7 @@ def main() -> None:
     """Simulate all of them and write profiles/plan/saved-bytes.json."""
     from engine.runs.provenance import commit, versions
 
+    argparse.ArgumentParser(description=__doc__).parse_args()
     rows = [row(arch, precision) for arch in NETWORKS for precision in ("fp32", "bf16")]
     about = {"command": shlex.join(["python", "-m", "engine.plan.memory.saved_bytes", *sys.argv[1:]])}
     about |= {"commit": commit(), "versions": versions(), "batch_size": BATCH, "image_size": IMAGE_SIZE}
