@@ -16,9 +16,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     add = parser.add_argument
-    add(
-        "--suite", default="all", help="one of engine/bench/suites/run.py, as machine or archs; a wrong name lists them"
-    )
+    add("--suite", default="all", help="as machine or archs; a wrong name lists them")
     add("--budget", help="wall clock that may be spent, as 8m, 90s or 1h; the most valuable rows come first")
     add("--arch", nargs="+", default=[], help="networks (default: the suite's own list)")
     add("--batch-size", type=int, default=0, help="images a step (default: the suite's)")
