@@ -150,3 +150,20 @@ def test_an_evaluation_that_is_not_finite_is_divergence(run_here, tmp_path):
     assert not kept(tmp_path / "run") and not (tmp_path / "run/model.safetensors").exists()
     rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert rows[-1]["event"] == "nan" and not [row for row in rows if row["kind"] == "epoch"]
+
+
+def test_an_unreadable_file_whose_name_is_no_text(photos, run_here, tmp_path):
+    """W6: told, written down, read back as it is called, and shown on the page; the run goes on."""
+    import os
+    import sys
+
+    from engine.recovery.start import take_any_name
+
+    path = photos / "train" / "cat" / os.fsdecode(b"caf\xe9.jpg")
+    path.write_text("x")
+    take_any_name(sys.stdout)  # as the entry points do
+    done = run_here("--log.plots")
+    assert "caf\\udce9.jpg" in done.out and "finished" in done.out
+    rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert [row["path"] for row in rows if row.get("event") == "bad_image"] == [str(path)]
+    assert "caf" in (tmp_path / "run/report.html").read_text()
