@@ -78,6 +78,8 @@ def run_plan(options: PlanConfig, draw: Callable[[Planned], bytes | None]) -> in
         print(f"  start it by: {command} launch/train.py {training_flags(options)}")
     if options.explain:
         print("\n" + explanation(result, correction))
+        if units := getattr(on_meta(workload.build), "unit_names", ()):
+            print(f"units of recompute that were found: {', '.join(units)}")
     files = RunFolder(folder)
     folder.mkdir(parents=True, exist_ok=True)
     files.write_json("plan.json", planned.plan.as_dict())
