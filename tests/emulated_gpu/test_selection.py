@@ -6,11 +6,14 @@ import sys
 import pytest
 
 NO_GPU = 69  # run.py's
-SELECTION = "(gpu or emulated) and not real_gpu and not slow"
+MARKS = "(gpu or emulated) and not real_gpu and not slow"
+FOLDERS = [f"tests/engine/{room}" for room in ("train", "recovery", "step", "monitor")]
+FILES = [*FOLDERS, "tests/kernels/test_gpu_dispatch.py"]
+"""Within a minute, a third of which builds the GPU where that was not done yet; `make test-emulated` runs all."""
 
 
 def test_the_short_selection(root):
-    command = [sys.executable, "tests/emulated_gpu/run.py", sys.executable, "-m", "pytest", "-q", "-m", SELECTION]
+    command = [sys.executable, "tests/emulated_gpu/run.py", sys.executable, "-m", "pytest", "-q", "-m", MARKS, *FILES]
     done = subprocess.run(
         [*command, "-p", "no:cacheprovider", "--durations=10"], cwd=root, capture_output=True, text=True
     )

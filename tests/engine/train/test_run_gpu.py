@@ -35,7 +35,7 @@ WAYS = {
     ),
     "plots": ("--log.plots", "--log.monitor-interval", "0.1"),
 }
-SHORT = ("fp16", "blocks")
+SHORT = ("fp16",)
 
 
 def events(run: Path) -> dict[str, dict]:
@@ -60,6 +60,7 @@ def test_a_run(run_here, tmp_path, way):
     assert plan["policy"]["offload"] == (way == "offload")
 
 
+@pytest.mark.slow
 def test_a_profile_says_where_the_step_goes(run_here, tmp_path):
     run_here("--profile", "--epochs", "4", "--no-compile")
     text = (tmp_path / "run" / "profile" / "summary.txt").read_text()
