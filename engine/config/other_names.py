@@ -21,7 +21,7 @@ OURS = {
     "--epochs": "num-epochs max-epochs n-epochs num-train-epochs epoch",
     "--image-size": "img-size imgsz input-size image-resolution resolution crop-size train-crop-size img size",
     "--arch": "model model-name architecture net network backbone model-name-or-path",
-    "--pretrained": "initial-checkpoint weights finetune init-from load-from pretrained-weights",
+    "--pretrained": "initial-checkpoint weights init-from load-from pretrained-weights",
     "--resume": "resume-from-checkpoint resume-from ckpt-path continue",
     "--data.name": "dataset dataset-name",
     "--data.root": "data-dir data-path dataset-path dataset-dir train-dir data dataset-root imagefolder",

@@ -23,7 +23,9 @@ class DdpOptions(DistributedDataParallelKwargs):
         """DistributedDataParallel's arguments. PyTorch 2.15 has another name for `broadcast_buffers`, and warns."""
         known = inspect.signature(DistributedDataParallel.__init__).parameters
         buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
-        return {"gradient_as_bucket_view": True, buffers: False}
+        asked = super().to_kwargs()  # what differs from its defaults, such as the size of buckets
+        asked.pop("broadcast_buffers", None)
+        return asked | {"gradient_as_bucket_view": True, buffers: False}
 
 
 def ignore_strides_of_one() -> None:

@@ -56,16 +56,16 @@ def lost_channels_last(patch: MonkeyPatch) -> None:
 
 def host_wait(patch: MonkeyPatch) -> None:
     """The loss is read in every step."""
-    from engine.train import trainer
+    from engine.step import optimizer_step
 
-    original = trainer.loss_and_hits
+    original = optimizer_step.loss_and_hits
 
     def reads(*arguments):
         loss, hits = original(*arguments)
         loss.item()
         return loss, hits
 
-    patch.setattr(trainer, "loss_and_hits", reads)
+    patch.setattr(optimizer_step, "loss_and_hits", reads)
 
 
 def doubled_copy(patch: MonkeyPatch) -> None:

@@ -53,16 +53,16 @@ def test_a_graph_for_every_image_size(reset_accelerator, monkeypatch):
         return graph.forward
 
     monkeypatch.setattr("torch._inductor.compile_fx.compile_fx", compile_graph)
-    monkeypatch.setattr("torch._dynamo.config.recompile_limit", 8)
     torch._dynamo.reset()
     config = RunConfig(model=ModelConfig(compile="on"), precision=PrecisionConfig("fp32"))
     model = torch.nn.Conv2d(3, 4, 3)
     plan = make_plan(config, model, Hardware("cpu", "CPU"))
     assert plan.compile
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    model, _ = wrap(model, optimizer, plan, build_accelerator(plan, ALONE, config.optim), image_sizes=12)
-    for size in range(8, 20):
-        model(torch.zeros(2, 3, size, size)).sum().backward()
+    with torch._dynamo.config.patch(recompile_limit=8):
+        model, _ = wrap(model, optimizer, plan, build_accelerator(plan, ALONE, config.optim), image_sizes=12)
+        for size in range(8, 20):
+            model(torch.zeros(2, 3, size, size)).sum().backward()
     assert len(graphs) == 12
 
 

@@ -52,5 +52,6 @@ def test_what_a_run_reads_with_what(monkeypatch):
 def test_dali_is_looked_for_without_loading_it(missing, monkeypatch):
     import sys
 
+    monkeypatch.delitem(sys.modules, "nvidia.dali", raising=False)  # another test may have loaded it
     monkeypatch.setitem(sys.modules, missing, None)
     assert chosen_backend("auto") == "torchvision"
