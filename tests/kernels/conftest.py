@@ -13,7 +13,8 @@ be near 0: there `cancels` compares with the norm of the sums of absolute terms.
 Two results are held to less. Behind a rounded operand: fp32 and float64 differ by a few 2^-24 before the rounding, so
 that among N operands about N · 2^-24 / ulp fall on the other side of a tie and are an ulp off, which in norm is
 √(2^-24 · ulp), 5e-6 (fp16) to 2e-5 (bf16) for each 2^-24 (`FLIPPED`). And behind a library's own 16-bit
-convolution, which on a CPU sums in fp16 (`LIBRARY`): its arithmetic is not this package's.
+convolution, which on a CPU sums in fp16 (`LIBRARY`): its arithmetic is not this package's. Without AVX-512 it sums in
+shorter steps: up to 3.9e-3 was seen on such a machine.
 """
 
 import os
@@ -28,7 +29,8 @@ import kernels
 from kernels import Prologue
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-LIMIT, FLIPPED, LIBRARY = 1e-6, 4e-5, 1e-3
+LIMIT, FLIPPED = 1e-6, 4e-5
+LIBRARY = 1e-3 if torch.backends.cpu.get_cpu_capability().startswith("AVX512") else 5e-3
 DIGITS = {torch.bfloat16: 8, torch.float16: 11}
 TORCH = {
     "identity": lambda z: z,
