@@ -16,7 +16,7 @@ import torch
 import torch._inductor.config
 
 from engine.bench.contact import NETWORKS
-from engine.bench.instrument.kernel_layers import layers_of
+from engine.bench.instrument.kernel_layers import layers_of_all
 from engine.bench.instrument.measure import one_line
 from engine.bench.instrument.options import Options
 from engine.bench.suites import arch_rows, kernel_rates
@@ -34,8 +34,10 @@ def main(arguments: list[str]) -> None:
     shares = max(1, (os.cpu_count() or 1) // CORES_EACH)
     command = [sys.executable, "-m", "engine.bench.ahead"]
     layers = [subprocess.Popen([*command, str(share), str(shares)], cwd=ROOT) for share in range(shares)]
-    first = next(iter(arch_rows.rows(Options(archs=NETWORKS))))
-    print(first.measure(time.monotonic() + 600.0).get("summary"), flush=True)
+    for row in arch_rows.rows(Options(archs=NETWORKS)):
+        if row.key == arch_rows.AHEAD:  # there is none where networks are not compiled
+            print(row.measure(time.monotonic() + 600.0)["summary"], flush=True)
+            break
     for process in layers:
         process.wait()
 
@@ -44,11 +46,10 @@ def compile_layers(share: int, shares: int) -> None:
     """Every `shares`th layer through both contenders once, at the suite's own sizes."""
     device = torch.device("cuda")
     torch._inductor.config.autotune_local_cache = False  # what is fastest is found where nothing else runs
-    layers = list(dict.fromkeys(layer for arch in kernel_rates.NETWORKS for layer in layers_of(arch, 224)))
-    for layer in layers[share::shares]:
+    for layer in layers_of_all(kernel_rates.NETWORKS, 224)[share::shares]:
         began = time.monotonic()
         try:
-            kernel_rates.layer_row(layer, 128, torch.bfloat16, device, 0, 1)
+            kernel_rates.layer_row(layer, 128, torch.bfloat16, device, 1, 1)
             told = "compiled"
         except Exception as error:  # the suite itself will tell; here the other layers are still worth compiling
             told = one_line(error)

@@ -28,6 +28,7 @@ import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
 
 import archs
+from engine.bench.instrument.record import write_document
 from engine.bench.suites.memory_rows import MadeBatch
 from engine.config import DataConfig, ModelConfig, OptimConfig, PrecisionConfig, RunConfig
 from engine.config.byte_sizes import GIB
@@ -38,7 +39,6 @@ from engine.plan.run_plan import plain_plan, to_plan, workload_of
 from engine.plan.search import Search
 from engine.plan.workload import Candidate, Result
 from engine.runs.provenance import ROOT, commit, versions
-from engine.runs.runfolder import atomic_file
 from engine.step.device_memory.allocator_settings import choose_expandable
 from engine.step.device_memory.out_of_memory import out_of_memory
 from engine.step.optim import allocate_state, build_optimizer
@@ -254,8 +254,7 @@ def write(rows: list[dict], output: Path) -> None:
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
     output.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_file(output) as temporary:
-        temporary.write_text(json.dumps(about | {"summary": summary(rows), "rows": rows}, indent=1) + "\n", "utf-8")
+    write_document(output, about | {"summary": summary(rows), "rows": rows})
 
 
 def jobs(networks: list[str], precisions: list[str]) -> Iterator[tuple[str, str]]:

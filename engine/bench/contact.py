@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.bench.instrument.options import Options
-from engine.runs.door import atomic_file
+from engine.bench.instrument.record import give_up_running, write_document
 from engine.runs.provenance import ROOT, command, commit, today, versions
 
 NETWORKS = ("resnet50", "mobilenetv2", "resnext50", "darknet53", "inceptionv3")
@@ -84,10 +84,13 @@ class Contact:
     """Runs steps and keeps what became of each in `folder`/contact.json.
 
     forward  arguments that every suite is given
+    fresh    suites measure again what is in their files
     """
 
-    def __init__(self, folder: Path, forward: Sequence[str] = (), say: Callable[[str], None] = print) -> None:
-        self.folder, self.forward, self.say = folder, tuple(forward), say
+    def __init__(
+        self, folder: Path, forward: Sequence[str] = (), say: Callable[[str], None] = print, fresh: bool = False
+    ) -> None:
+        self.folder, self.forward, self.say, self.fresh = folder, tuple(forward), say, fresh
         self.path, self.logs = folder / "contact.json", folder / "contact"
         self.logs.mkdir(parents=True, exist_ok=True)
         self.document: dict[str, Any] = {"commit": commit(), "command": command(), "date": today(), "steps": {}}
@@ -116,14 +119,13 @@ class Contact:
                 status = "out of time"
                 break
             status, code = self._once(step, spare, first=turn == 0)
-            if not (step.suite and self._lost_row(step, status)):
+            if not (step.suite and self._to_go_on(step, status)):
                 break
         seconds = round(time.monotonic() - began, 1)
         tail = self._tail(step)
         row = {"status": status, "exit_code": code, "seconds": seconds, "limit": _finite(limit), "tail": tail}
         self.document["steps"][step.name] = row
-        with atomic_file(self.path) as temporary:
-            temporary.write_text(json.dumps(self.document, indent=1) + "\n", encoding="utf-8")
+        write_document(self.path, self.document)
         self.say(f"{step.name}: {status} in {seconds:.0f} s" + (f"; {tail[-1]}" if tail else ""))
         return status
 
@@ -131,6 +133,7 @@ class Contact:
         arguments = [*step.arguments]
         if step.suite:
             arguments += [*self.forward, "--continue"]
+            arguments += ["--fresh"] if self.fresh and first else []  # begun again, it goes on with what it has
             arguments += [] if math.isinf(seconds) else ["--budget", f"{max(1, round(seconds - STARTS))}s"]
         with (self.logs / f"{step.name}.log").open("wb" if first else "ab") as log:
             process = subprocess.Popen(
@@ -146,22 +149,12 @@ class Contact:
                 raise
         return ("passed" if code == 0 else "failed" if code > 0 else "crashed"), code
 
-    def _lost_row(self, step: Step, status: str) -> bool:
-        """Whether a suite ended in the middle of a row; the row is given its error, so that it is not begun again."""
-        path = self.folder / f"{step.suite}.json"
-        try:
-            document = json.loads(path.read_text(encoding="utf-8"))
-        except (FileNotFoundError, ValueError):
-            return False
-        lost, running = document.pop("lost", None), document.pop("running", None)
-        if running is not None:
-            why = "did not end" if status == "out of time" else f"took its process with it ({status})"
-            about = {"status": "error", "date": today(), "seconds": None, "command": command()}
-            document["rows"][running["key"]] = about | {"identity": running["identity"], "error": why}
-        if lost or running is not None:
-            with atomic_file(path) as temporary:
-                temporary.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-        return bool(lost) or (running is not None and status != "out of time")
+    def _to_go_on(self, step: Step, status: str) -> bool:
+        """Whether a suite has to be begun again for the rows behind the one that it ended in."""
+        out_of_time = status == "out of time"
+        why = "did not end" if out_of_time else f"took its process with it ({status})"
+        lost, broke_off = give_up_running(self.folder / f"{step.suite}.json", why)
+        return lost or (broke_off and not out_of_time)
 
     def told(self) -> list[tuple[str, str, str]]:
         """(step, status, seconds) of each, for a table."""
@@ -198,25 +191,25 @@ def first_contact(
     ends = time.monotonic() + options.budget
     statuses: dict[str, str] = {}
     waiting = [step for step in steps if contact.missing(step)]
-    helper = None
+    compiling = None
     if ahead and waiting:
         with (contact.logs / "ahead.log").open("wb") as log:
-            helper = subprocess.Popen(
+            compiling = subprocess.Popen(
                 [sys.executable, *ahead], cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
             )
     try:
         for step in waiting:
-            if step.timed and helper is not None:
-                end(helper)
-                helper = None
+            if step.timed and compiling is not None:
+                end(compiling)
+                compiling = None
             left = ends - time.monotonic()
             if left <= GRACE:
                 statuses[step.name] = "not reached"
                 continue
             statuses[step.name] = contact.run(step, left)
     finally:
-        if helper is not None:
-            end(helper)
+        if compiling is not None:
+            end(compiling)
     if missed := [name for name, status in statuses.items() if status == "not reached"]:
         contact.say(f"not reached within the budget: {', '.join(missed)}; --continue takes them")
     return statuses

@@ -164,7 +164,7 @@ class Trainer:
         self.peaks.restart()
         try:
             for batch, waited in self._batches(epoch, progress.step_in_epoch):
-                if batch.readable or not self._alone_and(True):  # several ranks step together, whoever has images
+                if batch.readable or not self._alone:  # several ranks step together, whoever has images
                     with self._following():
                         self.rescue.take(batch)
                 self._lost = batch.lost
@@ -177,7 +177,7 @@ class Trainer:
                 last = progress.step_in_epoch == self.steps_per_epoch
                 periodic = self._due(self.config.log.checkpoint_steps)
                 first = progress.step == self._started_step + 1
-                wanted = self._alone_and(self._lost or self.interrupt.received is not None)
+                wanted = self._alone and (self._lost or self.interrupt.received is not None)
                 if last or periodic or first or wanted or self._due(self.config.log.every):
                     point = self._log(point, bar)
                     self.peaks.interval(counts=not first and is_whole(batch, self.plan))
@@ -196,9 +196,10 @@ class Trainer:
     def _due(self, every: int) -> bool:
         return every > 0 and self.progress.step % every == 0
 
-    def _alone_and(self, condition: bool) -> bool:
-        """A single process looks after this step; several agree at the next log point."""
-        return self.accelerator.num_processes == 1 and condition
+    @property
+    def _alone(self) -> bool:
+        """A single process looks after each step; several agree at the next log point."""
+        return self.accelerator.num_processes == 1
 
     def _batches(self, epoch: int, start: int) -> Iterator[tuple]:
         """(batch, seconds that the host waited for it) for the epoch's remaining steps."""

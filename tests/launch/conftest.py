@@ -35,6 +35,16 @@ def run_to_the_end(command: list[str], folder: Path, env: dict[str, str]) -> sub
     return subprocess.CompletedProcess(command, process.returncode, output, errors)
 
 
+def start_ranks(root: Path, arguments: list, ranks: int, code: int, extra: dict[str, str]):
+    """Run a script on so many ranks to its end, which has to be `code`; returns the finished process."""
+    command = [sys.executable]
+    if ranks > 1:
+        command += ["-m", "torch.distributed.run", "--nproc_per_node", str(ranks), "--standalone"]
+    done = run_to_the_end([*command, *map(str, arguments)], root, environment(**extra))
+    assert done.returncode == code, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done
+
+
 @pytest.fixture(scope="session")
 def tiny() -> list[str]:
     """Flags of a run that takes seconds."""
@@ -57,14 +67,9 @@ def launch(root):
     """Start a script with arguments, on `ranks` processes; returns the finished process."""
 
     def start(*arguments, script: str = SCRIPT, ranks: int = 1, code: int = 0, **extra: str):
-        command = [sys.executable]
         if ranks > 1:
-            command += ["-m", "torch.distributed.run", "--nproc_per_node", str(ranks), "--standalone"]
             extra.setdefault("ACCELERATE_USE_CPU", "true")
-        command += [script, *map(str, arguments)]
-        done = run_to_the_end(command, root, environment(**extra))
-        assert done.returncode == code, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
-        return done
+        return start_ranks(root, [script, *arguments], ranks, code, extra)
 
     return start
 

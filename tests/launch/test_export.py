@@ -16,7 +16,7 @@ from engine.use.export import command
 from engine.use.predict import load
 from launch import export
 
-from .test_predict import MADE
+from .test_predict import MADE, with_one_that_is_none
 
 
 @pytest.fixture(scope="module")
@@ -27,10 +27,7 @@ def checkpoint(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory) -> Path:
     """A folder with ten pictures and a file that is none."""
-    folder = tmp_path_factory.mktemp("pictures")
-    MADE.make_pictures(folder)
-    (folder / "05b.jpg").write_bytes(b"%PDF-1.7")
-    return folder
+    return with_one_that_is_none(tmp_path_factory.mktemp("pictures"))
 
 
 def run(*arguments) -> int:

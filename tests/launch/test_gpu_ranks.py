@@ -1,12 +1,11 @@
 """Two ranks with a GPU each compute what one does: under DDP, with BatchNorm over both, under ZeRO, after a rescue."""
 
 import json
-import sys
 
 import pytest
 from safetensors.torch import load_file
 
-from tests.launch.conftest import environment, run_to_the_end
+from tests.launch.conftest import start_ranks
 
 pytestmark = [pytest.mark.emulated, pytest.mark.slow, pytest.mark.distributed]
 
@@ -18,12 +17,7 @@ def on_cards(root):
     """Start a script on as many ranks as GPUs; returns the finished process."""
 
     def start(*arguments, script: str = "tests/launch/norm_free.py", ranks: int = 2, code: int = 0, **extra: str):
-        command = [sys.executable]
-        if ranks > 1:
-            command += ["-m", "torch.distributed.run", "--nproc_per_node", str(ranks), "--standalone"]
-        done = run_to_the_end([*command, script, *map(str, arguments)], root, environment(**CARDS, **extra))
-        assert done.returncode == code, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
-        return done
+        return start_ranks(root, [script, *arguments], ranks, code, CARDS | extra)
 
     return start
 

@@ -37,7 +37,11 @@ def checkpoint(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory) -> Path:
     """A folder with ten pictures and a file that is none."""
-    folder = tmp_path_factory.mktemp("pictures")
+    return with_one_that_is_none(tmp_path_factory.mktemp("pictures"))
+
+
+def with_one_that_is_none(folder: Path) -> Path:
+    """`folder`, with ten pictures in it and a file that is called like one."""
     MADE.make_pictures(folder)
     (folder / "05b.jpg").write_bytes(b"%PDF-1.7")
     return folder

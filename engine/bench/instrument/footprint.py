@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from engine.bench.instrument.peers import NotAvailable, need
+from engine.monitor.nvml import find_handle
 from engine.runs.provenance import ROOT
 
 CONVOLUTIONS = (
@@ -48,12 +49,9 @@ def measure() -> dict[str, Any]:
     import pynvml
 
     pynvml.nvmlInit()
-    handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
-    idle = {
-        _uuid(handle): pynvml.nvmlDeviceGetMemoryInfo(handle).used for handle in handles
-    }  # torch has no context yet
-    uuid = f"GPU-{torch.cuda.get_device_properties(0).uuid}"
-    handle = next(handle for handle in handles if _uuid(handle) == uuid)
+    cards = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
+    idle = [pynvml.nvmlDeviceGetMemoryInfo(card).used for card in cards]  # before torch has a context on any
+    handle = find_handle(pynvml, 0, torch.cuda.get_device_properties(0))
 
     def used() -> int:
         torch.cuda.synchronize()
@@ -61,7 +59,7 @@ def measure() -> dict[str, Any]:
         return pynvml.nvmlDeviceGetMemoryInfo(handle).used - torch.cuda.memory_reserved()
 
     torch.zeros(1, device="cuda")
-    figures: dict[str, Any] = {"context_bytes": used() - idle[uuid]}
+    figures: dict[str, Any] = {"context_bytes": used() - idle[pynvml.nvmlDeviceGetIndex(handle)]}
     x = torch.ones(256, 256, device="cuda", dtype=torch.bfloat16)
     before, held = used(), torch.cuda.memory_allocated()
     x @ x
@@ -92,13 +90,6 @@ def measure() -> dict[str, Any]:
         f"{name.removesuffix('_bytes')} {size / 2**20:.0f} MiB" for name, size in figures.items() if name != SPACES
     )
     return figures | {"summary": f"{told}, convolutions at most {max(workspaces.values()) / 2**20:.0f} MiB"}
-
-
-def _uuid(handle: Any) -> str:
-    import pynvml
-
-    found = pynvml.nvmlDeviceGetUUID(handle)
-    return found.decode() if isinstance(found, bytes) else found
 
 
 if __name__ == "__main__":

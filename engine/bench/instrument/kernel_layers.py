@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
@@ -63,3 +64,8 @@ def layers_of(arch: str, image_size: int) -> list[Layer]:
     with torch.no_grad():
         model.eval()(images)
     return list(found)
+
+
+def layers_of_all(networks: Iterable[str], image_size: int) -> list[Layer]:
+    """The layers of several networks, each shape once, in the networks' order."""
+    return list(dict.fromkeys(layer for arch in networks for layer in layers_of(arch, image_size)))

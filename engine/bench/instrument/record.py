@@ -108,8 +108,7 @@ class Store:
 
     def write(self) -> None:
         """Write the file in one step."""
-        with atomic_file(self.path) as temporary:
-            temporary.write_text(json.dumps(self.document, indent=1) + "\n", encoding="utf-8")
+        write_document(self.path, self.document)
 
     def _read(self) -> None:
         if not self.path.is_file():
@@ -123,6 +122,30 @@ class Store:
             self.document |= document
         if note:
             self.notes.append(note)
+
+
+def write_document(path: Path, document: dict[str, Any]) -> None:
+    """Write `document` as JSON in one step."""
+    with atomic_file(path) as temporary:
+        temporary.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+
+
+def give_up_running(path: Path, why: str) -> tuple[bool, bool]:
+    """Of a suite's file whose process has ended: (it had lost the GPU, it ended in the middle of a row).
+
+    That row is given the error `why`, so that it is not begun again (`Store.has` with `failed`).
+    """
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return False, False
+    lost, running = document.pop("lost", None), document.pop("running", None)
+    if running is not None:
+        about = {"status": "error", "date": today(), "seconds": None, "command": command()}
+        document["rows"][running["key"]] = about | {"identity": running["identity"], "error": why}
+    if lost is not None or running is not None:
+        write_document(path, document)
+    return lost is not None, running is not None
 
 
 def load(path: Path) -> tuple[dict[str, Any] | None, str]:

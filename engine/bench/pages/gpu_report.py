@@ -44,7 +44,7 @@ def gpu_report(options: Options, say: Callable[[str], None] = print, steps: Sequ
     key, notes = looked_at(options.dry_run)
     folder = (options.output or PROFILES) / key
     try:
-        contact = Contact(folder, forwarded(options), say)
+        contact = Contact(folder, forwarded(options), say, options.fresh)
     except OSError as error:
         raise Unwritable(f"{folder} cannot be written ({error.strerror}); give another --output") from None
     if options.go_on:
@@ -55,7 +55,6 @@ def gpu_report(options: Options, say: Callable[[str], None] = print, steps: Sequ
         steps = [step for step in steps if step.suite]
     cuda = not options.dry_run and notes[:1] != [NO_GPU]
     statuses = first_contact(options, contact, steps, AHEAD if cuda else ())
-    page = ""
     try:
         page = f"page {write_page(folder, notes)}"
     except NotAvailable as error:
@@ -85,7 +84,7 @@ def forwarded(options: Options) -> list[str]:
     given |= {"--precision": options.precision, "--batch-size": options.batch_size, "--image-size": options.image_size}
     given |= {"--rounds": options.rounds}
     arguments = [word for flag, value in given.items() if value for word in (flag, str(value))]
-    return arguments + (["--dry-run"] if options.dry_run else []) + (["--fresh"] if options.fresh else [])
+    return arguments + (["--dry-run"] if options.dry_run else [])
 
 
 def machine_notes() -> list[str]:

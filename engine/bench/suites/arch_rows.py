@@ -38,6 +38,8 @@ TUTORIAL = {"precision": "fp32", "channels_last": False, "fused_optimizer": Fals
 CONTENDERS = ("HCR", "library eager", "library compiled", "tutorial loop")
 
 
+AHEAD = "compile ahead"
+"""The row that compiles the others' networks."""
 COMPILE_SHARE = 0.45
 """Of the suite's budget that compiling ahead may take at most."""
 
@@ -72,9 +74,7 @@ def rows(options: Options) -> Iterator[Row]:
     if compiled and not options.warmed and (device.type == "cuda" or options.dry_run):
         settings = {"compiled": [key_of(one) for one in listed[: len(chosen)]], "cores": machine()["cores"]}
         most = COMPILE_SHARE * options.budget
-        yield Row(
-            "compile ahead", settings, partial(fill_cache, listed[: len(chosen)], sides, most), 120.0, paced=False
-        )
+        yield Row(AHEAD, settings, partial(fill_cache, listed[: len(chosen)], sides, most), 120.0, paced=False)
     for settings in listed:
         yield Row(key_of(settings), settings, partial(measure, settings, options), expected_seconds(settings, device))
 

@@ -22,7 +22,7 @@ import kernels
 from archs.fused import set_fused
 from archs.layers import SqueezeExcite
 from engine.bench.instrument.graphs import graphed
-from engine.bench.instrument.kernel_layers import Layer, layers_of
+from engine.bench.instrument.kernel_layers import Layer, layers_of_all
 from engine.bench.instrument.measure import fair_settings, one_line
 from engine.bench.instrument.options import Options
 from engine.bench.instrument.peers import NotAvailable
@@ -214,7 +214,7 @@ def rows(options: Options) -> list[Row]:
         row = layer_row(layer, batch, dtype, device, rounds, 10 if cuda else 1)
         return row | {"share_of_copy": row["bytes_per_second"] / bandwidth}
 
-    layers = list(dict.fromkeys(layer for arch in networks for layer in layers_of(arch, size)))
+    layers = layers_of_all(networks, size)
     made = []
     for layer in spread(layers, CHECKED if cuda else 2):
         measure = partial(layer_check, layer, min(batch, CHECKED_BATCH), dtype, device)
@@ -240,9 +240,8 @@ def kernel_rates(
 ) -> dict[str, Any]:
     """The suite's figures: copy bandwidth, a row a layer shape, a row a network's step. On a CPU a dry run."""
     bandwidth = copy_bandwidth(device, 1024 if device.type == "cuda" else 1, repeats)
-    layers = dict.fromkeys(layer for arch in networks for layer in layers_of(arch, image_size))
     rows = []
-    for layer in list(layers)[:most_layers]:
+    for layer in layers_of_all(networks, image_size)[:most_layers]:
         with fair_settings():
             row = layer_row(layer, batch, dtype, device, rounds, repeats)
         rows.append(row | {"share_of_copy": row["bytes_per_second"] / bandwidth})

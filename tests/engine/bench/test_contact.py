@@ -104,6 +104,7 @@ def test_what_compiles_ahead_is_gone_before_anything_is_timed(made):
 
 SUITE = """
 import sys
+print(sys.argv, flush=True)
 sys.path.insert(0, {root!r})
 from pathlib import Path
 from engine.bench.instrument.record import Store
@@ -127,7 +128,7 @@ for key in ("first", "second"):
 )
 def test_a_row_that_takes_its_process_with_it_is_not_begun_again(tmp_path, root, monkeypatch, what, status, error):
     store = Store("made", tmp_path)
-    one = Contact(store.path.parent, say=str)
+    one = Contact(store.path.parent, say=str, fresh=True)
     code = SUITE.format(root=str(root), output=str(tmp_path), what=what)
     step = contact.suite("made", 40.0 if status == "passed" else 15.0)
     monkeypatch.setattr(Step, "suite", property(lambda self: "made"))
@@ -138,4 +139,5 @@ def test_a_row_that_takes_its_process_with_it_is_not_begun_again(tmp_path, root,
     rows = json.loads(store.path.read_text())["rows"]
     assert rows["first"]["status"] == "error" and rows["first"]["error"] == error
     assert ("second" in rows) == (status == "passed")
+    assert (one.logs / "made.log").read_text().count("--fresh") == 1, "begun again, it goes on"
     assert Store("made", tmp_path).has("first", {}, failed=True) and not Store("made", tmp_path).has("first", {})
