@@ -8,6 +8,8 @@ import sys
 import pytest
 import torch
 
+pytest.importorskip("tyro", reason="tyro is not installed: there is no command line")
+
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")]
 
 SHOW = """

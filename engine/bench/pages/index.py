@@ -70,7 +70,7 @@ BESIDES = (
         "accelerate launch --config_file configs/accelerate/deepspeed_zero2.yaml --num_processes 2 launch/train.py",
     ),
 )
-"""What has no file; listed while no GPU has any."""
+"""What leaves no file that would show it."""
 
 
 def index(profiles: Path = PROFILES) -> str:
@@ -102,10 +102,7 @@ def still_to_take(machines: dict[str, dict[str, dict[str, Any]]]) -> str:
         for suite, document in files.items():
             have["gpu" if document["machine"].get("gpu") else "cpu"].add(suite)
     lines = [(kind, what, command) for kind, suite, what, command in TO_TAKE if suite not in have[kind]]
-    lines += [line for line in BESIDES if not have["gpu"]]
-    if not lines:
-        return "## Still to be taken\n\nNothing.\n"
-    table = "\n".join(f"| {kind.upper()} | {what} | `{command}` |" for kind, what, command in lines)
+    table = "\n".join(f"| {kind.upper()} | {what} | `{command}` |" for kind, what, command in [*lines, *BESIDES])
     return f"## Still to be taken\n\n| on | what | command |\n|---|---|---|\n{table}\n"
 
 

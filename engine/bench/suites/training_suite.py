@@ -163,6 +163,7 @@ def train(case: Case) -> dict[str, Any]:
     sizes = case.batch_size, case.image_size
     with ready_trainer(case.arch, *sizes, case.precision, STEPS, compiled) as (trainer, _, _):  # type: ignore[arg-type]
         HOW[case.how](trainer)
+        trainer.rescue.allocate_state()  # as `Trainer.fit` does before its first step
         trainer._train_epoch()
         loss, step = trainer.progress.loss_sum / trainer.progress.images, trainer.progress.step
         plan, rescues = trainer.plan, len(trainer.rescue.events)

@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+pytest.importorskip("nvidia.dali", reason="DALI is not installed")
+
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.real_gpu,  # DALI's CUDA runtime is its own

@@ -24,6 +24,7 @@ def test_what_the_allocator_refuses_is_repeated_in_halves(make_trainer):
     trainer = make_trainer(model=Wide(), device="cuda", optim=OptimConfig(epochs=1, batch_size=16))
     trainer.rescue = rescue_of(trainer, halvings(trainer.plan))
     trainer.rescue.allocate_state()
+    torch.nn.Linear(8, 8, device="cuda")(torch.ones(8, 8, device="cuda")).sum().backward()  # cuBLAS's two workspaces
     torch.cuda.empty_cache()
     total = torch.cuda.get_device_properties(0).total_memory
     torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + (56 << 20)) / total)

@@ -82,3 +82,22 @@ def test_state_allocated_ahead_changes_no_step(name):
         assert mine.keys() == other.keys()
         for key, value in mine.items():
             assert torch.equal(value, other[key]) and id(value) in kept, key
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+def test_momentum_begins_at_zero_where_fp16_skips_the_first_step():
+    """torch's fused SGD leaves it as the memory was: made ahead, the second step moves by its own gradient alone."""
+    parameter = torch.nn.Parameter(torch.ones(1000, device="cuda"))
+    optimizer = torch.optim.SGD([parameter], lr=0.1, momentum=0.9, fused=True)
+    allocate_state(optimizer)
+    scaler = torch.amp.GradScaler("cuda")
+    for gradient in (float("inf"), 1.0):
+        dirty = torch.full((1000,), 1e30, device="cuda")  # what the next block of this size would hold
+        del dirty
+        scaler.scale(parameter.sum()).backward()
+        parameter.grad.mul_(gradient)
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+    assert torch.allclose(parameter, torch.full_like(parameter, 0.9))

@@ -7,6 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+pytest.importorskip("tyro", reason="tyro is not installed: there is no command line")
+
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")]
 
 WAYS = {
