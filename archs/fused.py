@@ -59,9 +59,12 @@ class Fusable(nn.Module):
         self.fused, self.taken = fused, taken
 
 
-def set_fused(model: nn.Module, fused: Fused, device: torch.device | str) -> bool:
-    """Switch every `Fusable` in the model; returns whether the fused way is taken (auto: kernels.dispatch.fuses)."""
-    through = fuses(fused, device)
+def set_fused(model: nn.Module, fused: Fused, device: torch.device | str, arch: str = "") -> bool:
+    """Switch every `Fusable` in the model; returns whether the fused way is taken.
+
+    arch  the network's name, by which auto looks its step up (kernels.dispatch.fuses); without one auto is off
+    """
+    through = fuses(fused, device, arch)
     taken = taken_on(device) if through and fused == "auto" else frozenset()
     for module in model.modules():
         if isinstance(module, Fusable):

@@ -39,11 +39,23 @@ def layer_key(
 @functools.cache
 def measured(gpu: str, folder: Path = PROFILES) -> dict[str, float]:
     """Library seconds over kernel seconds by `layer_key` on that GPU; empty where nothing was measured."""
+    return speedups(_figures(gpu, folder))
+
+
+@functools.cache
+def networks_measured(gpu: str, folder: Path = PROFILES) -> dict[str, float]:
+    """Seconds of a compiled training step ÷ those of the fused one, by network, on that GPU."""
+    rows = _figures(gpu, folder)
+    return {row["arch"]: row["inductor_over_fused"] for row in rows if row.get("arch") and "inductor_over_fused" in row}
+
+
+def _figures(gpu: str, folder: Path) -> list[dict[str, Any]]:
+    """Of the report's rows that were measured on that GPU; none where it has no report."""
     path = folder / gpu / "kernels.json"
     if not path.is_file():
-        return {}
+        return []
     rows = json.loads(path.read_text(encoding="utf-8"))["rows"].values()
-    return speedups(row["figures"] for row in rows if row.get("status") == "measured")
+    return [row["figures"] for row in rows if row.get("status") == "measured"]
 
 
 def speedups(rows: Iterable[dict[str, Any]]) -> dict[str, float]:
@@ -121,13 +133,15 @@ def choose(
     return kernel if key in taken else "aten"
 
 
-def fuses(fused: Fused, device: torch.device | str) -> bool:
-    """Whether a network runs through this package's layers at all.
+def fuses(fused: Fused, device: torch.device | str, arch: str = "") -> bool:
+    """Whether the network `arch` runs through this package's layers at all.
 
-    auto: only on a GPU with a measured table. Raw-output-only saving trades two passes over memory for half the
-    activations, so it too is chosen where it was measured, or by `on`.
+    auto: only on a GPU on which its own fused step was measured to be faster than the compiled plain one. Layers that
+    are faster one by one do not make it so: on an H200, whose table had 25 such layers, ResNet-50 through these layers,
+    compiled, took 2.6 times as long (profiles/h200/archs.json): passes between them that inductor fuses are then
+    operators of their own, and the host waits in each.
     """
     if fused != "auto":
         return fused == "on"
     device = torch.device(device)
-    return device.type == "cuda" and bool(measured(gpu_key(torch.cuda.get_device_name(device))))
+    return device.type == "cuda" and networks_measured(gpu_key(torch.cuda.get_device_name(device))).get(arch, 0.0) > 1

@@ -66,7 +66,7 @@ def build_network(config: RunConfig, num_classes: int, classes: Sequence[str] | 
         raise ConfigError(str(error)) from None
     if model.pretrained is not None:
         load_pretrained(network, model.pretrained, classes)
-    set_fused(network, model.fused, "cuda" if use_cuda() else "cpu")
+    set_fused(network, model.fused, "cuda" if use_cuda() else "cpu", archs.lookup(model.arch).name)
     freeze(network, model.finetune)
     return network
 
@@ -84,6 +84,6 @@ def network_builder(config: RunConfig, num_classes: int) -> Callable[[], archs.C
 def _as_trained(build: Callable[[], archs.Classifier], model: ModelConfig, device: str) -> archs.Classifier:
     """A network with its layers as they will be trained: fused or not, frozen or not."""
     network = build()
-    set_fused(network, model.fused, device)
+    set_fused(network, model.fused, device, archs.lookup(model.arch).name)
     freeze(network, model.finetune)
     return network

@@ -5,8 +5,19 @@ import json
 import pytest
 import torch
 
-from kernels import conv, depthwise_conv2d
-from kernels.dispatch import choose, fuses, gpu_key, kernel_for, layer_key, measured, speedups, taken_on, worth_it
+from kernels import conv, depthwise_conv2d, dispatch
+from kernels.dispatch import (
+    choose,
+    fuses,
+    gpu_key,
+    kernel_for,
+    layer_key,
+    measured,
+    networks_measured,
+    speedups,
+    taken_on,
+    worth_it,
+)
 
 IMAGES = torch.empty(2, 32, 56, 56, device="meta")
 DEPTHWISE = (torch.empty(32, 1, 3, 3, device="meta"), (2, 2), (1, 1), 32)
@@ -70,7 +81,25 @@ def test_a_table_is_read_from_the_report(tmp_path):
         json.dumps({"rows": {row["layer"]: {"status": "measured", "figures": row} for row in rows}})
     )
     assert measured("h100-80gb-hbm3", tmp_path) == {KEY: 1.5}
-    assert measured("another", tmp_path) == {}
+    assert measured("another", tmp_path) == {} == networks_measured("another", tmp_path)
+
+
+def test_a_network_is_fused_where_its_own_step_was_faster(tmp_path, monkeypatch):
+    """Layers that were faster one by one are not enough; nor is another network's step."""
+    (tmp_path / "h200").mkdir()
+    steps = [{"arch": arch, "inductor_over_fused": ratio} for arch, ratio in (("mobilenetv2", 1.3), ("resnet50", 0.4))]
+    rows = {
+        row.get("arch", KEY): {"status": "measured", "figures": row}
+        for row in [*steps, {"layer": KEY, "library_seconds": 3.0, "kernel_seconds": 2.0}]
+    }
+    rows["step xception"] = {"status": "error", "figures": {}}
+    (tmp_path / "h200" / "kernels.json").write_text(json.dumps({"rows": rows}))
+    found = networks_measured("h200", tmp_path)
+    assert found == {"mobilenetv2": 1.3, "resnet50": 0.4} and measured("h200", tmp_path) == {KEY: 1.5}
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200")
+    monkeypatch.setattr(dispatch, "networks_measured", lambda gpu: found)
+    fused = [arch for arch in ("mobilenetv2", "resnet50", "xception", "") if fuses("auto", "cuda", arch)]
+    assert fused == ["mobilenetv2"]
 
 
 @pytest.mark.parametrize(("channels", "width", "path"), [(2**20, 2**7 - 2, "depthwise"), (2**20, 2**7, "aten")])

@@ -42,6 +42,7 @@ def table(monkeypatch) -> dict[str, float]:
     layers = [layer.key(torch.bfloat16) for layer in layers_of(ARCH, SIZE)]
     made = {layer: 1.5 if place % 2 else 0.5 for place, layer in enumerate(layers)}
     monkeypatch.setattr(dispatch, "measured", lambda gpu: made)
+    monkeypatch.setattr(dispatch, "networks_measured", lambda gpu: {ARCH: 1.2, "resnet18": 0.4})
     return made
 
 
@@ -49,7 +50,8 @@ def table(monkeypatch) -> dict[str, float]:
 def test_a_measured_table_leaves_one_graph(table, switched):
     model = archs.build(ARCH, num_classes=5).to("cuda").to(memory_format=torch.channels_last).train()
     if switched == "fused auto":
-        assert set_fused(model, "auto", "cuda")
+        assert not set_fused(model, "auto", "cuda") and not set_fused(model, "auto", "cuda", "resnet18")
+        assert set_fused(model, "auto", "cuda", ARCH)
     else:
         apply_policy(model, Policy(rewrite="raw outputs"))
     (graph,) = graphs_of(model)

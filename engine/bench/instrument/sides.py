@@ -55,7 +55,7 @@ def build_network(side: Side, image_size: int) -> nn.Module:
     options = {"auxiliary": False} if not side.auxiliary and "auxiliary" in options_of(name) else {}
     model = without_dropout(archs.build(name, CLASSES, image_size=image_size, **options)).train()
     if side.fused != "off":
-        set_fused(model, side.fused, "cuda" if use_cuda() else "cpu")  # type: ignore[arg-type]
+        set_fused(model, side.fused, "cuda" if use_cuda() else "cpu", archs.lookup(name).name)  # type: ignore[arg-type]
     if side.recompute:
         from engine.step.recompute import recompute_blocks
 
