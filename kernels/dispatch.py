@@ -137,9 +137,9 @@ def fuses(fused: Fused, device: torch.device | str, arch: str = "") -> bool:
     """Whether the network `arch` runs through this package's layers at all.
 
     auto: only on a GPU on which its own fused step was measured to be faster than the compiled plain one. Layers that
-    are faster one by one do not make it so: on an H200, whose table had 26 such layers, ResNet-50 went this way and took
-    2.6 times as long, both compiled (profiles/h200/archs.json, beside other processes): passes that inductor fuses with
-    their neighbours are then operators of their own.
+    are faster one by one do not make it so: on an H200, whose table had 26 such layers, ResNet-50 went this way and
+    took 2.6 times as long, both compiled (profiles/h200/archs.json, beside other processes): passes that inductor
+    fuses with their neighbours are then operators of their own.
     """
     if fused != "auto":
         return fused == "on"
