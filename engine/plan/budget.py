@@ -8,7 +8,7 @@ import torch
 
 from engine.config import ConfigError, RunConfig, require
 from engine.config.byte_sizes import gib, parse_bytes
-from engine.plan.memory.cuda import Device
+from engine.plan.memory.card import device_of
 from engine.step.plan import Hardware, use_cuda
 
 if TYPE_CHECKING:
@@ -24,7 +24,8 @@ def budget_bytes(config: RunConfig) -> int:
 def free_memory() -> int:
     """Bytes of the current GPU that this process can have: what is free, and the context that it holds already."""
     free, _ = torch.cuda.mem_get_info()
-    return free + Device().context
+    card = torch.cuda.get_device_properties(torch.cuda.current_device())
+    return free + device_of(card.name, (card.major, card.minor)).context
 
 
 def least_over_ranks(size: int, launch: Launch) -> int:

@@ -60,8 +60,8 @@ def explanation(result, correction) -> str:
     return "\n".join(
         [
             text_table(("at the peak", ""), [*rows, ("all", gib(chosen.peak))]),
-            f"assumed: context {gib(device.context)}, cuBLAS workspace {gib(device.cublas)}, a convolution's at "
-            f"most {gib(result.cap)} (CUDNN_CONV_WSCAP_DBG)",
+            f"{'measured on this card' if device.measured else 'assumed'}: context {gib(device.outside)}, cuBLAS's "
+            f"workspaces {gib(device.cublas)}; a convolution's: at most {gib(result.cap)} (CUDNN_CONV_WSCAP_DBG)",
             f"replayed: torch's allocator with{'' if load.expandable else 'out'} expandable segments, three steps",
             *([f"assumed: NCCL {gib(load.nccl)}, ZeRO's buckets as in configs/deepspeed"] if load.ranks > 1 else []),
             f"assumed: {load.feed.backend} reads images of {load.feed.side} px a side",

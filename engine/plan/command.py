@@ -10,6 +10,7 @@ from engine.plan.budget import budget_of
 from engine.plan.calibration import correction_for
 from engine.plan.candidate_table import candidate_table, explanation
 from engine.plan.matrix import run_matrix
+from engine.plan.memory.card import device_of
 from engine.plan.memory.fake import on_meta
 from engine.plan.memory.simulate import Untraceable
 from engine.plan.request import PlanConfig, builder, output_folder, planned_hardware, training_flags
@@ -47,6 +48,7 @@ def run_plan(options: PlanConfig, draw: Callable[[Planned], bytes | None]) -> in
         offload_optimizer=options.offload_optimizer,
         correction=correction,
         expandable=expandable(),
+        device=device_of(hardware.name, hardware.capability),
     )
     precision = choose_precision(config.precision.precision, hardware)
     try:

@@ -11,6 +11,7 @@ from torch import nn
 
 from engine.config import ConfigError, RunConfig, require
 from engine.plan.calibration import Correction
+from engine.plan.memory.card import device_of
 from engine.plan.memory.loader import Feed
 from engine.plan.memory.simulate import Untraceable
 from engine.plan.memory.trace import Category
@@ -92,6 +93,7 @@ def plan_run(
         correction=correction,
         offload_optimizer=offload_optimizer,
         expandable=expandable(),
+        device=device_of(hardware.name, hardware.capability),
         **({} if feed is None else {"feed": feed}),
     )
     try:

@@ -117,7 +117,7 @@ class Simulated:
         live[Category.WORKSPACE] += (factors.workspace - 1) * allocator
         if load.cuda:
             live[Category.WORKSPACE] += load.device.cublas
-            live[Category.CONTEXT] += load.device.context + factors.context
+            live[Category.CONTEXT] += load.device.outside + factors.context
             live[Category.LOADER] += load.feed.device_bytes(load.share, load.image_size, precision == "fp16")
             live[Category.FRAGMENTATION] += (factors.fragmentation - 1) * allocator
             if within and timeline.peak > within:

@@ -23,7 +23,7 @@ import archs
 from engine.bench.instrument.measure import release_memory
 from engine.config import DataConfig, ModelConfig, OptimConfig, PrecisionConfig, RunConfig
 from engine.config.byte_sizes import GIB
-from engine.plan.memory.cuda import Device
+from engine.plan.memory.card import device_of
 from engine.plan.memory.loader import Feed
 from engine.plan.run_plan import to_plan, workload_of
 from engine.plan.search import Search
@@ -61,8 +61,9 @@ def allocator_held_to(budget: int) -> Iterator[None]:
     if not torch.cuda.is_available():
         yield
         return
-    total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
-    torch.cuda.set_per_process_memory_fraction(min(1.0, (budget - Device().context) / total))
+    card = torch.cuda.get_device_properties(torch.cuda.current_device())
+    outside = device_of(card.name, (card.major, card.minor)).outside
+    torch.cuda.set_per_process_memory_fraction(min(1.0, (budget - outside) / card.total_memory))
     try:
         yield
     finally:
@@ -149,7 +150,8 @@ def memory_row(
     build = partial(archs.build, arch, num_classes, image_size=image_size)
     # images are made on the device: there is no loader
     workload = workload_of(config, build, num_classes, cuda=hardware.type == "cuda", feed=Feed("none"))
-    workload = replace(workload, expandable=expandable())
+    device = device_of(hardware.name, hardware.capability)
+    workload = replace(workload, expandable=expandable(), device=device)
     result = Search(workload, [precision]).run(budget, every=True)
     row: dict = {
         "arch": arch,

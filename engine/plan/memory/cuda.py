@@ -74,13 +74,23 @@ class Device:
     """What of a card a training process cannot use for tensors. Bytes."""
 
     context: int = 448 * MIB
-    """CUDA context and loaded modules; 0.3-0.6 GiB on today's cards."""
+    """CUDA context and torch's modules; 0.3-0.6 GiB on today's cards."""
+    libraries: int = 0
+    """cuBLAS's and cuDNN's code, loaded at the first call; part of what is assumed for the context."""
     cublas: int = 32 * MIB
-    """cuBLAS's workspace: 32 MiB from Hopper on, 8 MiB before (aten/src/ATen/cuda/CublasHandlePool.cpp)."""
+    """cuBLAS's workspaces, one for the forward pass and one for autograd's thread: 8 MiB each before Hopper
+    (aten/src/ATen/cuda/CUDABlas.cpp)."""
     nccl: int = 256 * MIB
     """NCCL's channels of one group of GPUs."""
     workspaces: bool = True
     """Convolutions take workspaces, and cuDNN's norms reserves; an emulated card's do not."""
+    measured: bool = False
+    """On such a card (engine.plan.memory.card), not assumed."""
+
+    @property
+    def outside(self) -> int:
+        """What a process holds outside torch's allocator."""
+        return self.context + self.libraries
 
 
 def workspace_cap(budget: int) -> int:
