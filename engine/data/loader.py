@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
@@ -18,6 +18,7 @@ import torch
 
 from engine.data import sampling
 from engine.data.bad_images import BadImage
+from engine.data.decoding_watch import DecodingWatch
 from engine.data.preprocessing import Preprocessing
 from engine.data.sources.source import DataError, Source, Split
 
@@ -113,8 +114,10 @@ class Loader(ABC):
     device, dtype  where the images go and what they become
     seed           of the order and the augmentation
     minimum_share  images that a rank's share is filled up to in the last batch; 2 in training, for BatchNorm
+    only           int64 indices of the images of the split that there are; None is all, or `config.limit` of them
 
-    Raises DataError for a batch that the ranks cannot share. `on_bad`, where set, is called with each bad image once.
+    Raises DataError for a batch that the ranks cannot share. `on_bad`, where set, is called with each bad image once;
+    `watch` notes what is with the decoder.
     """
 
     backend: Literal["dali", "torchvision"]
@@ -132,11 +135,12 @@ class Loader(ABC):
         dtype: torch.dtype = torch.float32,
         seed: int = 0,
         minimum_share: int | None = None,
+        only: np.ndarray | None = None,
     ) -> None:
         self.source, self.config, self.device, self.dtype = source, config, torch.device(device), dtype
         self.train = split == "train"
         self.data: Split = source.train if self.train else source.val
-        chosen = sampling.subset(len(self.data), config.limit if self.train else 0, seed)
+        chosen = sampling.subset(len(self.data), config.limit if self.train else 0, seed) if only is None else only
         if minimum_share is None:
             minimum_share = 2 if self.train else 1
         try:
@@ -151,6 +155,7 @@ class Loader(ABC):
         self.preprocessing = Preprocessing.of(source, config)
         self.bad_images: list[BadImage] = []
         self.on_bad: Callable[[BadImage], None] | None = None
+        self.watch: DecodingWatch | None = None
         self._reported: set[int] = set()
         self._iterator_number = 0
 
@@ -163,6 +168,16 @@ class Loader(ABC):
         """Where its images are, for messages."""
         split = "train" if self.train else "val"
         return f"{split}/" if self.data.paths is not None else f"the {split} split of {self.source.name}"
+
+    def note(self, requests: Iterable[Request]) -> None:
+        """Let the watch know which files are with the decoder."""
+        if self.watch is not None and self.data.paths is not None:
+            names = [self.data.path(int(index)) for request in requests for index in request.share.indices]
+            self.watch.note("train" if self.train else "val", names)
+
+    @abstractmethod
+    def avoid(self, crashes: Mapping[str, str]) -> None:
+        """Keep images, by name, from a decoder that crashes on them: bad for a reason, Pillow's where it is empty."""
 
     def unreadable_classes(self) -> list[str]:
         """Classes of which not one image could be read so far, by this process."""

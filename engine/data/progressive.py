@@ -6,11 +6,12 @@ augmentation along with the size; here the size alone grows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
 from engine.config import DataConfig
 from engine.data.bad_images import BadImage
+from engine.data.decoding_watch import DecodingWatch
 from engine.data.loader import Batch, Loader
 
 MULTIPLE = 8
@@ -43,6 +44,8 @@ class ProgressiveLoader:
         self._make, self.config, self._epochs = make, config, epochs
         self._on_bad: Callable[[BadImage], None] | None = None
         self._earlier: list[BadImage] = []
+        self._watch: DecodingWatch | None = None
+        self._crashes: Mapping[str, str] = {}
         self.size = self.size_of(0)
         self._loader = make(replace(config, image_size=self.size))
 
@@ -58,7 +61,8 @@ class ProgressiveLoader:
             self._loader.close()
             self.size = self.size_of(epoch)
             self._loader = self._make(replace(self.config, image_size=self.size))
-            self._loader.on_bad = self._tell
+            self._loader.on_bad, self._loader.watch = self._tell, self._watch
+            self._loader.avoid(self._crashes)
         return self._loader.epoch(epoch, start_step)
 
     def _new(self, images: list[BadImage]) -> list[BadImage]:
@@ -83,6 +87,20 @@ class ProgressiveLoader:
     def on_bad(self, told: Callable[[BadImage], None] | None) -> None:
         self._on_bad = told
         self._loader.on_bad = self._tell
+
+    @property
+    def watch(self) -> DecodingWatch | None:
+        """Notes what is with the decoder."""
+        return self._watch
+
+    @watch.setter
+    def watch(self, watch: DecodingWatch | None) -> None:
+        self._watch = self._loader.watch = watch
+
+    def avoid(self, crashes: Mapping[str, str]) -> None:
+        """Keep images by name from the decoder that crashes on them; see Loader.avoid."""
+        self._crashes = crashes
+        self._loader.avoid(crashes)
 
     @property
     def place(self) -> str:

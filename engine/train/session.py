@@ -18,6 +18,7 @@ from accelerate.utils import gather_object
 from engine.config import DataConfig, RunConfig
 from engine.config.byte_sizes import gib
 from engine.data.backend import make_loader
+from engine.data.decoding_watch import DecodingWatch
 from engine.data.fingerprint import fingerprint_of
 from engine.data.loader import Loader
 from engine.data.progressive import ProgressiveLoader
@@ -26,9 +27,8 @@ from engine.monitor.monitor import Monitor
 from engine.monitor.progress import clock
 from engine.monitor.step_profile import StepProfile
 from engine.plan.budget import budget_bytes, free_memory, least_over_ranks, refuse_more_than_the_card
-from engine.plan.calibration import Measurement, add_measurement, correction_for
+from engine.plan.calibration import correction_for
 from engine.plan.memory.loader import feed_of
-from engine.plan.memory.trace import Category
 from engine.plan.run_plan import plan_run
 from engine.plan.told import plan_lines
 from engine.plan.workload import Planned
@@ -43,10 +43,12 @@ from engine.step.device_memory.out_of_memory import first_sentences, out_of_memo
 from engine.step.launcher import meet_again
 from engine.step.network import build_network, network_builder
 from engine.step.optim import build_optimizer
-from engine.step.plan import Hardware, Plan
+from engine.step.plan import Hardware
 from engine.step.single_values import refuse_single_values
 from engine.step.weights.pretrained import with_preprocessing
 from engine.step.wrap import AUTOCAST_DTYPES, Launch, build_accelerator, prepare_device, wrap
+from engine.train.decoder_crash import known_crashes
+from engine.train.memory_verdict import compare_memory
 from engine.train.shared_folder import choose_checkpoint, describe, open_folder
 from engine.train.trainer import Diverged, Trainer
 
@@ -65,6 +67,7 @@ class Session:
 
     def __init__(self, config: RunConfig, source: Source, interrupt: Interrupt, relaunch: Relaunch) -> None:
         self.loaders: list = []
+        self.watch: DecodingWatch | None = None
         self.relaunch = relaunch
         self.folder: RunFolder | None = None
         try:
@@ -120,8 +123,11 @@ class Session:
         self.loaders.append(self.train_loader)
         self.val_loader = loader("val", minimum_share=1, config=config.data)
         self.loaders.append(self.val_loader)
+        self.watch = DecodingWatch(folder.path, launch.rank)
+        crashes = known_crashes(folder.path)
         for each in self.loaders:
-            each.on_bad = self._bad_image
+            each.on_bad, each.watch = self._bad_image, self.watch
+            each.avoid(crashes)
         sizes = config.data.progressive_stages if growing else 1
         wrapped, optimizer = wrap(model, optimizer, plan, self.accelerator, sizes)
         torch.manual_seed(config.seed + 1 + launch.rank)  # dropout differs by rank, weights do not
@@ -316,7 +322,7 @@ class Session:
             seconds=round(seconds, 2),
             unreadable_images=bad,
         )
-        self._compare_memory()
+        compare_memory(self.config.model.arch, self.trainer, folder)
         self._report()
         if stopped:
             print(f"stopped at step {progress.step}; go on with: --resume {folder.path}", flush=True)
@@ -331,46 +337,6 @@ class Session:
         print(f"weights {folder.weights}")
         if self.config.log.plots:
             print(f"report  {folder.path / 'report.html'}")
-
-    def _compare_memory(self) -> None:
-        """Say how the peak compares with the prediction, and keep that for the next plan on such a GPU."""
-        plan = self.trainer.plan
-        if not plan.predicted_allocated_bytes:
-            return
-        if plan.device != "cuda":
-            print(f"memory: predicted {gib(plan.predicted_allocated_bytes)}, not measured on a CPU")
-            return
-        peaks = self.trainer.peaks
-        measured = peaks.allocated or torch.cuda.max_memory_allocated()
-        ratio = measured / plan.predicted_allocated_bytes
-        print(f"memory: predicted {gib(plan.predicted_allocated_bytes)}, measured {gib(measured)} ({ratio:.3f} ×)")
-        self.run_folder.append(
-            "event",
-            event="memory",
-            step=self.trainer.progress.step,
-            predicted_bytes=plan.predicted_allocated_bytes,
-            measured_bytes=measured,
-            predicted_reserved_bytes=plan.predicted_reserved_bytes,
-            measured_reserved_bytes=peaks.reserved,
-        )
-        if not self.trainer.rescue.events and peaks.allocated:  # else of more than one plan, or of no whole step
-            add_measurement(plan.device_name, self._measurement(plan, ratio), measured)
-
-    def _measurement(self, plan: Plan, ratio: float) -> Measurement:
-        """What this run says of the next ones, without the corrections that its plan had."""
-        arch, policy, peaks = self.config.model.arch, plan.policy.describe(), self.trainer.peaks
-        had = correction_for(plan.device_name).factors(arch, plan.precision, policy)
-        assumed = sum(plan.predicted_bytes.get(each.label, 0) for each in (Category.CONTEXT, Category.LOADER))
-        outside = peaks.outside()
-        reserved = plan.predicted_reserved_bytes
-        return Measurement(
-            arch,
-            plan.precision,
-            policy,
-            workspace=round(ratio * had.workspace, 4),
-            fragmentation=round(peaks.reserved / reserved, 4) if reserved else 1.0,
-            context=0 if outside is None else max(0, outside - assumed + had.context),
-        )
 
     def _report(self) -> None:
         """Draw the plots and the page; a disk that is full by now does not turn a finished run into a failed one."""
@@ -387,6 +353,8 @@ class Session:
         """Let go of loaders, DeepSpeed and the process group."""
         for loader in self.loaders:
             loader.close()
+        if self.watch is not None:
+            self.watch.close()
         if self.folder is not None:
             self.folder.close()
         if torch.distributed.is_initialized():

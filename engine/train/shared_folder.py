@@ -15,6 +15,7 @@ from engine.recovery.same_run import refuse_other_run
 from engine.report.memory_picture import planned_picture
 from engine.runs.door import CannotWrite
 from engine.runs.runfolder import RunFolder
+from engine.train.decoder_crash import after_crashes
 
 
 def decided(accelerator: Accelerator, work: Callable[[], str | None]) -> str | None:
@@ -47,6 +48,7 @@ def open_folder(config: RunConfig, asked: RunConfig, arch: str, data: str, accel
             owned.append(RunFolder.open(path))
             try:
                 refuse_other_run(asked, path)
+                after_crashes(owned[0])
             except BaseException:
                 owned[0].close()
                 raise

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -76,6 +76,15 @@ class DaliLoader(Loader):
         self._graph = None
         self._flight.clear()
 
+    def avoid(self, crashes: Mapping[str, str]) -> None:
+        if self.files is None or not crashes:
+            return
+        for index, path in enumerate(self.files.paths):
+            if reason := crashes.get(path):
+                self._bad[index] = BadImage(path, reason)
+            elif reason is not None:
+                self.files.by_pillow.add(index)
+
     def _batch(self, position: Position) -> Batch:
         if not self._flight or self._flight[0].request.position != position:
             self._discard_flight()
@@ -109,6 +118,7 @@ class DaliLoader(Loader):
 
     def _start_reading(self, position: Position) -> tuple[Request, list[Future]]:
         request = self.schedule.request(position)
+        self.note([*(item.request for item in self._flight), *(ahead for ahead, _ in self._reading), request])
         indices = request.share.indices
         chunks = [indices[i : i + READ_CHUNK].tolist() for i in range(0, len(indices), READ_CHUNK)]
         return request, [self._threads.submit(self._load, chunk) for chunk in chunks]

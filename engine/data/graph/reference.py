@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gc
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -18,10 +18,14 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2 import functional
 
 from engine.data.bad_images import BadImage, Unreachable, Unreadable, decode, read
+from engine.data.decoding_watch import DecoderDied
 from engine.data.graph import crops
-from engine.data.loader import Batch, Loader, Position, Schedule, fill_bad_slots, worker_count
+from engine.data.loader import Batch, Loader, Position, Request, Schedule, fill_bad_slots, worker_count
 from engine.data.preprocessing import Preprocessing
 from engine.data.sources.source import Split
+
+WORKER_DIED = "DataLoader worker"
+"""In the RuntimeError of torch.utils.data for a worker that a signal ended; it has no type of its own."""
 
 
 class TorchvisionLoader(Loader):
@@ -32,11 +36,11 @@ class TorchvisionLoader(Loader):
     def __init__(self, *arguments, **settings) -> None:
         super().__init__(*arguments, **settings)
         config = self.config
-        pictures = Pictures(self.data, self.schedule, self.preprocessing, self.crop_scale, self.flip)
+        self._pictures = Pictures(self.data, self.schedule, self.preprocessing, self.crop_scale, self.flip)
         self._positions = Positions(self.schedule)
         workers = worker_count(config.workers)
         self._loader: DataLoader | None = DataLoader(
-            pictures,
+            self._pictures,
             sampler=self._positions,
             batch_size=None,  # an item is a batch already
             collate_fn=unchanged,
@@ -57,6 +61,11 @@ class TorchvisionLoader(Loader):
         self._iterator = None
         self._loader = None
 
+    def avoid(self, crashes: Mapping[str, str]) -> None:
+        if self.data.paths is not None:  # the workers begin with the first batch, and take this with them
+            known = {index: crashes[path] for index, path in enumerate(self.data.paths) if path in crashes}
+            self._pictures.crashing |= known
+
     def _batch(self, position: Position) -> Batch:
         if self._loader is None:
             raise RuntimeError("this loader is closed")
@@ -65,7 +74,19 @@ class TorchvisionLoader(Loader):
             if self._iterator is None:
                 gc.collect()  # a DALI graph that is garbage when workers fork would hang the one that collects it
             self._iterator = iter(self._loader)  # the workers stay, what they had prepared is dropped
-        images, slots, good, found = next(self._iterator)
+        self.note(self._ahead(position))
+        try:
+            images, slots, good, found = next(self._iterator)
+        except RuntimeError as error:
+            if WORKER_DIED not in str(error):
+                raise
+            signal = str(error).partition("by signal: ")[2].partition(".")[0].strip() or "ended without a word"
+            if self.watch is not None:
+                self.watch.worker_died(signal)
+            raise DecoderDied(
+                f"a process that decodes images died ({signal}); go on with --resume RUN_FOLDER, "
+                "which tries the images that it had, one by one, and leaves out what crashes"
+            ) from None
         self._next = self.schedule.following(position)
         request = self.schedule.request(position)
         bad = {int(request.share.indices[slot]): image for slot, image in found.items()}
@@ -73,6 +94,15 @@ class TorchvisionLoader(Loader):
         images = images.to(self.device, non_blocking=True).permute(0, 3, 1, 2)
         images = ((images - self._mean) / self._std).to(self.dtype)
         return self._assemble(request, images, request.share.indices[slots], good, bad)
+
+    def _ahead(self, position: Position) -> Iterator[Request]:
+        """What the workers may have: the batch at `position` and those that are prepared behind it."""
+        assert self._loader is not None
+        following: Position | None = position
+        for _ in range(1 + self._loader.num_workers * (self._loader.prefetch_factor or 1)):
+            if following is not None:
+                yield self.schedule.request(following)
+                following = self.schedule.following(following)
 
 
 class Positions:
@@ -117,6 +147,8 @@ class Pictures(Dataset):
     ) -> None:
         self.data, self.schedule, self.preprocessing = data, schedule, preprocessing
         self.crop_scale, self.flip = crop_scale, flip
+        self.crashing: dict[int, str] = {}
+        """Images on which a decoder crashed before, with the reason; empty where Pillow decodes them, as here."""
 
     def __getitem__(self, position: Position) -> tuple[torch.Tensor, np.ndarray, np.ndarray, dict[int, BadImage]]:
         """The batch at `position`.
@@ -147,6 +179,8 @@ class Pictures(Dataset):
     def _load(self, index: int) -> Image.Image:
         if self.data.paths is None:
             return Image.fromarray(self.data.array(index))
+        if reason := self.crashing.get(index):
+            raise Unreadable(reason)
         return decode(read(self.data.paths[index]))
 
     def _cut(self, picture: Image.Image, draws: np.ndarray | None) -> Image.Image:
