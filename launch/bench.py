@@ -1,6 +1,7 @@
 """Measure: `python launch/bench.py --suite archs --budget 8m`; results go to profiles/<machine>/<suite>.json."""
 
 import argparse
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -10,6 +11,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from engine.imports import refuse_foreign_packages
 
 refuse_foreign_packages()
+
+from engine.recovery.start import begin, in_words
+
+begin()
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -59,6 +64,7 @@ def main(arguments: list[str] | None = None) -> int:
     from engine.bench.pages.index import write_index
     from engine.bench.suites.run import choose, run_suites
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # from here on there are processes to end
     if given.dry_run:
         stay_on_cpu()
         given.output = given.output or Path(tempfile.mkdtemp(prefix="bench-dry-run-"))
@@ -92,8 +98,11 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, Unwritable) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("\nstopped; rows that were measured are kept, --continue measures the others", file=sys.stderr)
+        return 130
     return 1 if failed else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(in_words(main))

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -33,9 +34,10 @@ def ranks_of(process: subprocess.Popen) -> list[psutil.Process]:
     """The launcher's two processes, once both are there."""
     deadline = time.monotonic() + SECONDS
     while time.monotonic() < deadline and process.poll() is None:
-        found = [one for one in psutil.Process(process.pid).children() if "launch/train.py" in " ".join(one.cmdline())]
-        if len(found) == 2:
-            return found
+        with suppress(psutil.Error):  # one of them ended between two questions
+            found = [one for one in psutil.Process(process.pid).children() if "launch/train.py" in one.cmdline()]
+            if len(found) == 2:
+                return found
         time.sleep(0.02)
     raise Wrong("the ranks did not start")
 

@@ -1,7 +1,10 @@
 """The suites at tiny sizes, through the same lines as on a GPU, and what the command line refuses."""
 
 import json
+import signal
+import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +21,7 @@ from engine.bench.suites import arch_rows, zoo_rows
 from engine.bench.suites import run as suites
 from engine.bench.suites.run import SUITES, UnknownSuite, choose, rows_of, run_suites, table_of
 from engine.bench.suites.run_record import run_figures
+from engine.runs.provenance import ROOT
 from engine.runs.records import RecordWriter
 
 
@@ -271,3 +275,21 @@ def test_a_crashed_row_is_an_exit_code(tmp_path, bench, monkeypatch):
     monkeypatch.setattr(machine_rows, "copy_rate", broken)
     code, output, _ = bench("--suite", "machine", "--dry-run", "--output", str(tmp_path))
     assert code == 1 and "copy: RuntimeError: no memory" in output and "host to device" in output
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seconds", [0.3, 2.5, 6.0])
+def test_ctrl_c_is_one_line_at_any_moment(tmp_path, seconds):
+    """In the imports as in a row: no traceback, exit code 130, and no row that claims to be running."""
+    command = [sys.executable, "launch/bench.py", "--suite", "archs", "--arch", "alexnet", "--dry-run"]
+    command += ["--output", str(tmp_path)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        time.sleep(seconds)
+        process.send_signal(signal.SIGINT)
+        _, told = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Traceback" not in told and told.strip().count("\n") == 0, told
+    again = subprocess.run([*command, "--continue"], cwd=ROOT, capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
+    (written,) = tmp_path.rglob("archs.json")
+    document = json.loads(written.read_text())
+    assert document["rows"] and "running" not in document and not document["not_reached"]
