@@ -12,6 +12,7 @@ import torch
 import archs
 from engine.config import ConfigError
 from engine.data.preprocessing import Preprocessing
+from engine.step.finetune import last_layer
 from engine.use.export import graph_files
 from engine.use.export.graph import RawGraph
 
@@ -19,6 +20,8 @@ QUICK = ("squeezenet1_1", "gmlp_d6")
 """One of convolutions and one of tokens in the default run, at small sizes; the others are marked slow."""
 SIDES = {"inceptionv3": 75, "inceptionv3_fullres": 13, "alexnet": 63, "alexnet_owt": 63, "nin": 39}
 SIDES |= {"vit_b32": 64, "vit_d6": 64}
+LOGITS = 20.0
+"""About the largest of a trained network; a head of 4,096 random weights sums up to more than 1e-4 resolves."""
 FACTS = {"network": "x", "classes": '["a", "b"]'}
 
 
@@ -30,6 +33,9 @@ def raw(name: str, side: int = 0) -> RawGraph:
     with torch.no_grad():
         for parameter in model.head.parameters():
             parameter.add_(torch.randn_like(parameter), alpha=0.05)
+        largest = model(torch.randn(2, 3, side, side)).abs().max().item()
+        for parameter in last_layer(model).parameters():
+            parameter.mul_(min(1.0, LOGITS / largest))
     return RawGraph(model, Preprocessing((0.4, 0.5, 0.6), (0.2, 0.25, 0.3), 1.0, "bicubic", side))
 
 
