@@ -14,6 +14,7 @@ from engine.recovery.start import begin, in_words
 begin()
 
 from engine.config import ConfigError, parse
+from engine.train.lr_range import asked
 from engine.train.run import fail, train
 
 
@@ -25,9 +26,14 @@ def main() -> int:
         print(listing())
         return 0
     try:
-        config = parse()
+        arguments, span = asked(sys.argv[1:])
+        config = parse(arguments)
     except ConfigError as error:
         return fail(error)
+    if span is not None:
+        from engine.train.lr_finder import find_lr
+
+        return find_lr(config, span)
     return train(config, command=sys.orig_argv)
 
 

@@ -47,6 +47,8 @@ class OptimizerStep:
         self.agree: Callable[..., None] = lambda batch, last: None
         """Called as (batch, last) after `batch`'s backward pass, before its gradients are used: ranks go on together or
         fail together. `last`: no other backward pass follows in this step."""
+        self.rate: Callable[[int], float] = lambda step: learning_rate(step, steps_per_epoch, config)
+        """Learning rate of a 0-based step of the run: the schedule's, unless somebody looks for a rate."""
         self.meter = torch.zeros(6, dtype=torch.float64, device=accelerator.device)
         """Loss, hits, images, the first step with a bad loss, and two places for the training loop."""
         self._parameters = list(model.parameters())
@@ -59,8 +61,7 @@ class OptimizerStep:
     def take(self, batch) -> None:
         """One step. With SAM the gradient is taken twice; what is counted is at the weights themselves."""
         step = self.progress.in_steps_of(self.steps_per_epoch)
-        rate = learning_rate(step, self.steps_per_epoch, self.config)
-        set_learning_rate(self.optimizer, rate)
+        set_learning_rate(self.optimizer, self.rate(step))
         counted = self._gradient(batch, last=self.sam is None)
         if self.sam:
             with self.sam.moved():
