@@ -10,7 +10,7 @@ from engine.config.optim import OptimConfig
 from engine.config.parallel import ParallelConfig
 from engine.config.precision import PrecisionConfig
 from engine.config.resume import find_run
-from engine.config.run_config import RunConfig, field_names, flatten, from_yaml, to_yaml
+from engine.config.run_config import RunConfig, changed_yaml, field_names, flatten, from_yaml, to_yaml
 
 __all__ = [
     "ConfigError",
@@ -23,6 +23,7 @@ __all__ = [
     "PrecisionConfig",
     "RankError",
     "RunConfig",
+    "changed_yaml",
     "command_line",
     "field_names",
     "find_run",

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from engine.config.checks import require
 from engine.config.flag import tyro
 from engine.config.other_names import refuse_other_names
+from engine.config.recipe import recipe_file
 from engine.config.resume import find_run
 from engine.config.run_config import RunConfig, flags, from_yaml
 
 DESCRIPTION = """Train an image classifier.
 
 Without --data.name or --data.root it trains on scikit-learn's handwritten digits, which need no download.
-`--list-archs` shows the networks.
+`--list-archs` shows the networks. `--find-lr` looks for a learning rate (`--find-lr 1e-6:10:100`: from, to, steps).
 Several GPUs: put `accelerate launch` in front. Your own pictures: --data.root FOLDER with train/ and val/."""
 
 
@@ -40,6 +42,11 @@ def parse(arguments: Sequence[str] | None = None) -> RunConfig:
     base = None
     path = value_of("--config", given)
     run = value_of("--resume", given)
+    recipe = value_of("--recipe", given)
+    if recipe is not None:
+        require(path is None, "--recipe and --config are two descriptions: write `recipe: NAME` into that file")
+        require(run is None, "--recipe begins a run, and --resume goes on with one that has its own; leave it out")
+        base = replace(from_yaml(recipe_file(recipe)), recipe=recipe)
     if path is not None:
         base = from_yaml(Path(path))
     elif run is not None:

@@ -47,6 +47,10 @@ class DataConfig:
     """Filter of every resize; none as for the mean, bilinear where no weights say."""
     limit: int = 0
     """Train on this many images only, a seeded random choice; 0 is all."""
+    folds: int = 0
+    """Parts of a cross-validation over all images, training and test ones together; 0 is none."""
+    fold: int = 0
+    """Which part is tested on, from 0; the others are trained on."""
     download: bool = True
     """Let mnist and cifar10 be downloaded where they are missing."""
 
@@ -64,6 +68,11 @@ class DataConfig:
         require(self.workers >= 0, f"--data.workers must be 0 (one a core) or more, not {self.workers}")
         require(self.prefetch >= 1, f"--data.prefetch must be at least 1 batch, not {self.prefetch}")
         require(self.limit >= 0, f"--data.limit must be 0 (all images) or more, not {self.limit}")
+        require(self.folds == 0 or self.folds >= 2, f"--data.folds must be 0 (none) or at least 2, not {self.folds}")
+        require(
+            0 <= self.fold < max(1, self.folds),
+            f"--data.fold must be from 0 to one less than --data.folds ({self.folds}), not {self.fold}",
+        )
         require(self.std is None or min(self.std) > 0, f"--data.std must be above 0 in every channel, not {self.std}")
         require(
             self.eval_crop is None or 0 < self.eval_crop <= 1,

@@ -67,6 +67,9 @@ class OptimConfig:
     """How the rate gets from warmup_lr to the peak: in a line, or at once behind the warm-up."""
     warmup_lr: float = 0.0
     """Learning rate at which the warm-up begins."""
+    step_per_epoch: bool = False
+    """The schedule moves on once an epoch and takes epochs for steps: the learning repository's mistake, for its
+    figures."""
     label_smoothing: float = 0.0
     """Share of the target spread over all classes (Szegedy et al. 2015, arXiv:1512.00567, section 7)."""
     clip_norm: float = 0.0

@@ -28,6 +28,7 @@ from engine.config.numbers import refuse_absurd
 from engine.config.optim import OptimConfig
 from engine.config.parallel import ParallelConfig
 from engine.config.precision import PrecisionConfig
+from engine.config.recipe import recipe_file
 from engine.config.yaml_text import as_meant, read_yaml
 
 
@@ -42,6 +43,8 @@ class RunConfig:
     memory: MemoryConfig = field(default_factory=MemoryConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     log: LogConfig = field(default_factory=LogConfig)
+    recipe: str | None = None
+    """Recipe under configs/recipes/ that the other fields began with, as resnet18/paper; flags win over it."""
     seed: int = 0
     """Seed of the weights, the order of the images and their augmentation."""
     config: Path | None = None
@@ -52,6 +55,17 @@ class RunConfig:
     def __post_init__(self) -> None:
         require(0 <= self.seed < 2**63, f"--seed must be in [0, 2^63), not {self.seed}")
         refuse_absurd(self, flags())
+
+
+def changed_yaml(config: RunConfig) -> str:
+    """The fields that differ from their defaults, as YAML in their groups; where the run is written is left out."""
+    tree: dict[str, Any] = {}
+    usual = dict(flatten(_plain(dataclasses.asdict(RunConfig()))))
+    for name, value in flatten(_plain(dataclasses.asdict(config))):
+        if value != usual[name] and name not in ("config", "resume", "recipe", "log.output"):
+            group, _, leaf = name.rpartition(".")
+            (tree.setdefault(group, {}) if group else tree)[leaf] = value
+    return yaml.safe_dump(tree, sort_keys=False)
 
 
 WHOLE = re.compile(r"^# all (\d+) fields$", re.MULTILINE)
@@ -132,31 +146,49 @@ def from_yaml(path: Path, whole: bool = False) -> RunConfig:
     Raises ConfigError for a missing file, text that is not YAML, an unknown key (with the nearest names), or a
     value of the wrong type or out of range.
     """
-    import pydantic
-
     text, tree = read_yaml(path, f"--config {path}")
     refuse_unknown(tree, f"--config {path}")
     if whole:
         refuse_cut(text, tree, str(path))
+    if tree.get("recipe") and not WHOLE.search(text):  # a run's own has the recipe's fields already
+        tree = over_recipe(tree)
+    return from_tree(tree, f"--config {path}")
+
+
+def from_tree(tree: dict[str, Any], origin: str) -> RunConfig:
+    """The description that known fields in their groups make. Raises ConfigError, which begins with `origin`."""
+    import pydantic
+
     try:
         return pydantic.TypeAdapter(RunConfig).validate_python(as_meant(RunConfig, tree))
     except ConfigError as error:
-        raise ConfigError(f"--config {path}: {error}") from None
+        raise ConfigError(f"{origin}: {error}") from None
     except pydantic.ValidationError as error:
         lines = [f"{'.'.join(map(str, item['loc']))}: {item['msg']}".removeprefix(": ") for item in error.errors()]
-        raise ConfigError(f"--config {path}: " + "; ".join(lines)) from None
+        raise ConfigError(f"{origin}: " + "; ".join(lines)) from None
+
+
+def over_recipe(tree: dict[str, Any]) -> dict[str, Any]:
+    """The fields of `tree` over those of the recipe that it names. Raises ConfigError where there is none."""
+    path = recipe_file(str(tree["recipe"]))
+    _, below = read_yaml(path, f"--config {path}")
+    refuse_unknown(below, f"--config {path}")
+    groups = {name: {**value, **(tree.get(name) or {})} for name, value in below.items() if isinstance(value, dict)}
+    return {**below, **tree, **groups}
 
 
 def to_yaml(config: RunConfig) -> str:
     """The whole description as YAML; `from_yaml` of it gives an equal RunConfig (less `config` and `resume`)."""
 
-    def plain(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: plain(item) for key, item in value.items()}
-        if isinstance(value, Path):
-            return str(value)
-        return list(value) if isinstance(value, tuple) else value
-
-    tree = plain(dataclasses.asdict(config))
+    tree = _plain(dataclasses.asdict(config))
     del tree["config"], tree["resume"]
     return yaml.safe_dump(tree, sort_keys=False) + f"# all {sum(1 for _ in flatten(tree))} fields\n"
+
+
+def _plain(value: Any) -> Any:
+    """As YAML writes it."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, Path):
+        return str(value)
+    return list(value) if isinstance(value, tuple) else value

@@ -31,7 +31,9 @@ class Moment:
 
 
 def learning_rate(step: int, steps_per_epoch: int, config: OptimConfig) -> float:
-    """Learning rate of the 0-based `step` of a run."""
+    """Learning rate of the 0-based `step` of a run; with config.step_per_epoch that of its epoch's number as a step."""
+    if config.step_per_epoch:
+        step, steps_per_epoch = step // steps_per_epoch, 1
     warmup = config.warmup_steps or round(config.warmup_epochs * steps_per_epoch)
     if step < warmup:
         if config.warmup == "constant":

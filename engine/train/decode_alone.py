@@ -20,6 +20,7 @@ from engine.config import from_yaml
 from engine.data.backend import make_loader
 from engine.data.bad_images import Unreadable, decode, read
 from engine.data.decoding_watch import DecoderDied
+from engine.data.folds import fold_of
 from engine.data.sources.open import open_source
 from engine.step.plan import use_cuda
 
@@ -36,6 +37,7 @@ def main() -> None:
     config = from_yaml(Path(asked["run"]) / "config.yaml")
     data = replace(config.data, limit=0, on_bad_image="skip", workers=0 if asked["way"] == "together" else 1)
     source = open_source(data.name, None if data.root is None else Path(data.root), download=False)
+    source = fold_of(source, data.folds, data.fold)
     split = source.train if asked["split"] == "train" else source.val
     index_of = {path: index for index, path in enumerate(split.paths or [])}
     there = [(place, index_of[name]) for place, name in enumerate(asked["names"]) if name in index_of]

@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from textwrap import indent
+from typing import TYPE_CHECKING, Literal
 
-from engine.config import ConfigError, RankError, RunConfig
+from engine.config import ConfigError, RankError, RunConfig, changed_yaml
+from engine.data.folds import fold_of
 from engine.data.sources.open import open_source
 from engine.data.sources.source import DataError, Source
 from engine.recovery.interrupt import Interrupt
@@ -18,6 +20,9 @@ from engine.recovery.relaunch import Relaunch
 from engine.recovery.restart import after_restart
 from engine.step.device_memory.allocator_settings import choose_expandable
 from engine.step.launcher import refuse_odd_ranks
+
+if TYPE_CHECKING:
+    from engine.train.session import Session
 
 EXIT_USAGE = 2
 
@@ -50,11 +55,12 @@ def show_notices() -> None:
         logger.setLevel(logging.INFO)
 
 
-def train(config: RunConfig, command: Sequence[str] = ()) -> int:
+def train(config: RunConfig, command: Sequence[str] = (), work: Callable[[Session], int] | None = None) -> int:
     """Run the training that `config` describes; returns the exit code.
 
     command  how this process was started (sys.orig_argv), to start it again where memory runs out for good; none: the
              run ends then
+    work     what is done with the session in place of training
 
     0 finished, 1 the loss diverged or memory ran out for good, 2 the description or the data cannot be meant, 128 +
     signal when stopped.
@@ -70,6 +76,8 @@ def train(config: RunConfig, command: Sequence[str] = ()) -> int:
     except (ConfigError, DataError) as error:
         return fail(error)
     choose_expandable()
+    if config.recipe is not None and config.resume is None:
+        say(f"recipe {config.recipe}, and what was given over it:\n\n{indent(changed_yaml(config), '  ')}")
 
     from engine.recovery.rescue import before_first_step  # torch loads here: a mistake above is told at once
     from engine.step.device_memory.out_of_memory import out_of_memory
@@ -87,7 +95,9 @@ def train(config: RunConfig, command: Sequence[str] = ()) -> int:
                 raise
             return fail(before_first_step(error), EXIT_MEMORY, one_rank=True)
         try:
-            return session.run()
+            return session.run() if work is None else work(session)
+        except ConfigError as error:
+            return fail(error)
         except DataError as error:  # an image that one rank read
             return fail(error, one_rank=True)
         finally:
@@ -109,4 +119,5 @@ def choose_data(config: RunConfig) -> tuple[RunConfig, Source]:
             )
         config = replace(config, data=replace(data, name=name))
     root = None if config.data.root is None else Path(config.data.root)
-    return config, open_source(config.data.name, root, download=config.data.download)
+    source = open_source(config.data.name, root, download=config.data.download)
+    return config, fold_of(source, config.data.folds, config.data.fold)

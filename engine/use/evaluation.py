@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from engine.config import ConfigError, DataConfig, command_line, require
 from engine.config.flag import TopLevel
 from engine.data.fingerprint import fingerprint_of
+from engine.data.folds import fold_of
 from engine.data.preprocessing import Preprocessing
 from engine.data.sources.folder import open_for_evaluation
 from engine.data.sources.open import open_source
@@ -56,7 +57,8 @@ def choose_source(config: EvaluateConfig, trained: DataConfig | None, classes: l
     if config.data is None:
         if trained is None:
             raise ConfigError("--data is needed: digits, mnist, cifar10, or a folder")
-        return open_source(trained.name, config.root or trained.root, download=trained.download)
+        source = open_source(trained.name, config.root or trained.root, download=trained.download)
+        return fold_of(source, trained.folds, trained.fold)
     if config.data in NAMED_SOURCES:
         return open_source(config.data, config.root)
     return open_for_evaluation(Path(config.data).expanduser(), classes)

@@ -1,5 +1,6 @@
 """Each schedule against torch's class of that name, over a thousand steps."""
 
+import dataclasses
 import math
 from itertools import pairwise
 
@@ -107,3 +108,12 @@ def test_the_rate_follows_the_batch(rule, rate):
 def test_what_cannot_be_meant_is_refused(fields, told):
     with pytest.raises(ConfigError, match=told):
         OptimConfig(lr=0.1, **fields)
+
+
+def test_stepping_once_an_epoch_takes_epochs_for_steps():
+    """As the learning repository's loop does: WarmupCosine(500, 10000) never leaves its warm-up in ten epochs."""
+    vit = OptimConfig(lr=1e-3, schedule="cosine", warmup_steps=500, schedule_steps=10_000)
+    wrong = dataclasses.replace(vit, step_per_epoch=True)
+    for step in range(0, 3910, 17):
+        assert learning_rate(step, 391, wrong) == learning_rate(step // 391, 391, vit)
+    assert max(learning_rate(step, 391, wrong) for step in range(3910)) <= 2e-5
