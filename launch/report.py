@@ -1,4 +1,4 @@
-"""Report: `python launch/report.py runs/NAME [runs/OTHER ...]` draws each run and compares them."""
+"""Report: `python launch/report.py runs/NAME [runs/OTHER ...]` draws runs and compares them; `runs/ --leaderboard`."""
 
 import argparse
 import sys
@@ -22,8 +22,16 @@ def main(arguments: list[str] | None = None) -> int:
     """Write the reports, print the table and the pages' paths; returns the exit code: 2 where a folder is no run."""
     parser = argparse.ArgumentParser(description="Draw the charts and the page of runs and compare them in a table.")
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folder, as training left it")
-    folders = parser.parse_args(arguments).runs
+    parser.add_argument(
+        "--leaderboard",
+        action="store_true",
+        help="all runs, or those in a folder of runs, beside the learning repository's figures: HTML, Markdown and CSV",
+    )
+    given = parser.parse_args(arguments)
+    folders = given.runs
     try:
+        if given.leaderboard:
+            return show_leaderboard(folders)
         table = summary_table(folders)
         pages = [write_report(folder) for folder in folders]
     except NotARun as error:
@@ -31,6 +39,18 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     print(table)
     print(*(f"report {page}" for page in pages), sep="\n")
+    return 0
+
+
+def show_leaderboard(places: list[Path]) -> int:
+    """Write the leaderboard into the first place, or beside the first run, and print it. Raises NotARun."""
+    from engine.report.leaderboard import find_runs, leaderboard
+    from engine.report.leaderboard_files import terminal_table, write_leaderboard
+
+    runs = find_runs(places)
+    lines = leaderboard(runs)
+    print(terminal_table(lines))
+    print(*write_leaderboard(lines, places[0].parent if places[0] in runs else places[0]), sep="\n")
     return 0
 
 

@@ -1,0 +1,98 @@
+"""The leaderboard as a page that sorts itself, as Markdown, as CSV, and as text for a terminal of 80 columns."""
+
+from __future__ import annotations
+
+import csv
+import io
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from engine.report.arch_table import markdown
+from engine.report.leaderboard import HEADS, Line, cell
+from engine.runs.door import atomic_file
+from engine.runs.text_table import text_table
+from engine.runs.wording import moment
+
+TERMINAL = ("network", "theirs", "ours", "parameters", "image_size", "epochs", "images_per_second", "peak_memory_bytes")
+"""Columns that 80 characters have room for."""
+NUMERIC = ("theirs", "ours", "parameters", "multiply_adds", "image_size", "batch", "images_per_second")
+NUMERIC += ("peak_memory_bytes", "joules_per_image", "seed")
+SHORT_HEADS = {"image_size": "px", "images_per_second": "img/s", "peak_memory_bytes": "memory", "parameters": "params"}
+
+
+def terminal_table(lines: Sequence[Line]) -> str:
+    """The columns of TERMINAL; names that are long are cut."""
+    heads = dict(HEADS) | SHORT_HEADS
+    rows = []
+    for line in lines:
+        cells = [cell(line, field) for field in TERMINAL]
+        cells[0] = cells[0] if len(cells[0]) <= 20 else cells[0][:19] + "…"
+        cells[5] = cells[5].replace(" of ", "/")
+        rows.append(cells)
+    return text_table([heads[field] for field in TERMINAL], rows)
+
+
+def as_markdown(lines: Sequence[Line]) -> str:
+    """All columns; a bar in a command does not end its cell."""
+    rows = [[_escaped(cell(line, field), field) for field, _ in HEADS] for line in lines]
+    return markdown([head for _, head in HEADS], rows) + "\n"
+
+
+def _escaped(text: str, field: str) -> str:
+    text = text.replace("|", "\\|").replace("\n", " ")
+    return f"`{text}`" if field == "command" and text else text
+
+
+def as_csv(lines: Sequence[Line]) -> str:
+    """All fields by their names, numbers as they are and without units."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(field for field, _ in HEADS)
+    for line in lines:
+        values = (getattr(line, field) for field, _ in HEADS)
+        writer.writerow("" if value is None else value for value in values)
+    return buffer.getvalue()
+
+
+def as_page(lines: Sequence[Line]) -> str:
+    """One HTML page that needs nothing but itself."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    heads = [{"name": head, "numeric": field in NUMERIC} for field, head in HEADS]
+    rows = [
+        [
+            {"text": cell(line, field), "value": _sort_value(line, field), "field": field, "numeric": field in NUMERIC}
+            for field, _ in HEADS
+        ]
+        for line in lines
+    ]
+    run = [line for line in lines if line.run]
+    above = sum(line.ours > line.theirs for line in run if line.ours is not None and line.theirs is not None)
+    compared = sum(line.ours is not None and line.theirs is not None for line in run)
+    return environment.get_template("leaderboard.html.jinja").render(
+        heads=heads, rows=rows, runs=len(run), above=above, compared=compared, written=moment(time.time())
+    )
+
+
+def _sort_value(line: Line, field: str) -> str:
+    value = getattr(line, field)
+    return "" if value is None else str(value)
+
+
+def write_leaderboard(lines: Sequence[Line], folder: Path) -> list[Path]:
+    """Write `folder`/leaderboard.html, .md and .csv, each in one step; returns their paths."""
+    paths = []
+    for suffix, text in (("html", as_page(lines)), ("md", as_markdown(lines)), ("csv", as_csv(lines))):
+        path = folder / f"leaderboard.{suffix}"
+        with atomic_file(path) as temporary:
+            temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+        paths.append(path)
+    return paths
