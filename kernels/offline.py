@@ -50,6 +50,11 @@ class Launch(NamedTuple):
     constants: dict[str, Any]
     aligned: list[int]
     options: dict[str, int]
+    grid: tuple[int, ...] = ()
+    values: dict[str, Any] = {}
+    """Every argument that is not a tensor."""
+    moved_bytes: int = 0
+    """Of its tensors, each once."""
 
 
 @contextmanager
@@ -59,7 +64,8 @@ def caught_launches() -> Iterator[list[Launch]]:
 
     def catch(kernel: JITFunction, *args: Any, grid: Any, warmup: bool, **keywords: Any) -> None:
         options = {name: keywords.pop(name) for name in OPTIONS if name in keywords}
-        launches.append(describe(kernel, dict(zip(kernel.arg_names, args, strict=False)) | keywords, options))
+        described = describe(kernel, dict(zip(kernel.arg_names, args, strict=False)) | keywords, options)
+        launches.append(described._replace(grid=tuple(grid)))
 
     with mock.patch.object(JITFunction, "run", catch):
         yield launches
@@ -80,11 +86,27 @@ def describe(kernel: JITFunction, values: dict[str, Any], options: dict[str, int
             signature[parameter.name] = "i32" if -(2**31) <= value < 2**31 else "i64"
             if value % 16 == 0:
                 aligned.append(place)
-    return Launch(kernel, signature, constants, aligned, options)
+    scalars = {name: value for name, value in values.items() if not isinstance(value, Tensor)}
+    tensors = {id(value): value.numel() * value.itemsize for value in values.values() if isinstance(value, Tensor)}
+    return Launch(kernel, signature, constants, aligned, options, (), scalars, sum(tensors.values()))
 
 
 def compile_for(launch: Launch, architecture: int) -> dict[str, Any]:
     """Registers a thread, spilled bytes, shared memory, and how many loads and stores of each width.
+
+    Raises whatever Triton raises where the kernel does not compile.
+    """
+    usage, code = machine_code(launch, architecture)
+    opcodes = re.findall(r"\b(LDGSTS|LDG|STG|LDL|STL|HGMMA|HMMA)((?:\.[A-Z0-9_]+)*)", code)
+    widths: collections.Counter[str] = collections.Counter()
+    for name, suffix in opcodes:
+        width = re.search(r"\.(U8|U16|64|128)\b", suffix)
+        widths[f"{name}.{width.group(1) if width else '32'}" if name in ("LDG", "STG", "LDGSTS") else name] += 1
+    return usage | {"instructions": dict(sorted(widths.items()))}
+
+
+def machine_code(launch: Launch, architecture: int) -> tuple[dict[str, int], str]:
+    """Registers a thread, spilled bytes and shared memory; and the listing of the instructions.
 
     Raises whatever Triton raises where the kernel does not compile.
     """
@@ -100,17 +122,8 @@ def compile_for(launch: Launch, architecture: int) -> dict[str, Any]:
     if found is None:
         raise RuntimeError(f"cuobjdump said nothing of {launch.kernel.__name__}: {usage}")
     registers, stack, _, local = map(int, found.groups())
-    opcodes = re.findall(r"\b(LDGSTS|LDG|STG|LDL|STL|HGMMA|HMMA)((?:\.[A-Z0-9_]+)*)", code)
-    widths: collections.Counter[str] = collections.Counter()
-    for name, suffix in opcodes:
-        width = re.search(r"\.(U8|U16|64|128)\b", suffix)
-        widths[f"{name}.{width.group(1) if width else '32'}" if name in ("LDG", "STG", "LDGSTS") else name] += 1
-    return {
-        "registers": registers,
-        "spilled_bytes": stack + local,
-        "shared_bytes": compiled.metadata.shared,
-        "instructions": dict(sorted(widths.items())),
-    }
+    shared = compiled.metadata.shared
+    return {"registers": registers, "spilled_bytes": stack + local, "shared_bytes": shared}, code
 
 
 def _tool(name: str, *arguments: str) -> str:
@@ -138,7 +151,6 @@ def depthwise(size: int, stride: int, dtype: torch.dtype) -> list[Launch]:
     def both() -> None:
         forward.forward(x, weight, *prologue, stride, pads, True)
         back.backward(y, vector, vector, x, weight, y, vector, *prologue, stride, pads, True, True)
-        back.backward(y, vector, vector, x, weight, y, vector, *prologue, stride, pads, True, False)
 
     return launches_of(both)
 

@@ -11,13 +11,16 @@ import triton
 from torch import Tensor
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-_compiled_for = [90]
+_compiled_for: list[tuple[int, int]] = [(90, 0)]
 
 
 @contextmanager
-def compiling_for(architecture: int) -> Iterator[None]:
-    """Within, launchers without a GPU choose their blocks as on that architecture (10 · major + minor)."""
-    _compiled_for.append(architecture)
+def compiling_for(architecture: int, multiprocessors: int = 0) -> Iterator[None]:
+    """Within, launchers without a GPU choose their blocks as on that architecture (10 · major + minor).
+
+    multiprocessors  that it has, for grids that walk their tiles; 0 is four programs whatever the kernel
+    """
+    _compiled_for.append((architecture, multiprocessors))
     try:
         yield
     finally:
@@ -28,7 +31,7 @@ def small_tiles(device: torch.device) -> bool:
     """Whether a GPU without bf16 and asynchronous copies (before sm_80) is at work: large matrix tiles spill there."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) < (8, 0)
-    return _compiled_for[-1] < 80
+    return _compiled_for[-1][0] < 80
 
 
 def channel_block(channels: int, most: int) -> int:
@@ -44,7 +47,7 @@ def vector_block(channels: int, dtype: torch.dtype, threads: int = 8) -> int:
 def programs(device: torch.device, a_multiprocessor: int) -> int:
     """Programs of a grid that walks its tiles: a fixed number, so that sums keep their order on one device."""
     if device.type != "cuda":
-        return 4
+        return a_multiprocessor * _compiled_for[-1][1] or 4
     return a_multiprocessor * torch.cuda.get_device_properties(device).multi_processor_count
 
 

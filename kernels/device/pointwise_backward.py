@@ -17,6 +17,8 @@ from kernels.device.pointwise_math import activate, derivative, load_channels, n
 
 ONE_PASS_ELEMENTS = 32 * 128
 """The largest dw that stays in registers beside everything else, from profiles/kernels-offline.json."""
+LONG_TILE_ELEMENTS = 16 * 128
+"""The largest dw beside which twice the rows fit half the warps, so that memory is waited for less often."""
 
 
 @triton.jit
@@ -261,9 +263,10 @@ def backward(
     one_pass = needs_input and needs_weight and small and gate is None
     if needs_input:
         dx = torch.empty_like(x, memory_format=torch.channels_last)
-        row_block = 32 if wide or one_pass else 64
+        long = whole_out * whole_in <= LONG_TILE_ELEMENTS
+        row_block = 32 if wide or (one_pass and not long) else 64
         tiles = rows // pixels * triton.cdiv(pixels, row_block)
-        walkers = min(tiles, max(1, programs(x.device, 2) // groups)) if one_pass else tiles
+        walkers = min(tiles, max(1, programs(x.device, 4 if long else 2) // groups)) if one_pass else tiles
         if gate is not None:
             part_dz = new(5, tiles, channels)
         elif center is not None:
@@ -273,8 +276,9 @@ def backward(
         if one_pass:
             part_w = new(walkers, outputs, cut.length)
             one_pass_kernel[(walkers, groups)](
-                *inputs, part_w, *sums, *sizes, **flags, BM=row_block, BO=whole_out, BL=whole_in, num_warps=8
-            )
+                *inputs, part_w, *sums, *sizes, **flags, BM=row_block, BO=whole_out, BL=whole_in,
+                num_warps=4 if long else 8,
+            )  # fmt: skip
         else:
             in_block = block(cut.length, 64 if wide or turing else 128)
             steps = cut.slices * triton.cdiv(cut.length, in_block)

@@ -6,20 +6,19 @@ import triton.language as tl
 
 @triton.jit
 def activate(z, ACT: tl.constexpr, SLOPE: tl.constexpr):
-    """`kernels.activation.activate` on a block; comparisons are chosen so that NaN passes."""
+    """`kernels.activation.activate` on a block; minimum and maximum carry NaN."""
     if ACT == "relu":
-        z = tl.where(z <= 0.0, 0.0, z)
+        z = tl.maximum(z, 0.0, propagate_nan=tl.PropagateNan.ALL)
     elif ACT == "relu6":
-        z = tl.where(z <= 0.0, 0.0, z)
-        z = tl.where(z >= 6.0, 6.0, z)
+        z = tl.maximum(z, 0.0, propagate_nan=tl.PropagateNan.ALL)
+        z = tl.minimum(z, 6.0, propagate_nan=tl.PropagateNan.ALL)
     elif ACT == "leaky_relu":
         z = tl.where(z > 0.0, z, z * SLOPE)
     elif ACT == "silu":
         z = z / (1.0 + tl.exp(-z))
     elif ACT == "hardswish":
-        gate = z + 3.0
-        gate = tl.where(gate <= 0.0, 0.0, gate)
-        gate = tl.where(gate >= 6.0, 6.0, gate)
+        gate = tl.maximum(z + 3.0, 0.0, propagate_nan=tl.PropagateNan.ALL)
+        gate = tl.minimum(gate, 6.0, propagate_nan=tl.PropagateNan.ALL)
         z = z * (gate / 6.0)
     return z
 

@@ -110,7 +110,7 @@ class Traffic(TorchDispatchMode):
         self.floor += x * (1 + needs_input) + 2 * dy
         gradient = dy * (1 + y)  # dy, and y beside it for BatchNorm's backward
         if path == "depthwise":
-            together = weight.shape[-1] == 3
+            together = weight.shape[-1] < 7
             return path, 2 * x + gradient if together else 3 * x + 2 * gradient
         if path == "pointwise":
             sides = [max(16, 1 << (n - 1).bit_length()) for n in (weight.shape[0] // groups, weight.shape[1])]

@@ -108,22 +108,22 @@ def test_depthwise_forward(size):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("size", [3, 5])
+@pytest.mark.parametrize("size", [3, 5, 7])
 def test_depthwise_backward(size):
-    """Two lines of cells a tile; the rows of taps for K = 5 walk output lines."""
+    """K = 7 by rows: two lines of cells a tile for dx, an output line for dw."""
     from kernels.device import depthwise_backward as device
 
-    def inputs(dy, x, y):
+    def run(dy, x, y, needs_input=True, needs_weight=True):
         arguments = (dy, VECTOR, VECTOR, x, taps(size), y, VECTOR, *PROLOGUE, 1, [size // 2] * 2)
-        return device.backward(*arguments, True, size == 3)
+        return device.backward(*arguments, needs_input, needs_weight)
 
-    def weights(dy, x, y):
-        arguments = (dy, VECTOR, VECTOR, x, taps(size), y, VECTOR, *PROLOGUE, 1, [size // 2] * 2)
-        return device.backward(*arguments, False, True)
-
-    check(inputs, 3, tiles=SIDE // 2)
-    if size == 5:
-        check(weights, 3, tiles=SIDE)
+    if size == 7:
+        check(lambda *maps: run(*maps, needs_weight=False), 3, tiles=SIDE // 2)
+        check(lambda *maps: run(*maps, needs_input=False), 3, tiles=SIDE)
+        return
+    cut = device.tile(CHANNELS, SIDE, SIDE, size, 1)
+    programs_a_tile = -(-CHANNELS // cut.channels)
+    check(run, 3, tiles=-(-SIDE // cut.rows) * -(-SIDE // (cut.lanes * cut.columns)) * programs_a_tile)
 
 
 def matrix(outputs):
