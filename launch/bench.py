@@ -32,26 +32,14 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--fused", choices=["auto", "on", "off"], default="", help="of ours in archs (default: auto)")
     add("--rounds", type=int, default=0, help="turns of each contender (default: the suite's)")
     add("--photos", type=Path, help="folder of photographs for the loader suite (any depth)")
-    add(
-        "--data",
-        type=Path,
-        help="CIFAR-10 for the accuracy suite: train/ and test/ of class folders, or their .tar.zst",
-    )
+    add("--data", type=Path, help="CIFAR-10 for the accuracy suite: train/ and test/ of class folders, or a .tar.zst")
     add("--runs", type=Path, nargs="+", default=[], help="finished run folders for the runs suite")
     add("--output", type=Path, help="folder in place of profiles/")
     add("--fresh", action="store_true", help="measure again what is in the file already")
-    add(
-        "--dry-run",
-        action="store_true",
-        help="go through every line on the CPU at tiny sizes; profiles/ stays as it is",
-    )
+    add("--dry-run", action="store_true", help="every line on the CPU at tiny sizes; profiles/ stays as it is")
     add("--continue", action="store_true", dest="go_on", help="only what is missing; what failed at this commit stays")
     add("--warmed", action="store_true", help="networks are compiled already: archs does not compile ahead")
-    add(
-        "--report",
-        action="store_true",
-        help="first contact, in order of value within the budget; a table and a page",
-    )
+    add("--report", action="store_true", help="first contact, in order of value within the budget; a table and a page")
     return parser.parse_args(arguments)
 
 

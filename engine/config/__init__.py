@@ -1,5 +1,6 @@
 """What a person asks for: a file a group of fields, YAML in and out, and the command line."""
 
+from engine.config.augment import AugmentConfig
 from engine.config.checks import ConfigError, RankError, require
 from engine.config.command_line import command_line, parse
 from engine.config.data import DataConfig
@@ -13,6 +14,7 @@ from engine.config.resume import find_run
 from engine.config.run_config import RunConfig, changed_yaml, field_names, flatten, from_yaml, to_yaml
 
 __all__ = [
+    "AugmentConfig",
     "ConfigError",
     "DataConfig",
     "LogConfig",

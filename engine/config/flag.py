@@ -12,3 +12,6 @@ TopLevel = tyro.conf.arg(prefix_name=False) if tyro else None
 
 Positional = tyro.conf.Positional if tyro else None
 """Marks a field that stands without a flag."""
+
+Augment = tyro.conf.arg(name="augment", prefix_name=False) if tyro else "augment"
+"""Marks the field whose flag is its group's name alone: `--augment medium`."""

@@ -18,9 +18,10 @@ from typing import Any, get_type_hints
 
 import yaml
 
+from engine.config.augment import AugmentConfig
 from engine.config.checks import ConfigError, require
 from engine.config.data import DataConfig
-from engine.config.flag import TopLevel
+from engine.config.flag import Augment, TopLevel
 from engine.config.log import LogConfig
 from engine.config.memory import MemoryConfig
 from engine.config.model import ModelConfig
@@ -38,6 +39,7 @@ class RunConfig:
 
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     precision: PrecisionConfig = field(default_factory=PrecisionConfig)
     memory: MemoryConfig = field(default_factory=MemoryConfig)
@@ -55,6 +57,12 @@ class RunConfig:
     def __post_init__(self) -> None:
         require(0 <= self.seed < 2**63, f"--seed must be in [0, 2^63), not {self.seed}")
         refuse_absurd(self, flags())
+        off, epochs = self.augment.mix_off_epochs, self.optim.epochs
+        require(off < epochs, f"--augment.mix-off-epochs {off}: of {epochs} epochs none would have mixtures")
+        fixed = self.augment.resolved["crop"] == "fixed"
+        require(
+            not (fixed and self.data.crop_scale), "--data.crop-scale has no effect on --augment.crop fixed (or seed)"
+        )
 
 
 def changed_yaml(config: RunConfig) -> str:
@@ -92,8 +100,9 @@ def flags() -> dict[str, str]:
             found[group] = f"--{group}"
             continue
         for name, hint in get_type_hints(kind, include_extras=True).items():
-            alone = any(mark is TopLevel for mark in getattr(hint, "__metadata__", ()))
-            leaf = name.replace("_", "-")
+            marks = getattr(hint, "__metadata__", ())
+            alone = any(mark is TopLevel or mark is Augment for mark in marks)
+            leaf = "augment" if any(mark is Augment for mark in marks) else name.replace("_", "-")
             found[f"{group}.{name}"] = f"--{leaf}" if alone else f"--{group}.{leaf}"
     return found
 

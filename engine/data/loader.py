@@ -11,6 +11,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -19,14 +20,18 @@ import torch
 from engine.data import sampling
 from engine.data.bad_images import BadImage
 from engine.data.decoding_watch import DecodingWatch
+from engine.data.graph import crops
 from engine.data.preprocessing import Preprocessing
 from engine.data.sources.source import DataError, Source, Split
 
 if TYPE_CHECKING:
-    from engine.config import DataConfig
+    from engine.config import AugmentConfig, DataConfig
+    from engine.data.augment.augmentation import Augmentation
 
 logger = logging.getLogger("hcr")
 
+Window = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
+"""From sizes and draws to the start and the shape of each image's training window (engine.data.graph.crops)."""
 MOST_WORKERS = 8
 MANY = 8
 """Images from which on a share without one that decodes is no accident."""
@@ -39,7 +44,7 @@ class Batch:
     images: torch.Tensor
     """[N, 3, H, W] channels-last in the compute dtype, normalised."""
     labels: torch.Tensor
-    """int64 [N]."""
+    """int64 [N], or float32 [N, classes] where images were mixed."""
     weights: torch.Tensor
     """float32 [N], 0 where the image only fills the shape: a repeat in the last batch, or in place of a bad image."""
     global_count: int
@@ -114,6 +119,8 @@ class Loader(ABC):
     device, dtype  where the images go and what they become
     seed           of the order and the augmentation
     minimum_share  images that a rank's share is filled up to in the last batch; 2 in training, for BatchNorm
+    augment        how training images are changed beside the crop and the mirror image; None is not at all
+    epochs         of the run, which say where mixtures of images end
     only           int64 indices of the images of the split that there are; None is all, or `config.limit` of them
 
     Raises DataError for a batch that the ranks cannot share. `on_bad`, where set, is called with each bad image once;
@@ -136,6 +143,8 @@ class Loader(ABC):
         seed: int = 0,
         minimum_share: int | None = None,
         only: np.ndarray | None = None,
+        augment: AugmentConfig | None = None,
+        epochs: int = 0,
     ) -> None:
         self.source, self.config, self.device, self.dtype = source, config, torch.device(device), dtype
         self.train = split == "train"
@@ -153,6 +162,15 @@ class Loader(ABC):
         self.flip = {"auto": source.flip, "on": True, "off": False}[config.flip] and self.train
         self.crop_scale = source.crop_scale if config.crop_scale is None else config.crop_scale
         self.preprocessing = Preprocessing.of(source, config)
+        self.window: Window = partial(crops.training_window, scale=self.crop_scale)
+        self.augmentation: Augmentation | None = None
+        if augment is not None and self.train:
+            if augment.resolved["crop"] == "fixed":
+                self.window = partial(crops.fixed_window, share=self.preprocessing.eval_crop)
+            if augment.changes_pixels:
+                from engine.data.augment.augmentation import Augmentation  # torchvision takes a second
+
+                self.augmentation = Augmentation(augment, self.preprocessing, len(source.classes), seed, epochs)
         self.bad_images: list[BadImage] = []
         self.on_bad: Callable[[BadImage], None] | None = None
         self.watch: DecodingWatch | None = None
@@ -227,16 +245,22 @@ class Loader(ABC):
     ) -> Batch:
         """A batch from finished images; `filled` is the image shown in each slot, `good` whether it is its own.
 
-        bad  the images that could not be read, by index
+        images  [m, 3, H, W], finished, or uint8 where there is an augmentation
+        bad     the images that could not be read, by index
         """
         share = request.share
         labels = torch.from_numpy(self.data.labels[filled])
         weights = torch.from_numpy(share.weights * good.astype(np.float32))
         if self.device.type == "cuda":  # from pinned memory the copies do not wait for the device
             labels, weights = labels.pin_memory(), weights.pin_memory()
+        labels = labels.to(self.device, non_blocking=True)
+        if self.augmentation is not None:
+            position = request.position
+            where = sampling.Where(position.epoch, position.step, filled, share.count)
+            images, labels = self.augmentation(images, labels, where, self.dtype)
         return Batch(
             images=images,
-            labels=labels.to(self.device, non_blocking=True),
+            labels=labels,
             weights=weights.to(self.device, non_blocking=True),
             global_count=share.global_count,
             count=share.count,

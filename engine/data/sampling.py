@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 # Each purpose has its own stream of random numbers under one seed.
-ORDER, AUGMENT, SUBSET = range(3)
+ORDER, AUGMENT, SUBSET, CHANGES = range(4)
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,18 @@ class Share:
     """Images of weight 1 over all ranks."""
 
 
+@dataclass(frozen=True)
+class Where:
+    """Which images a rank's batch shows, and where in the run."""
+
+    epoch: int
+    step: int
+    indices: np.ndarray
+    """int64 [m], of the split."""
+    count: int
+    """Images that are no fillers."""
+
+
 def generator(seed: int, epoch: int, purpose: int) -> np.random.Generator:
     """The random numbers of one purpose in one epoch (Philox: Salmon et al., SC 2011; the same on every machine)."""
     return np.random.Generator(np.random.Philox(key=np.array([seed, epoch * 4 + purpose], dtype=np.uint64)))
@@ -34,6 +46,19 @@ def generator(seed: int, epoch: int, purpose: int) -> np.random.Generator:
 def draws(n: int, seed: int, epoch: int) -> np.ndarray:
     """float32 [n, 5] uniform in [0, 1): every image's crop area, aspect, y, x and flip in this epoch."""
     return generator(seed, epoch, AUGMENT).random((n, 5), dtype=np.float32)
+
+
+def numbers_of(indices: np.ndarray, count: int, seed: int, epoch: int) -> np.ndarray:
+    """float64 [m, count] uniform in [0, 1): for each image, or other thing with a number, its own in this epoch.
+
+    Philox counts: each number has 2^64 blocks of the counter to itself, so nothing is drawn for the images between.
+    """
+    key = np.array([seed, epoch * 4 + CHANGES], dtype=np.uint64)
+    found = np.empty((len(indices), count))
+    for row, index in enumerate(indices.tolist()):
+        counter = np.array([0, index % 2**64, 0, 0], dtype=np.uint64)
+        found[row] = np.random.Generator(np.random.Philox(key=key, counter=counter)).random(count)
+    return found
 
 
 def subset(n: int, limit: int, seed: int) -> np.ndarray:

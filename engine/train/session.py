@@ -8,6 +8,7 @@ import shlex
 import sys
 import time
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -87,6 +88,7 @@ class Session:
         hardware = Hardware.detect()
         self.source = source
         self.asked, config = config, with_preprocessing(config, source)
+        config = replace(config, augment=config.augment.whole())
         torch.manual_seed(config.seed)
         model = build_network(config, len(source.classes), source.classes)
         self.planned = self._plan(config, model, len(source.classes), hardware, launch)
@@ -112,7 +114,8 @@ class Session:
         )
 
         def training_loader(data: DataConfig) -> Loader:
-            return loader("train", minimum_share=1, config=data)  # micro-batches fill up what they need
+            augment = {"augment": config.augment, "epochs": config.optim.epochs}
+            return loader("train", minimum_share=1, config=data, **augment)  # micro-batches fill up what they need
 
         growing = bool(config.data.progressive_from)
         self.train_loader: Loader | ProgressiveLoader = (
@@ -288,6 +291,8 @@ class Session:
         print("\n".join(plan_lines(self.planned)))
         if line := self.config.optim.rate_line():
             print(line)
+        if line := self.config.augment.describe():
+            print(f"augmentation: {line}")
         if plan.device == "cuda" and os.environ.get(VARIABLES[0]) == CHOSEN:
             print(f"allocator: expandable segments; {VARIABLES[0]} chooses otherwise")
         if plan.device == "cpu" and Path("/proc/driver/nvidia/version").exists():

@@ -38,6 +38,18 @@ def training_window(sizes: np.ndarray, draws: np.ndarray, scale: tuple[float, fl
     return start, shape
 
 
+def fixed_window(sizes: np.ndarray, draws: np.ndarray, share: float) -> tuple[np.ndarray, np.ndarray]:
+    """A square of `share` of the shorter side anywhere in the image: "resize the shorter side, then crop at random".
+
+    sizes, draws, returns  as in `training_window`, of whose draws y and x are read
+    """
+    side = np.maximum(1, np.rint(sizes.min(axis=1) * share)).astype(np.int32)
+    shape = np.stack([side, side], axis=1)
+    room = sizes - shape
+    start = np.minimum(np.floor(draws[:, 2:4].astype(np.float64) * (room + 1)), room).astype(np.int32)
+    return start, shape
+
+
 def _fitting_ratios(image_ratio: np.ndarray, share: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Smallest and largest aspect ratio with which a window of this share of the area fits into the image."""
     return np.clip(image_ratio * share, NARROW, WIDE), np.clip(image_ratio / share, NARROW, WIDE)

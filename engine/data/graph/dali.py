@@ -59,6 +59,7 @@ class DaliLoader(Loader):
             train=self.train,
             preprocessing=self.preprocessing,
             half=self.dtype == torch.float16,
+            raw=self.augmentation is not None,
             device=self.device,
             threads=worker_count(self.config.workers),
         )
@@ -176,7 +177,7 @@ class DaliLoader(Loader):
         graph.feed_input(pipeline.IMAGES, images, layout=None if self.graph_settings.encoded else "HWC")
         if self.train:
             draws = item.request.draws[list(members) if item.slots is None else slots]
-            start, shape = crops.training_window(sizes, draws, self.crop_scale)
+            start, shape = self.window(sizes, draws)
             graph.feed_input(pipeline.START, start)
             graph.feed_input(pipeline.SHAPE, shape)
             graph.feed_input(pipeline.MIRROR, ((draws[:, 4] < 0.5) & self.flip).astype(np.int32))
@@ -223,10 +224,11 @@ class DaliLoader(Loader):
                 self._feed(item)
 
     def _outputs(self, graph: Any) -> torch.Tensor:
+        dtype = torch.uint8 if self.graph_settings.raw else self.dtype
         if self.device.type != "cuda":
-            return pipeline.output_to_torch(graph.outputs()[0], self.device, self.dtype)
+            return pipeline.output_to_torch(graph.outputs()[0], self.device, dtype)
         stream = torch.cuda.current_stream(self.device)
-        return pipeline.output_to_torch(graph.outputs(cuda_stream=stream)[0], self.device, self.dtype)
+        return pipeline.output_to_torch(graph.outputs(cuda_stream=stream)[0], self.device, dtype)
 
     def _diagnose(self, item: Item) -> bool:
         """Find the images of a failed batch that fail alone: Pillow decodes them from now on, or they are bad."""

@@ -30,6 +30,8 @@ class GraphSettings:
     device: torch.device
     """cuda builds the GPU graph, all else the CPU graph."""
     threads: int
+    raw: bool = False
+    """Emit uint8 [H, W, 3], cut, resized and mirrored but not normalised."""
 
 
 def define_graph(settings: GraphSettings, batch_size: int, depth: int) -> Any:
@@ -37,7 +39,7 @@ def define_graph(settings: GraphSettings, batch_size: int, depth: int) -> Any:
 
     inputs   IMAGES uint8 [bytes] or [H, W, 3]; training: START and SHAPE int32 [2] (y, x) and MIRROR int32 scalar;
              evaluation: REGION float32 [4] (top, left, bottom, right)
-    output   float32 or float16 [image_size, image_size, 3], normalised
+    output   float32 or float16 [image_size, image_size, 3], normalised; uint8 where it is raw
     depth    batches in flight
     """
     from nvidia.dali import fn, pipeline_def, types
@@ -83,6 +85,8 @@ def define_graph(settings: GraphSettings, batch_size: int, depth: int) -> Any:
             elif gpu:
                 images = images.gpu()
             images = fn.resize(images, roi_start=region[0:2], roi_end=region[2:4], **resize)
+        if settings.raw:
+            return fn.flip(images, horizontal=mirror)
         return fn.crop_mirror_normalize(
             images,
             mirror=mirror,

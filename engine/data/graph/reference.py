@@ -20,7 +20,7 @@ from torchvision.transforms.v2 import functional
 from engine.data.bad_images import BadImage, Unreachable, Unreadable, decode, read
 from engine.data.decoding_watch import DecoderDied
 from engine.data.graph import crops
-from engine.data.loader import Batch, Loader, Position, Request, Schedule, fill_bad_slots, worker_count
+from engine.data.loader import Batch, Loader, Position, Request, Schedule, Window, fill_bad_slots, worker_count
 from engine.data.preprocessing import Preprocessing
 from engine.data.sources.source import Split
 
@@ -36,7 +36,7 @@ class TorchvisionLoader(Loader):
     def __init__(self, *arguments, **settings) -> None:
         super().__init__(*arguments, **settings)
         config = self.config
-        self._pictures = Pictures(self.data, self.schedule, self.preprocessing, self.crop_scale, self.flip)
+        self._pictures = Pictures(self.data, self.schedule, self.preprocessing, self.window, self.flip)
         self._positions = Positions(self.schedule)
         workers = worker_count(config.workers)
         self._loader: DataLoader | None = DataLoader(
@@ -92,7 +92,8 @@ class TorchvisionLoader(Loader):
         bad = {int(request.share.indices[slot]): image for slot, image in found.items()}
         self._report(bad)
         images = images.to(self.device, non_blocking=True).permute(0, 3, 1, 2)
-        images = ((images - self._mean) / self._std).to(self.dtype)
+        if self.augmentation is None:
+            images = ((images - self._mean) / self._std).to(self.dtype)
         return self._assemble(request, images, request.share.indices[slots], good, bad)
 
     def _ahead(self, position: Position) -> Iterator[Request]:
@@ -142,11 +143,11 @@ class Pictures(Dataset):
         data: Split,
         schedule: Schedule,
         preprocessing: Preprocessing,
-        crop_scale: tuple[float, float],
+        window: Window,
         flip: bool,
     ) -> None:
         self.data, self.schedule, self.preprocessing = data, schedule, preprocessing
-        self.crop_scale, self.flip = crop_scale, flip
+        self.window, self.flip = window, flip
         self.crashing: dict[int, str] = {}
         """Images on which a decoder crashed before, with the reason; empty where Pillow decodes them, as here."""
 
@@ -189,7 +190,7 @@ class Pictures(Dataset):
         if draws is None:
             shorter = crops.resized_shorter_side(wanted.image_size, wanted.eval_crop)
             return functional.center_crop(functional.resize(picture, [shorter], filtered, antialias=True), size)
-        start, shape = crops.training_window(np.array([picture.size[::-1]]), draws[None], self.crop_scale)
+        start, shape = self.window(np.array([picture.size[::-1]]), draws[None])
         picture = functional.resized_crop(
             picture, *start[0].tolist(), *shape[0].tolist(), size, filtered, antialias=True
         )
