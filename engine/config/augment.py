@@ -123,7 +123,8 @@ class AugmentConfig:
         names = ("vertical_flip", "rotation", "grayscale", "blur", "erasing", "mixup", "cutmix")
         parts += [f"{_flag(name)} {used[name]:g}" for name in names if used[name]]
         if used["mix_off_epochs"]:
-            parts.append(f"no mixtures in the last {used['mix_off_epochs']} epochs")
+            count = used["mix_off_epochs"]
+            parts.append(f"no mixtures in the last {'epoch' if count == 1 else f'{count} epochs'}")
         return ", ".join(parts)
 
 
