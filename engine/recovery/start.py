@@ -30,10 +30,17 @@ def begin() -> None:
 def in_words(main: Callable[[], int]) -> int:
     """Run an entry point; memory that is out, and files that may not be looked at, are one sentence and an exit code.
 
+    Whoever closes standard output, as `| head` does, has seen enough: that is no error to be told.
+
     They come from anywhere: an import that cannot be mapped, a thread that cannot be started, torch's allocator.
     """
     try:
         return main()
+    except BrokenPipeError:
+        if _somebody_reads(sys.stdout):
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is still in the buffer is written at the exit
+        return 128 + signal.SIGPIPE
     except (MemoryError, OSError, RuntimeError, ImportError) as error:
         if is_memory(error):
             print(f"error: out of host memory ({first_line(error)}); {advice()}", file=sys.stderr, flush=True)
@@ -42,6 +49,15 @@ def in_words(main: Callable[[], int]) -> int:
             print(f"error: {error.filename}: {error.strerror}", file=sys.stderr, flush=True)
             return 2
         raise
+
+
+def _somebody_reads(stream: TextIO) -> bool:
+    """Whether what is written to a stream still has a reader."""
+    try:
+        stream.flush()
+    except BrokenPipeError:
+        return False
+    return True
 
 
 REFUSED = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP, errno.EIO, errno.ESTALE, errno.ENOTDIR)

@@ -151,3 +151,30 @@ def test_what_is_no_lack_of_memory_is_not_called_one():
         in_words(lambda: open("/nonexistent/file").close())  # noqa: PTH123
     assert in_words(lambda: (_ for _ in ()).throw(MemoryError())) == 1
     assert in_words(lambda: (_ for _ in ()).throw(PermissionError(13, "Permission denied", "photos"))) == 2
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(root):
+    """As `| head -1` is one: exit code of SIGPIPE, and not a word."""
+    program = (
+        "import sys\n"
+        "from engine.recovery.start import in_words\n"
+        "def main():\n"
+        "    for number in range(100000):\n"
+        "        print('picture', number)\n"
+        "    return 0\n"
+        "sys.exit(in_words(main))\n"
+    )
+    command = [sys.executable, "-c", program]
+    with subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stderr is not None
+        assert process.stdout.readline() == "picture 0\n"
+        process.stdout.close()
+        told = process.stderr.read()
+        assert process.wait(60) == 128 + signal.SIGPIPE and told == ""
+
+
+def test_another_broken_pipe_is_a_fault():
+    from engine.recovery.start import in_words
+
+    with pytest.raises(BrokenPipeError):
+        in_words(lambda: (_ for _ in ()).throw(BrokenPipeError(32, "of a rank")))
