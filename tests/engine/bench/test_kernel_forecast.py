@@ -1,5 +1,6 @@
-"""The predicted step: what is launched, and what the tool says of bad input."""
+"""The predicted step: what is launched, and the committed table against the code."""
 
+import json
 from collections import Counter
 
 import pytest
@@ -8,14 +9,68 @@ import torch
 pytest.importorskip("triton.backends.nvidia")
 
 from engine.bench import kernel_forecast
-from engine.bench.kernel_forecast import library_calls, shape_of, step_of
+from engine.bench.kernel_forecast import TABLE, counted, library_calls, shape_of, step_of
+from kernels.forecast import blocks_at_once
 from kernels.offline import Launch, kernel_name
 from kernels.recorded import LibraryCall
 
+HELD = ("depthwise.forward_kernel", "depthwise_backward.input_and_weight_kernel", "norm_act.forward_kernel")
+"""Compiled anew by the test that is not slow, one launch each."""
 
-def test_what_a_step_launches():
+
+@pytest.fixture(scope="module")
+def table():
+    return json.loads(TABLE.read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def launches():
+    return [call for call in step_of("mobilenetv2") if isinstance(call, Launch)]
+
+
+def held(row, launch):
+    """A row of the table is what the launch is when it is compiled now."""
+    found = counted(launch)
+    same = (row["registers"], row["warps"], row["bytes"], row["warps_at_once"])
+    assert same == (found.registers, found.warps, found.moved_bytes, blocks_at_once(found) * found.warps), row
+    assert row["instructions"] == round(found.work.instructions * found.programs * found.warps), row
+
+
+def test_the_table_lists_what_a_step_launches(table, launches):
+    rows = table["networks"]["mobilenetv2"]
+    assert rows["launches"] == len(launches) == sum(row["times"] for row in rows["kernels"])
+    found = {(row["kernel"], row["shape"], tuple(row["grid"])) for row in rows["kernels"]}
+    assert found == {(kernel_name(one), shape_of(one), one.grid) for one in launches}
+    assert set(table["networks"]) == set(kernel_forecast.NETWORKS)
+
+
+def test_a_few_kernels_are_those_of_the_table(table, launches):
+    compare_versions(table)
+    for name in HELD:
+        row = next(row for row in table["networks"]["mobilenetv2"]["kernels"] if row["kernel"] == name)
+        same = (launch for launch in launches if kernel_name(launch) == name)
+        held(row, next(one for one in same if (shape_of(one), list(one.grid)) == (row["shape"], row["grid"])))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", kernel_forecast.NETWORKS)
+def test_every_kernel_is_that_of_the_table(table, arch):
+    compare_versions(table)
+    launches = {(kernel_name(one), shape_of(one), one.grid): one for one in step_of(arch) if isinstance(one, Launch)}
+    for row in table["networks"][arch]["kernels"]:
+        held(row, launches[row["kernel"], row["shape"], tuple(row["grid"])])
+
+
+def compare_versions(table):
+    """Skip where another Triton than the table's is at work: it makes other code."""
+    import triton
+
+    if table["versions"]["triton"] != triton.__version__:
+        pytest.skip(f"the table is Triton {table['versions']['triton']}'s, here is {triton.__version__}")
+
+
+def test_a_layer_is_three_launches(launches):
     """MobileNetV2: 17 depthwise layers forward and backward, each with one launch that finishes its sums."""
-    launches = [call for call in step_of("mobilenetv2") if isinstance(call, Launch)]
     names = Counter(kernel_name(launch) for launch in launches)
     depthwise = ("depthwise.forward_kernel", "depthwise_backward.input_and_weight_kernel", "partials.finish_kernel")
     assert [names[name] for name in depthwise] == [17, 17, 17]
