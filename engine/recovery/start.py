@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 import signal
 import sys
 from collections.abc import Callable
@@ -37,7 +38,7 @@ def in_words(main: Callable[[], int]) -> int:
     try:
         return main()
     except BrokenPipeError:
-        if _somebody_reads(sys.stdout):
+        if _somebody_reads(1):
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is still in the buffer is written at the exit
         return 128 + signal.SIGPIPE
@@ -51,13 +52,11 @@ def in_words(main: Callable[[], int]) -> int:
         raise
 
 
-def _somebody_reads(stream: TextIO) -> bool:
-    """Whether what is written to a stream still has a reader."""
-    try:
-        stream.flush()
-    except BrokenPipeError:
-        return False
-    return True
+def _somebody_reads(number: int) -> bool:
+    """Whether what is written to a file descriptor still has a reader."""
+    asked = select.poll()
+    asked.register(number, 0)
+    return not any(events & (select.POLLERR | select.POLLHUP) for _, events in asked.poll(0))
 
 
 REFUSED = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP, errno.EIO, errno.ESTALE, errno.ENOTDIR)
