@@ -28,6 +28,7 @@ REQUIREMENTS = [
     "psutil>=6.0",  # host memory and CPU load for the monitor
     "matplotlib>=3.9",  # plots
     "jinja2>=3.1",  # the report page
+    "optuna>=4.0",  # sweeps: TPE, successive halving, and a store that a kill leaves whole
 ]
 
 EXPORT_REQUIREMENTS = [

@@ -9,6 +9,7 @@ COMMANDS = {
     "evaluate": "accuracy of trained weights on a validation split",
     "predict": "classes of pictures",
     "export": "ONNX, torch.export, or weights under a library's keys",
+    "sweep": "search ranges of a run's fields, or cross-validate it",
     "report": "draw and compare runs",
     "bench": "measure this machine",
 }

@@ -170,7 +170,7 @@ def test_readme_names_flags_that_are_there(readme):
     text = subprocess.run(
         [sys.executable, "launch/train.py", "--help"], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout
-    for script in ("evaluate", "predict", "export", "bench", "plan", "report"):
+    for script in ("evaluate", "predict", "export", "bench", "plan", "report", "sweep"):
         text += subprocess.run(
             [sys.executable, f"launch/{script}.py", "--help"], cwd=ROOT, capture_output=True, text=True, check=True
         ).stdout
