@@ -106,6 +106,9 @@ def main(arguments: Sequence[str]) -> int:
         settings = {"image_size": NETWORKS[name], "flags": list(FLAGS)}
         store.put(name, settings, "measured", time.perf_counter() - began, {"figures": figures})
         print(f"{name:<16} {told(figures)}", flush=True)
+    for row in store.rows.values():
+        row["figures"]["summary"] = told(row["figures"])
+    store.write()
     worst = max((short_of_best(row["figures"]) for row in store.rows.values()), default=1.0)
     print(f"{len(store.rows)} of {len(NETWORKS)} measured; at worst {100 * worst:.2f} points below the grid's best")
     return int(worst > WITHIN)
@@ -116,10 +119,8 @@ def told(figures: dict[str, Any]) -> str:
     grid = figures["grid"]
     best = max(grid, key=lambda rate: grid[rate])
     reached = "nothing" if figures["accuracy"] is None else f"{figures['accuracy']:.2%}"
-    return (
-        f"suggested {figures['suggested_lr']} ({figures['sureness']}): {reached}; best of the grid {grid[best]:.2%} "
-        f"at {best}"
-    )
+    rate = f"--lr {figures['suggested_lr']} ({figures['sureness']})"
+    return f"{reached} with the suggested {rate}, best of the grid {grid[best]:.2%} at {best}"
 
 
 if __name__ == "__main__":

@@ -17,6 +17,8 @@ DIVERGED = 3.0
 """Times the lowest smoothed loss, beside the first one: from there on a sweep has nothing more to say."""
 FELL = 0.97
 """A loss that never gets below this share of the first has not been lowered by any rate."""
+RISES = 1.03
+"""A loss above this share of the first has left where it began."""
 STEADY, ROUGH = 2.0, 5.0
 """Largest over smallest suggestion of the repetitions up to which they are called so."""
 
@@ -56,16 +58,32 @@ class Sweep:
         half = int(np.flatnonzero(curve[: lowest + 1] > (start + curve[lowest]) / 2)[-1])
         return math.sqrt(self.rates[half] * self.rates[lowest])
 
+    @property
+    def edge(self) -> float | None:
+        """A third of the rate from which on the loss stays above where it began; None where it does not diverge.
+
+        For networks that no rate brings down in so few steps: it is the most that they bear.
+        """
+        curve = self.smoothed
+        if not self.diverged or len(curve) < 10:
+            return None
+        start = float(np.median(curve[: len(curve) // 3]))
+        below = np.flatnonzero(curve <= RISES * start)
+        last = int(below[-1])
+        return self.rates[last] / 3 if last >= len(curve) // 3 else None
+
 
 @dataclass(frozen=True)
 class Suggestion:
     """What all repetitions say together."""
 
     rate: float | None
-    """Geometric mean of the repetitions' own; None where fewer than half of them have one."""
+    """Geometric mean of the repetitions' own; None where no more than half of them have one."""
     each: tuple[float, ...]
     diverged: bool
     """Whether any of them met a rate that is too high; else the range may end too early."""
+    fell: bool = True
+    """Whether the rate is from the loss's fall; else from where it rises (`Sweep.edge`), and never sure."""
 
     @property
     def factor(self) -> float:
@@ -75,6 +93,8 @@ class Suggestion:
     @property
     def sureness(self) -> str:
         """`steady`, `rough` or `unsure`, by `factor`."""
+        if not self.fell:
+            return "unsure"
         return "steady" if self.factor <= STEADY else "rough" if self.factor <= ROUGH else "unsure"
 
 
@@ -107,7 +127,10 @@ def has_diverged(losses: Sequence[float], steps: int) -> bool:
 
 def suggest(sweeps: Sequence[Sweep]) -> Suggestion:
     """The rate that the repetitions suggest together."""
-    each = tuple(rate for sweep in sweeps if (rate := sweep.suggestion) is not None)
-    enough = 2 * len(each) > len(sweeps)
-    rate = math.exp(sum(map(math.log, each)) / len(each)) if enough else None
-    return Suggestion(rate, each, any(sweep.diverged for sweep in sweeps))
+    diverged = any(sweep.diverged for sweep in sweeps)
+    for fell in (True, False):
+        own = [sweep.suggestion if fell else sweep.edge for sweep in sweeps]
+        each = tuple(rate for rate in own if rate is not None)
+        if 2 * len(each) > len(sweeps):
+            return Suggestion(math.exp(sum(map(math.log, each)) / len(each)), each, diverged, fell)
+    return Suggestion(None, (), diverged, False)

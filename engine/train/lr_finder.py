@@ -181,5 +181,10 @@ def _show(sweeps: Sequence[Sweep], found: Suggestion, config: RunConfig, data: s
         return
     told = ", ".join(f"{rate * scale:.2g}" for rate in found.each)
     print(f"suggested --lr {suggested:g}  {found.sureness}: {len(found.each)} repetitions say {told}")
+    if not found.fell:
+        print(
+            f"no rate lowered the loss in {len(sweeps[0].rates)} steps: this is a third of where it begins to rise; "
+            f"more steps may tell more ({FLAG} LOW:HIGH:STEPS)"
+        )
     if not found.diverged:
         print(f"no rate up to {sweeps[0].rates[-1]:g} was too high: the range may end too early ({FLAG} LOW:HIGH)")

@@ -15,6 +15,8 @@ from engine.train.sweep.space import Range
 
 STATES = {"COMPLETE": "finished", "PRUNED": "stopped early", "FAIL": "failed", "RUNNING": "unfinished"}
 PAGE = "sweep.html"
+WIDEST = 16
+"""Columns of the terminal that a cell may take; the page has all of it."""
 
 
 def write_report(trials: Sequence[Any], space: Mapping[str, Range], folder: Path, folds: int) -> str:
@@ -36,7 +38,8 @@ def write_report(trials: Sequence[Any], space: Mapping[str, Range], folder: Path
     with atomic_file(folder / PAGE) as temporary:
         temporary.write_text(page, encoding="utf-8", errors="backslashreplace")
     short = [name.rpartition(".")[2] for name in heads]
-    return f"{text_table(short, [[text for text, _ in row] for row in rows])}\n{intro}"
+    cells = [[text if len(text) <= WIDEST else f"{text[: WIDEST - 1]}…" for text, _ in row] for row in rows]
+    return f"{text_table(short, cells)}\n{intro}"
 
 
 def _is_choice(span: Range | None) -> bool:

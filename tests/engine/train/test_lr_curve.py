@@ -54,6 +54,15 @@ def test_a_loss_that_never_falls_suggests_nothing():
     assert suggest([flat, flat, flat]).rate is None
 
 
+def test_a_network_that_does_not_fall_is_given_a_third_of_what_it_bears_and_is_not_sure():
+    """As MobileNetV1 at a quarter of its width: 100 steps move it at no rate."""
+    losses = [2.3 + (0.0 if rate < 0.1 else (rate / 0.1) ** 2 - 1) for rate in RATES]
+    end = next(step for step in range(5, 100) if has_diverged(losses[:step], 100))
+    found = suggest([Sweep(RATES, tuple(losses[:end]))] * 3)
+    assert found.rate == pytest.approx(0.1 / 3, rel=0.5)
+    assert (found.fell, found.sureness) == (False, "unsure")
+
+
 def test_a_loss_that_is_not_a_number_ends_the_sweep_there():
     assert has_diverged([2.3, 2.0, math.nan], 100)
     assert has_diverged([2.3, 2.0, math.inf], 100)
