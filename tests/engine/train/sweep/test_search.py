@@ -92,7 +92,7 @@ def test_no_finished_trial_is_exit_code_1(sweep):
 
 
 def test_values_that_do_not_go_together_fail_their_trial(sweep):
-    space = SPACE | {"optim.min_lr": Range("log", (1e-6, 0.5), 3)}
+    space = SPACE | {"optim.min_lr": Range("log", (1e-3, 0.5), 3)}
     code, said = sweep(MadeRuns(), trials=5, space=space)
     assert code == 0 and "--optim.min-lr must be in" in said
 
