@@ -36,9 +36,17 @@ class OptimConfig:
     layer_decay: float = 1.0
     """By what the learning rate is multiplied once a block from the logits down, as 0.75; 1 is not at all."""
     optimizer: Annotated[Literal[*OPTIMIZERS], TopLevel] = "adam"
-    """SGD with Nesterov momentum, Adam, or AdamW."""
+    """SGD with Nesterov momentum, Adam, AdamW or RMSprop: torch's own."""
     momentum: float = 0.9
-    """Momentum of SGD."""
+    """Momentum of SGD and RMSprop; 0 is none."""
+    nesterov: bool = True
+    """SGD's momentum looks ahead (Sutskever et al. 2013)."""
+    betas: tuple[float, float] | None = None
+    """Decay of the moments of Adam and AdamW; none is torch's, 0.9 and 0.999."""
+    alpha: float | None = None
+    """Decay of RMSprop's mean square; none is torch's, 0.99."""
+    eps: float | None = None
+    """What is added to the root that Adam, AdamW and RMSprop divide by; none is torch's, 1e-8."""
     weight_decay: float = 0.0
     """Weight decay of the weights; biases and normalisation parameters have none."""
     schedule: Literal[*SCHEDULES] = "constant"
@@ -89,12 +97,28 @@ class OptimConfig:
         require(0 <= self.momentum < 1, f"--optim.momentum must be in [0, 1), not {self.momentum}")
         require(self.weight_decay >= 0, f"--optim.weight-decay must be 0 or more, not {self.weight_decay}")
         require(self.lr_base >= 0, f"--optim.lr-base must be 0 (lr as it is) or a batch size, not {self.lr_base}")
+        self._check_optimizer()
         self._check_schedule()
         require(self.warmup_epochs >= 0, f"--optim.warmup-epochs must be 0 or more, not {self.warmup_epochs}")
         require(0 <= self.label_smoothing < 1, f"--optim.label-smoothing must be in [0, 1), not {self.label_smoothing}")
         require(self.clip_norm >= 0, f"--optim.clip-norm must be 0 (off) or more, not {self.clip_norm}")
         require(0 <= self.ema < 1, f"--optim.ema must be 0 (off) or a decay between 0 and 1, not {self.ema}")
         require(0 <= self.sam < math.inf, f"--optim.sam must be 0 (off) or a radius above 0, not {self.sam}")
+
+    def _check_optimizer(self) -> None:
+        """Raise ConfigError for what the optimizer cannot take, or does not read."""
+        for name in ("betas", "alpha", "eps", "nesterov"):
+            given = getattr(self, name) not in (None, True)
+            flag = f"--optim.{'no-' if name == 'nesterov' else ''}{name}"
+            readers = [each for each, one in OPTIMIZERS.items() if name in one.reads]
+            require(
+                not given or self.optimizer in readers,
+                f"{flag} has no effect on --optimizer {self.optimizer}; it is for {', '.join(readers)}",
+            )
+        betas = self.betas or (0.0, 0.0)
+        require(0 <= min(betas) <= max(betas) < 1, f"--optim.betas must be in [0, 1) each, not {self.betas}")
+        require(self.alpha is None or 0 <= self.alpha < 1, f"--optim.alpha must be in [0, 1), not {self.alpha}")
+        require(self.eps is None or 0 < self.eps <= 1, f"--optim.eps must be above 0 and at most 1, not {self.eps}")
 
     def _check_schedule(self) -> None:
         """Raise ConfigError for a schedule that cannot be meant."""

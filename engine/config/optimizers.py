@@ -15,13 +15,27 @@ class Optimizer:
     """Its class in torch.optim."""
     states: int
     """fp32 tensors of the parameters' size that it keeps."""
+    reads: tuple[str, ...] = ()
+    """Fields of OptimConfig that it reads beside the rates and the weight decay."""
     options: Callable[[Any], dict[str, Any]] = lambda config: {}
-    """From an OptimConfig to the arguments beside the learning rate and the parameter groups."""
+    """From an OptimConfig to those arguments that have a default of their own there."""
+
+    def arguments(self, config: Any) -> dict[str, Any]:
+        """The arguments beside the learning rate and the parameter groups."""
+        given = {name: getattr(config, name) for name in ("betas", "alpha", "eps") if name in self.reads}
+        return {name: value for name, value in given.items() if value is not None} | self.options(config)
+
+
+def _nesterov(config: Any) -> bool:
+    return config.momentum > 0 and config.nesterov
 
 
 OPTIMIZERS = {
-    "sgd": Optimizer("SGD", 1, lambda config: {"momentum": config.momentum, "nesterov": config.momentum > 0}),
-    "adam": Optimizer("Adam", 2),
-    "adamw": Optimizer("AdamW", 2),
+    "sgd": Optimizer(
+        "SGD", 1, ("momentum", "nesterov"), lambda config: {"momentum": config.momentum, "nesterov": _nesterov(config)}
+    ),
+    "adam": Optimizer("Adam", 2, ("betas", "eps")),
+    "adamw": Optimizer("AdamW", 2, ("betas", "eps")),
+    "rmsprop": Optimizer("RMSprop", 2, ("momentum", "alpha", "eps"), lambda config: {"momentum": config.momentum}),
 }
 """By the name that `--optimizer` takes. Their states begin at zero (engine.step.optim.allocate_state)."""

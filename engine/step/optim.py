@@ -56,7 +56,7 @@ def build_optimizer(model: nn.Module, config: OptimConfig, one_group: bool = Fal
     kind = getattr(torch.optim, chosen.kind)
     # one kernel over all parameters, and in fp16 the overflow check stays on the device
     fused = {"fused": True} if "fused" in inspect.signature(kind).parameters else {}
-    return kind(groups, lr=config.peak_lr, **fused, **chosen.options(config))
+    return kind(groups, lr=config.peak_lr, **fused, **chosen.arguments(config))
 
 
 def allocate_state(optimizer: torch.optim.Optimizer) -> None:
