@@ -45,6 +45,11 @@ class DataConfig:
     """Side of the centre crop in evaluation over the shorter side of the resized image; none as for the mean."""
     interpolation: Literal["bilinear", "bicubic"] | None = None
     """Filter of every resize; none as for the mean, bilinear where no weights say."""
+    balance: Literal["none", "sampler", "weights", "effective"] = "none"
+    """For classes of unlike size: each class drawn equally often, or the loss weighted by 1 / images of the class, or
+    by the effective number of its images (Cui et al. 2019, arXiv:1901.05555)."""
+    balance_beta: float = 0.999
+    """Cui's β of balance effective: an image more of a class of 1 / (1 - β) images and above counts little."""
     limit: int = 0
     """Train on this many images only, a seeded random choice; 0 is all."""
     folds: int = 0
@@ -73,6 +78,7 @@ class DataConfig:
             0 <= self.fold < max(1, self.folds),
             f"--data.fold must be from 0 to one less than --data.folds ({self.folds}), not {self.fold}",
         )
+        require(0 < self.balance_beta < 1, f"--data.balance-beta must be between 0 and 1, not {self.balance_beta}")
         require(self.std is None or min(self.std) > 0, f"--data.std must be above 0 in every channel, not {self.std}")
         require(
             self.eval_crop is None or 0 < self.eval_crop <= 1,

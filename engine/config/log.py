@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from engine.config.checks import require
 from engine.config.flag import TopLevel
@@ -23,7 +23,10 @@ class LogConfig:
     keep_checkpoints: int = 2
     """Newest checkpoints kept on disk; 0 is all."""
     save_best: bool = True
-    """model.safetensors holds the weights with the best test accuracy; off: those of the last epoch."""
+    """model.safetensors holds the best weights; off: those of the last epoch."""
+    best: Annotated[Literal["accuracy", "balanced", "macro_f1", "loss"], TopLevel] = "accuracy"
+    """What the best weights are best at: accuracy, its mean over classes (balanced), the mean of the classes' F1, or
+    the loss."""
     plots: bool = True
     """Draw plots and the report page at the end."""
     profile: Annotated[bool, TopLevel] = False

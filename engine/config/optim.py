@@ -80,6 +80,9 @@ class OptimConfig:
     figures."""
     label_smoothing: float = 0.0
     """Share of the target spread over all classes (Szegedy et al. 2015, arXiv:1512.00567, section 7)."""
+    logit_adjust: float = 0.0
+    """τ of logit adjustment for classes of unlike size, usually 1 (Menon et al. 2020, arXiv:2007.07314): τ · log of
+    each class's share is added to the logits in training; 0 is none."""
     clip_norm: float = 0.0
     """Largest global gradient norm; 0 is no clipping."""
     ema: float = 0.0
@@ -101,6 +104,7 @@ class OptimConfig:
         self._check_schedule()
         require(self.warmup_epochs >= 0, f"--optim.warmup-epochs must be 0 or more, not {self.warmup_epochs}")
         require(0 <= self.label_smoothing < 1, f"--optim.label-smoothing must be in [0, 1), not {self.label_smoothing}")
+        require(0 <= self.logit_adjust < math.inf, f"--optim.logit-adjust must be 0 or more, not {self.logit_adjust}")
         require(self.clip_norm >= 0, f"--optim.clip-norm must be 0 (off) or more, not {self.clip_norm}")
         require(0 <= self.ema < 1, f"--optim.ema must be 0 (off) or a decay between 0 and 1, not {self.ema}")
         require(0 <= self.sam < math.inf, f"--optim.sam must be 0 (off) or a radius above 0, not {self.sam}")

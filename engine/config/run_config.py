@@ -59,6 +59,10 @@ class RunConfig:
         refuse_absurd(self, flags())
         off, epochs = self.augment.mix_off_epochs, self.optim.epochs
         require(off < epochs, f"--augment.mix-off-epochs {off}: of {epochs} epochs none would have mixtures")
+        require(
+            not self.optim.logit_adjust or self.data.balance == "none",
+            f"--optim.logit-adjust and --data.balance {self.data.balance} make up for the same thing twice; keep one",
+        )
         fixed = self.augment.resolved["crop"] == "fixed"
         require(
             not (fixed and self.data.crop_scale), "--data.crop-scale has no effect on --augment.crop fixed (or seed)"

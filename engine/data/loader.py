@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import torch
 
-from engine.data import sampling
+from engine.data import balance, sampling
 from engine.data.bad_images import BadImage
 from engine.data.decoding_watch import DecodingWatch
 from engine.data.graph import crops
@@ -33,6 +33,9 @@ logger = logging.getLogger("hcr")
 Window = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 """From sizes and draws to the start and the shape of each image's training window (engine.data.graph.crops)."""
 MOST_WORKERS = 8
+CROPS = 1
+"""Stream of the crops of images that an epoch shows again."""
+BELOW_ONE = np.nextafter(np.float32(1), np.float32(0))
 MANY = 8
 """Images from which on a share without one that decodes is no accident."""
 
@@ -83,6 +86,8 @@ class Request:
     share: sampling.Share
     draws: np.ndarray
     """float32 [m, 5] uniform in [0, 1), as in sampling.draws; empty in evaluation."""
+    numbers: np.ndarray
+    """int64 [m], whose random numbers each image has: its own, and others where it stood earlier in this epoch."""
 
 
 class Schedule:
@@ -97,10 +102,15 @@ class Schedule:
         share = self.sampler.share(position.epoch, position.step)
         share = replace(share, indices=self.chosen[share.indices])
         if not self.sampler.shuffle:
-            return Request(position, share, np.empty((0, 5), dtype=np.float32))
+            return Request(position, share, np.empty((0, 5), dtype=np.float32), share.indices)
         if self._draws is None or self._draws[0] != position.epoch:
             self._draws = position.epoch, sampling.draws(self.n, self.sampler.seed, position.epoch)
-        return Request(position, share, self._draws[1][share.indices])
+        draws, numbers = self._draws[1][share.indices], share.indices
+        if share.repeats is not None and share.repeats.any():
+            numbers, again = share.indices + self.n * share.repeats, share.repeats > 0
+            own = sampling.numbers_of(numbers[again], 5, self.sampler.seed, position.epoch, CROPS)
+            draws[again] = np.minimum(own.astype(np.float32), BELOW_ONE)
+        return Request(position, share, draws, numbers)
 
     def following(self, position: Position) -> Position | None:
         """The next position; after a training epoch the next epoch's first, after an evaluation none."""
@@ -152,8 +162,9 @@ class Loader(ABC):
         chosen = sampling.subset(len(self.data), config.limit if self.train else 0, seed) if only is None else only
         if minimum_share is None:
             minimum_share = 2 if self.train else 1
+        drawn = self.data.labels[chosen] if self.train and config.balance == "sampler" else None
         try:
-            sampler = sampling.Sampler(len(chosen), global_batch, rank, world, seed, self.train, minimum_share)
+            sampler = sampling.Sampler(len(chosen), global_batch, rank, world, seed, self.train, minimum_share, drawn)
         except ValueError as error:
             raise DataError(str(error)) from None
         self.schedule = Schedule(sampler, chosen, len(self.data))
@@ -186,6 +197,11 @@ class Loader(ABC):
         """Where its images are, for messages."""
         split = "train" if self.train else "val"
         return f"{split}/" if self.data.paths is not None else f"the {split} split of {self.source.name}"
+
+    @property
+    def class_counts(self) -> np.ndarray:
+        """int64 [classes]: images of each class that there are in an epoch, before any balancing."""
+        return balance.class_counts(self.data.labels, len(self.source.classes), self.schedule.chosen)
 
     def note(self, requests: Iterable[Request]) -> None:
         """Let the watch know which files are with the decoder."""
@@ -256,7 +272,7 @@ class Loader(ABC):
         labels = labels.to(self.device, non_blocking=True)
         if self.augmentation is not None:
             position = request.position
-            where = sampling.Where(position.epoch, position.step, filled, share.count)
+            where = sampling.Where(position.epoch, position.step, np.where(good, request.numbers, filled), share.count)
             images, labels = self.augmentation(images, labels, where, self.dtype)
         return Batch(
             images=images,

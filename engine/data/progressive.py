@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
+import numpy as np
+
 from engine.config import DataConfig
 from engine.data.bad_images import BadImage
 from engine.data.decoding_watch import DecodingWatch
@@ -101,6 +103,11 @@ class ProgressiveLoader:
         """Keep images by name from the decoder that crashes on them; see Loader.avoid."""
         self._crashes = crashes
         self._loader.avoid(crashes)
+
+    @property
+    def class_counts(self) -> np.ndarray:
+        """See Loader.class_counts."""
+        return self._loader.class_counts
 
     @property
     def place(self) -> str:

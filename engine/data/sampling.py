@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from engine.data.class_order import balanced_order
+
 # Each purpose has its own stream of random numbers under one seed.
 ORDER, AUGMENT, SUBSET, CHANGES = range(4)
 
@@ -24,6 +26,8 @@ class Share:
     """Images of weight 1 here."""
     global_count: int
     """Images of weight 1 over all ranks."""
+    repeats: np.ndarray | None = None
+    """int64 [m], how often each image stood earlier in this epoch; None where every image stands once."""
 
 
 @dataclass(frozen=True)
@@ -48,15 +52,17 @@ def draws(n: int, seed: int, epoch: int) -> np.ndarray:
     return generator(seed, epoch, AUGMENT).random((n, 5), dtype=np.float32)
 
 
-def numbers_of(indices: np.ndarray, count: int, seed: int, epoch: int) -> np.ndarray:
+def numbers_of(indices: np.ndarray, count: int, seed: int, epoch: int, stream: int = 0) -> np.ndarray:
     """float64 [m, count] uniform in [0, 1): for each image, or other thing with a number, its own in this epoch.
+
+    stream  numbers of another one have nothing to do with these
 
     Philox counts: each number has 2^64 blocks of the counter to itself, so nothing is drawn for the images between.
     """
     key = np.array([seed, epoch * 4 + CHANGES], dtype=np.uint64)
     found = np.empty((len(indices), count))
     for row, index in enumerate(indices.tolist()):
-        counter = np.array([0, index % 2**64, 0, 0], dtype=np.uint64)
+        counter = np.array([0, index % 2**64, stream, 0], dtype=np.uint64)
         found[row] = np.random.Generator(np.random.Philox(key=key, counter=counter)).random(count)
     return found
 
@@ -75,13 +81,23 @@ class Sampler:
     global_batch   images a step over all ranks, a multiple of `world`
     seed, shuffle  the order is a permutation by (seed, epoch), or 0..n-1 unshuffled
     minimum_share  a shorter share, in the last batch, is filled with repeats at weight 0 (BatchNorm needs 2)
+    balanced       int64 [n] labels: an epoch draws n images, each class equally often (engine.data.balance)
 
-    Every rank has the same number of steps, and every image has weight 1 exactly once an epoch over the ranks.
+    Every rank has the same number of steps, and every image has weight 1 exactly once an epoch over the ranks, unless
+    classes are balanced.
     Raises ValueError for no images, and for a global batch that the ranks cannot share evenly.
     """
 
     def __init__(
-        self, n: int, global_batch: int, rank: int, world: int, seed: int, shuffle: bool, minimum_share: int = 1
+        self,
+        n: int,
+        global_batch: int,
+        rank: int,
+        world: int,
+        seed: int,
+        shuffle: bool,
+        minimum_share: int = 1,
+        balanced: np.ndarray | None = None,
     ) -> None:
         if n < 1:
             raise ValueError("there are no images to sample from")
@@ -92,7 +108,8 @@ class Sampler:
             raise ValueError(f"a batch of {global_batch} images cannot be shared evenly by {world} ranks; {fits} can")
         self.n, self.global_batch, self.rank, self.world = n, global_batch, rank, world
         self.seed, self.shuffle, self.minimum_share = seed, shuffle, max(1, minimum_share)
-        self._order: tuple[int, np.ndarray] | None = None
+        self.balanced = balanced
+        self._order: tuple[int, np.ndarray, np.ndarray | None] | None = None
 
     @property
     def steps_per_epoch(self) -> int:
@@ -108,9 +125,9 @@ class Sampler:
         """This rank's part of batch `step` of `epoch`; raises IndexError for a step that the epoch has not."""
         if not 0 <= step < self.steps_per_epoch:
             raise IndexError(f"step {step} is not in [0, {self.steps_per_epoch})")
-        batch = self._permutation(epoch if self.shuffle else 0)[
-            step * self.global_batch : (step + 1) * self.global_batch
-        ]
+        order, repeats = self._ordered(epoch if self.shuffle else 0)
+        begin = step * self.global_batch
+        batch = np.arange(begin, min(begin + self.global_batch, self.n))
         mine = np.array_split(batch, self.world)[self.rank]
         weights = np.ones(len(mine), dtype=np.float32)
         missing = self.minimum_share - len(mine)
@@ -118,10 +135,18 @@ class Sampler:
             repeated = np.resize(mine if len(mine) else batch, missing)
             mine = np.concatenate([mine, repeated])
             weights = np.concatenate([weights, np.zeros(missing, dtype=np.float32)])
-        return Share(mine, weights, count=int(weights.sum()), global_count=len(batch))
+        again = None if repeats is None else repeats[mine]
+        return Share(order[mine], weights, count=int(weights.sum()), global_count=len(batch), repeats=again)
 
-    def _permutation(self, epoch: int) -> np.ndarray:
+    def _ordered(self, epoch: int) -> tuple[np.ndarray, np.ndarray | None]:
+        """What stands where in an epoch, and how often it stood before."""
         if self._order is None or self._order[0] != epoch:
-            order = generator(self.seed, epoch, ORDER).permutation(self.n) if self.shuffle else np.arange(self.n)
-            self._order = epoch, order
-        return self._order[1]
+            repeats = None
+            if not self.shuffle:
+                order = np.arange(self.n)
+            elif self.balanced is None:
+                order = generator(self.seed, epoch, ORDER).permutation(self.n)
+            else:
+                order, repeats = balanced_order(self.balanced, self.seed, epoch, generator(self.seed, epoch, ORDER))
+            self._order = epoch, order, repeats
+        return self._order[1], self._order[2]

@@ -88,7 +88,9 @@ class History:
 
     @property
     def best(self) -> Row | None:
-        """The epoch of the highest test accuracy, the first of equals."""
+        """The first epoch of the highest test accuracy; by another --best, that whose weights are kept."""
+        if self.config.get("log", {}).get("best", "accuracy") != "accuracy":
+            return next((row for row in reversed(self.epochs) if row.get("best")), None)
         judged = [row for row in self.epochs if row.get("test_accuracy") is not None]
         return max(judged, key=lambda row: row["test_accuracy"], default=None)
 

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from engine.config import OptimConfig
-from engine.step.loss import loss_and_hits
+from engine.step.loss import PLAIN, ClassTerms, loss_and_hits
 from engine.step.micro_batches import is_whole, micro_batches
 from engine.step.optim import set_learning_rate
 from engine.step.plan import Plan
@@ -49,6 +49,8 @@ class OptimizerStep:
         fail together. `last`: no other backward pass follows in this step."""
         self.rate: Callable[[int], float] = lambda step: learning_rate(step, steps_per_epoch, config)
         """Learning rate of a 0-based step of the run: the schedule's, unless somebody looks for a rate."""
+        self.terms: ClassTerms = PLAIN
+        """What the loss does about classes of unlike size."""
         self.meter = torch.zeros(6, dtype=torch.float64, device=accelerator.device)
         """Loss, hits, images, the first step with a bad loss, and two places for the training loop."""
         self._parameters = list(model.parameters())
@@ -103,7 +105,7 @@ class OptimizerStep:
                 with self.span("forward"):
                     with plan.policy.around_forward(self._parameters):
                         output = self.model(images)
-                    loss, hits = loss_and_hits(output, labels, weights, smoothing)
+                    loss, hits = loss_and_hits(output, labels, weights, smoothing, self.terms)
                 with self.span("backward"):
                     self.accelerator.backward(loss * scale)
                     del output

@@ -23,6 +23,15 @@ class Evaluation:
     top5: float
     count: int
     confusion: Tensor | None
+    balanced: float = 0.0
+    """Mean of the accuracies of the classes that have images here."""
+    macro_f1: float = 0.0
+    """Mean of their F1."""
+
+    def score(self, measure: str) -> float:
+        """By what weights are the best, the larger the better: accuracy, balanced, macro_f1 or loss."""
+        named = {"accuracy": self.top1, "balanced": self.balanced, "macro_f1": self.macro_f1, "loss": -self.loss}
+        return named[measure]
 
 
 @torch.no_grad()
@@ -43,6 +52,7 @@ def evaluate(
     The host waits for the device once, at the end. `top5` is over min(5, classes) guesses.
     """
     totals = torch.zeros(4, dtype=torch.float64, device=device)  # loss, top-1, top-5, images
+    tallies = torch.zeros(3, num_classes, dtype=torch.float64, device=device)  # images, guesses, hits of each class
     pairs = torch.zeros(num_classes * num_classes if confusion else 0, dtype=torch.float64, device=device)
     guesses = min(5, num_classes)
     for batch in batches:
@@ -54,16 +64,34 @@ def evaluate(
             hits = best == labels[:, None]
             rows = torch.stack([losses, hits[:, 0].float(), hits.any(dim=1).float(), torch.ones_like(losses)])
             totals += (torch.where(weights > 0, rows, 0.0) * weights).sum(dim=1, dtype=torch.float64)
+            # bincount would wait for the device; sums of zeros and ones are exact in any order
+            for place, (where, counted) in enumerate(
+                ((labels, weights), (best[:, 0], weights), (labels, hits[:, 0] * weights))
+            ):
+                tallies[place].scatter_add_(0, where, counted.double())
             if confusion:
-                # bincount would wait for the device; sums of zeros and ones are exact in any order
                 pairs.scatter_add_(0, labels * num_classes + best[:, 0], weights.double())
     totals = reduce(totals)
     loss, top1, top5, count = totals.tolist()
+    balanced, macro_f1 = class_means(reduce(tallies))
     matrix = None
     if confusion:
         matrix = reduce(pairs).round().long().reshape(num_classes, num_classes).cpu()
     images = max(1.0, count)
-    return Evaluation(loss / images, top1 / images, top5 / images, round(count), matrix)
+    return Evaluation(loss / images, top1 / images, top5 / images, round(count), matrix, balanced, macro_f1)
+
+
+def class_means(tallies: Tensor) -> tuple[float, float]:
+    """(balanced accuracy, macro F1) over the classes that have images.
+
+    tallies  [3, classes]: images, guesses and hits of each class
+    """
+    images, guesses, hits = tallies.cpu()
+    there = images > 0
+    if not there.any():
+        return 0.0, 0.0
+    recall, f1 = hits / images, 2 * hits / (images + guesses)
+    return recall[there].mean().item(), f1[there].mean().item()
 
 
 def refuse_lost(loader: Any) -> Iterator:

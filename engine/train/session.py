@@ -19,6 +19,7 @@ from accelerate.utils import gather_object
 from engine.config import DataConfig, RunConfig
 from engine.config.byte_sizes import gib
 from engine.data.backend import make_loader
+from engine.data.balance import describe as balance_line
 from engine.data.decoding_watch import DecodingWatch
 from engine.data.fingerprint import fingerprint_of
 from engine.data.loader import Loader
@@ -48,6 +49,7 @@ from engine.step.plan import Hardware
 from engine.step.single_values import refuse_single_values
 from engine.step.weights.pretrained import with_preprocessing
 from engine.step.wrap import AUTOCAST_DTYPES, Launch, build_accelerator, prepare_device, wrap
+from engine.train.class_terms import class_terms
 from engine.train.decoder_crash import known_crashes
 from engine.train.memory_verdict import compare_memory
 from engine.train.shared_folder import choose_checkpoint, describe, open_folder
@@ -148,6 +150,7 @@ class Session:
             self.planned.ladder,
             fingerprint_of(source),
         )
+        self.trainer.step.terms = class_terms(config, self.train_loader.class_counts, device)
         self.resumed = choose_checkpoint(config, folder, self.accelerator, self.trainer.checkpointer)
         if self.resumed is not None:
             self.trainer.resume(self.resumed)
@@ -291,6 +294,8 @@ class Session:
         print("\n".join(plan_lines(self.planned)))
         if line := self.config.optim.rate_line():
             print(line)
+        if line := balance_line(source.classes, self.train_loader.class_counts, self.config.data, self.config.optim):
+            print(line)
         if line := self.config.augment.describe():
             print(f"augmentation: {line}")
         if plan.device == "cuda" and os.environ.get(VARIABLES[0]) == CHOSEN:
@@ -336,7 +341,8 @@ class Session:
             if lost := each.unreadable_classes():
                 print(f"warning: no image of {listed(lost)} in {each.place} could be read")
         print(f"finished {progress.epoch} epochs, {progress.step} steps in {clock(seconds)}")
-        print(f"best test accuracy {progress.best_accuracy:.2%} (epoch {progress.best_epoch})")
+        by = "" if (best := self.config.log.best) == "accuracy" else f", the best by {best.replace('_', ' ')}"
+        print(f"best test accuracy {progress.best_accuracy:.2%} (epoch {progress.best_epoch}{by})")
         if bad:
             print(f"unreadable images left out: {bad} (listed in {folder.metrics})")
         print(f"weights {folder.weights}")

@@ -312,7 +312,9 @@ class Trainer:
         result = self.evaluate()
         if not math.isfinite(result.loss):
             raise Diverged(self._diverged(progress.step, "the loss on the test images"))
-        best = result.top1 > progress.best_accuracy
+        by, score = self.config.log.best, result.score(self.config.log.best)
+        best = progress.is_best(by, score, result.top1)
+        judged = f"  {by.replace('_', ' ')} {score:6.2%}" if by in ("balanced", "macro_f1") else ""
         seen = max(1.0, progress.images)
         row = {
             "epoch": progress.epoch + 1,
@@ -324,13 +326,13 @@ class Trainer:
             "test_accuracy": result.top1,
             "test_top5": result.top5,
             "test_images": result.count,
+            "balanced_accuracy": result.balanced,
+            "macro_f1": result.macro_f1,
             "images_per_second": round(len(self.train_loader) / max(1e-9, progress.seconds), 2),
             "seconds": round(progress.seconds, 3),
             "lr": learning_rate(progress.in_steps_of(steps) - 1, steps, self.config.optim),
             "best": best,
         }
-        if best:
-            progress.best_accuracy, progress.best_epoch = result.top1, progress.epoch + 1
         if best or not self.config.log.save_best:
             self._save_weights()
         progress.epoch += 1
@@ -341,7 +343,7 @@ class Trainer:
             print(
                 f"epoch {row['epoch']:>{len(str(self.config.optim.epochs))}}/{self.config.optim.epochs}"
                 f"  train {row['train_accuracy']:6.2%} loss {row['train_loss']:.4f}"
-                f"  test {row['test_accuracy']:6.2%} loss {row['test_loss']:.4f}"
+                f"  test {row['test_accuracy']:6.2%} loss {row['test_loss']:.4f}{judged}"
                 f"  {row['images_per_second']:.0f} img/s  {row['seconds']:.1f} s{'  best' if best else ''}",
                 flush=True,
             )
