@@ -17,6 +17,8 @@ class ModelConfig:
     """Network name; `resnext` is resnext50."""
     compile: Annotated[Literal["auto", "on", "off"], TopLevel] = "auto"
     """torch.compile: auto is on with a GPU and off without. `--compile` and `--no-compile` work too."""
+    cuda_graph: Annotated[Literal["auto", "on", "off"], TopLevel] = "auto"
+    """Record a whole step as one CUDA graph and replay it, on one GPU: auto where that was measured to be faster."""
     pretrained: Annotated[str | None, TopLevel] = None
     """Start from these weights: a file, a run folder, timm:NAME or torchvision:NAME. Rows of the head whose
     class has the same name are kept, the others start anew."""

@@ -19,6 +19,8 @@ class Optimizer:
     """Fields of OptimConfig that it reads beside the rates and the weight decay."""
     options: Callable[[Any], dict[str, Any]] = lambda config: {}
     """From an OptimConfig to those arguments that have a default of their own there."""
+    fused: bool = True
+    """Torch has one kernel for its whole step, which looks for overflows on the device."""
 
     def arguments(self, config: Any) -> dict[str, Any]:
         """The arguments beside the learning rate and the parameter groups."""
@@ -36,6 +38,8 @@ OPTIMIZERS = {
     ),
     "adam": Optimizer("Adam", 2, ("betas", "eps")),
     "adamw": Optimizer("AdamW", 2, ("betas", "eps")),
-    "rmsprop": Optimizer("RMSprop", 2, ("momentum", "alpha", "eps"), lambda config: {"momentum": config.momentum}),
+    "rmsprop": Optimizer(
+        "RMSprop", 2, ("momentum", "alpha", "eps"), lambda config: {"momentum": config.momentum}, fused=False
+    ),
 }
 """By the name that `--optimizer` takes. Their states begin at zero (engine.step.optim.allocate_state)."""

@@ -20,6 +20,7 @@ from engine.plan.told import nothing_fits
 from engine.plan.workload import Candidate, Planned, Result, Workload
 from engine.step.device_memory.allocator_settings import expandable
 from engine.step.plan import Hardware, Plan, choose_precision, function_changes, make_plan, split_batch
+from engine.step.recorded.choice import recordable
 
 if TYPE_CHECKING:
     pass  # accelerate takes seconds to import
@@ -93,6 +94,7 @@ def plan_run(
         correction=correction,
         offload_optimizer=offload_optimizer,
         expandable=expandable(),
+        recorded=plain.cuda_graph,
         device=device_of(hardware.name, hardware.capability),
         **({} if feed is None else {"feed": feed}),
     )
@@ -150,6 +152,7 @@ def to_plan(plain: Plan, result: Result, candidate: Candidate) -> Plan:
         accumulation=candidate.accumulation,
         recompute=candidate.policy.describe(),
         policy=candidate.policy,
+        cuda_graph=plain.cuda_graph and recordable(candidate.policy),
         offload_optimizer=result.workload.offload_optimizer,
         parameter_bytes=predicted.get(Category.PARAMETERS, 0),
         gradient_bytes=plain.gradient_bytes,

@@ -116,7 +116,9 @@ class Simulated:
         factors = load.factors(precision, policy)
         live[Category.WORKSPACE] += (factors.workspace - 1) * allocator
         if load.cuda:
-            live[Category.WORKSPACE] += load.device.cublas
+            batch, workspaces = load.recording(precision, policy)
+            live[Category.INPUT] += batch
+            live[Category.WORKSPACE] += load.device.cublas + workspaces
             live[Category.CONTEXT] += load.device.outside + factors.context
             live[Category.LOADER] += load.feed.device_bytes(load.share, load.image_size, precision == "fp16")
             live[Category.FRAGMENTATION] += (factors.fragmentation - 1) * allocator

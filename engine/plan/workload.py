@@ -14,6 +14,10 @@ from engine.plan.memory.loader import Feed
 from engine.plan.memory.trace import Category, Timeline
 from engine.step.plan import Plan
 from engine.step.recompute import Policy
+from engine.step.recorded.choice import recordable
+
+LABEL_AND_WEIGHT = 12
+"""Bytes of an image's label and weight."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,8 @@ class Workload:
     """Planned for a GPU; off plans for CPU tensors alone."""
     expandable: bool = True
     """torch's allocator has expandable segments (engine.step.device_memory.allocator_settings)."""
+    recorded: bool = False
+    """Whole steps are recorded as one CUDA graph, where a candidate's can be (engine.step.recorded)."""
     device: Device = field(default_factory=Device)
     correction: Correction | None = None
     """What earlier runs measured on this GPU."""
@@ -49,6 +55,14 @@ class Workload:
     def factors(self, precision: str, policy: Policy) -> Factors:
         """What a plan is multiplied by."""
         return self.correction.factors(self.name, precision, policy.describe()) if self.correction else Factors()
+
+    def recording(self, precision: str, policy: Policy) -> tuple[int, int]:
+        """Bytes that a recorded step takes beside a launched one: its own batch, and cuBLAS's workspaces once more, as
+        it is on a stream of its own."""
+        if not (self.recorded and recordable(policy)):
+            return 0, 0
+        pixels = 3 * self.image_size**2 * (4 if precision == "fp32" else 2)
+        return self.share * (pixels + LABEL_AND_WEIGHT), self.device.cublas
 
     @property
     def nccl(self) -> int:

@@ -25,6 +25,7 @@ from engine.recovery.integrity import damage, write_checksums
 from engine.runs.door import CannotWrite, save_tensors, sync_folder, writing
 from engine.runs.runfolder import RunFolder, delete
 from engine.step.ema import WeightAverage
+from engine.step.optim import plain_state
 from engine.step.wrap import bare_module
 
 FORMAT = 1
@@ -112,7 +113,7 @@ class Checkpointer:
         state: dict[str, Any] = {"format": FORMAT, "step": step, "random": generators, **more}
         if not self.sharded and self.accelerator.is_main_process:
             state["model"] = bare_module(self.model).state_dict()
-            state["optimizer"] = self.optimizer.state_dict()
+            state["optimizer"] = plain_state(self.optimizer)
             state["scaler"] = self.accelerator.scaler.state_dict() if self.accelerator.scaler else None
         if self.average is not None:
             state["average"] = self.average.state_dict()

@@ -26,7 +26,7 @@ from engine.runs.runfolder import RunFolder
 from engine.step.device_memory.out_of_memory import first_sentences, out_of_memory
 from engine.step.kept_copy import KeptCopy
 from engine.step.micro_batches import is_whole
-from engine.step.optim import allocate_state, forget_step
+from engine.step.optim import allocate_state
 from engine.step.optimizer_step import OptimizerStep
 from engine.step.plan import Plan
 from engine.step.wrap import bare_module
@@ -168,11 +168,8 @@ class Rescue:
     def _undo(self) -> None:
         """Leave model and optimizer as they were before the step."""
         step = self.step
-        step.optimizer.optimizer.zero_grad(set_to_none=True)
+        step.abandon()
         self._statistics.put_back()
-        step.accelerator.step = 0
-        if step.accelerator.scaler is not None:
-            forget_step(step.accelerator.scaler, step.optimizer)
         if step.accelerator.device.type == "cuda":
             torch.cuda.empty_cache()
 

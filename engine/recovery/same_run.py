@@ -12,7 +12,7 @@ from engine.data.fingerprint import Fingerprint
 from engine.runs.wording import listed
 
 FREE_TO_CHANGE = {
-    *("config", "resume", "recipe", "optim.epochs", "model.compile", "model.fused"),
+    *("config", "resume", "recipe", "optim.epochs", "model.compile", "model.fused", "model.cuda_graph"),
     *("data.root", "data.workers", "data.prefetch", "parallel.threads"),
     *("memory.gpu_memory", "memory.recompute", "memory.offload", "parallel.micro_batch_size"),
 }

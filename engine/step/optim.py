@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -99,7 +99,33 @@ def forget_step(scaler: torch.amp.GradScaler, wrapped: AcceleratedOptimizer) -> 
             delattr(optimizer, left)
 
 
+def make_recordable(optimizer: torch.optim.Optimizer) -> None:
+    """Have rate and count of steps on the device, where a CUDA graph that recorded a step reads them anew each time."""
+    for group in optimizer.param_groups:
+        device = group["params"][0].device
+        group["lr"] = torch.as_tensor(group["lr"], dtype=torch.float32).to(device, copy=True)
+        if "capturable" in group:
+            group["capturable"] = True
+    for parameter, state in optimizer.state.items():
+        if torch.is_tensor(count := state.get("step")):
+            state["step"] = count.to(parameter.device)
+
+
+def plain_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """The optimizer's state dict as a run that records nothing has it."""
+    state = optimizer.state_dict()
+    plain = [
+        {**group, "lr": float(group["lr"])} | ({"capturable": False} if "capturable" in group else {})
+        for group in state["param_groups"]
+    ]
+    return {**state, "param_groups": plain}
+
+
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     """Give every parameter group of `optimizer` the learning rate `rate`, times its own scale where it has one."""
     for group in optimizer.param_groups:
-        group["lr"] = rate * group.get("lr_scale", 1.0)
+        own = rate * group.get("lr_scale", 1.0)
+        if torch.is_tensor(group["lr"]):
+            group["lr"].fill_(own)
+        else:
+            group["lr"] = own

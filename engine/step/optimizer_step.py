@@ -13,9 +13,10 @@ from torch import Tensor
 from engine.config import OptimConfig
 from engine.step.loss import PLAIN, ClassTerms, loss_and_hits
 from engine.step.micro_batches import is_whole, micro_batches
-from engine.step.optim import set_learning_rate
+from engine.step.optim import forget_step, set_learning_rate
 from engine.step.plan import Plan
 from engine.step.recompute import apply_policy, clear_policy
+from engine.step.recorded.graph import StepGraph
 from engine.step.sam import SharpnessAware
 from engine.step.schedule import learning_rate
 from engine.step.standing import Progress
@@ -53,7 +54,15 @@ class OptimizerStep:
         """What the loss does about classes of unlike size."""
         self.meter = torch.zeros(6, dtype=torch.float64, device=accelerator.device)
         """Loss, hits, images, the first step with a bad loss, and two places for the training loop."""
+        self._number = torch.zeros((), dtype=torch.float64, device=accelerator.device)
+        """The step's, counted from 1, where a recorded step reads it."""
         self._parameters = list(model.parameters())
+        self.graph: StepGraph | None = None
+        """Takes whole steps through a recording, where the plan says so."""
+        if plan.cuda_graph:
+            self.graph = StepGraph(
+                self._launch, optimizer.optimizer, self.abandon, accelerator.device, plan.budget_bytes
+            )
 
     def begin_epoch(self) -> None:
         """Nothing has been counted yet."""
@@ -62,8 +71,25 @@ class OptimizerStep:
 
     def take(self, batch) -> None:
         """One step. With SAM the gradient is taken twice; what is counted is at the weights themselves."""
-        step = self.progress.in_steps_of(self.steps_per_epoch)
-        set_learning_rate(self.optimizer, self.rate(step))
+        if self.graph is not None:
+            self.graph.prepare()
+        set_learning_rate(self.optimizer, self.rate(self.progress.in_steps_of(self.steps_per_epoch)))
+        self._number.fill_(self.progress.step + 1)
+        whole = self.graph is not None and is_whole(batch, self.plan)
+        if self.graph is not None and not whole:
+            self.graph.make_room()
+        if self.graph is None or not whole or not self.graph.take(batch):
+            self._launch(batch)
+
+    def abandon(self) -> None:
+        """Leave nothing of a step that broke off: its gradients, and how far it was."""
+        self.optimizer.optimizer.zero_grad(set_to_none=True)
+        self.accelerator.step = 0
+        if self.accelerator.scaler is not None:
+            forget_step(self.accelerator.scaler, self.optimizer)
+
+    def _launch(self, batch) -> None:
+        """A step's work: what it reads of the host is the same for all batches of a kind (recorded.graph.kind_of)."""
         counted = self._gradient(batch, last=self.sam is None)
         if self.sam:
             with self.sam.moved():
@@ -86,6 +112,9 @@ class OptimizerStep:
                 set_partition(plan)
                 torch._dynamo.reset()  # the compiled graphs are of the old policy
         self.plan = plan
+        if self.graph is not None:
+            self.graph.drop()
+            self.graph = self.graph if plan.cuda_graph else None
         self.accelerator.gradient_accumulation_steps = plan.accumulation
 
     def _gradient(self, batch, last: bool = True) -> list[tuple[Tensor, Tensor, Tensor]]:
@@ -122,5 +151,5 @@ class OptimizerStep:
     def _count(self, loss: Tensor, hits: Tensor, weights: Tensor) -> None:
         """Add a micro-batch to the meter on the device: loss, hits, images, the first step with a bad loss."""
         self.meter[:3] += torch.stack([loss, hits, weights.sum()]).double()
-        first = torch.where(loss.isfinite(), math.inf, float(self.progress.step + 1))
+        first = torch.where(loss.isfinite(), math.inf, self._number)
         self.meter[3] = torch.minimum(self.meter[3], first)

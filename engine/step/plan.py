@@ -19,6 +19,7 @@ from engine.config.byte_sizes import gib
 from engine.config.optimizers import OPTIMIZERS
 from engine.step.finetune import frozen_text, is_frozen
 from engine.step.recompute import Policy, by_block
+from engine.step.recorded.choice import choose_cuda_graph
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
@@ -95,6 +96,8 @@ class Plan:
     """In words, what the prediction was multiplied by; empty where it was not."""
     frozen: str = ""
     """In words, what is not trained and what that saves."""
+    cuda_graph: bool = False
+    """Whole steps are recorded as one CUDA graph (engine.step.recorded)."""
     relative_cost: float = 0.0
     """Predicted time of a step over the cheapest candidate's, whether that fits or not."""
 
@@ -120,6 +123,7 @@ class Plan:
             split += f" = {self.micro_batch_size} × {self.accumulation} accumulated × {self.ranks} ranks"
         parts = [self.device_name, self.precision + (" with loss scaling" if self.loss_scaling else ""), split]
         parts += ["torch.compile"] if self.compile else []
+        parts += ["one CUDA graph a step"] if self.cuda_graph else []
         parts += [f"recompute {self.recompute}"] if self.recompute not in ("none", "compiled") else []
         parts += [f"ZeRO-{self.zero_stage}"] if self.zero_stage else []
         parts += ["SyncBatchNorm"] if self.sync_bn else []
@@ -208,6 +212,17 @@ def make_plan(config: RunConfig, model: nn.Module, hardware: Hardware, ranks: in
         f"--recompute {asked} depends on the network's sizes: give a --gpu-memory to plan for",
     )
     policy = by_block(len(list(model.blocks()))) if asked == "block" else Policy()  # type: ignore[attr-defined,operator]
+    recorded = choose_cuda_graph(
+        config.model.cuda_graph,
+        config,
+        getattr(model, "arch", config.model.arch),
+        hardware.name,
+        hardware.type,
+        precision,
+        ranks,
+        zero_stage,
+        policy,
+    )
     parameters = 4 * sum(parameter.numel() for parameter in model.parameters())
     trained = 4 * sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     states = OPTIMIZERS[config.optim.optimizer].states
@@ -232,4 +247,5 @@ def make_plan(config: RunConfig, model: nn.Module, hardware: Hardware, ranks: in
         normalised=normalised,
         sync_bn=synchronised,
         frozen=frozen_text(model, states),
+        cuda_graph=recorded,
     )

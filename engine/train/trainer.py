@@ -105,6 +105,8 @@ class Trainer:
             config.optim, plan, accelerator, model, optimizer, self.progress, self.steps_per_epoch
         )
         self.step.span = lambda part: self.profile.span(part)
+        if self.step.graph is not None:
+            self.step.graph.told = self._recorded
         self.rescue = Rescue(self.step, self.checkpointer, folder, ladder)
         self.main = accelerator.is_main_process
         self.peaks = PeakMemory(accelerator.device)
@@ -217,6 +219,14 @@ class Trainer:
         finally:
             batches.close()
 
+    def _recorded(self, row: dict) -> None:
+        """A step was recorded as a CUDA graph, or could not be."""
+        if not self.main:
+            return
+        self.folder.append("event", step=self.progress.step + 1, **row)
+        if "reason" in row:
+            print(f"note: the step cannot be recorded as a CUDA graph, it is launched: {row['reason']}", flush=True)
+
     # --- log points --------------------------------------------------------------------------------------------
 
     def _log(self, point: LogPoint, bar: EpochBar) -> LogPoint:
@@ -280,6 +290,8 @@ class Trainer:
         """Loss and accuracy over the validation split, over all ranks; of the averaged weights where there are."""
         model = self.model if self.checkpointer.sharded else bare_module(self.model)
         model.eval()
+        if self.step.graph is not None:
+            self.step.graph.make_room()
         if self.average is None:  # it shares its own
             share_buffers(model.buffers())
 

@@ -131,6 +131,7 @@ def make_trainer(tmp_path, reset_accelerator):
         micro: int = 0,
         log: LogConfig | None = None,
         compile: str = "off",
+        cuda_graph: str = "off",
         precision: str = "fp32",
         recompute: str = "none",
         device: str = "cpu",
@@ -139,7 +140,7 @@ def make_trainer(tmp_path, reset_accelerator):
         reset_accelerator()
         torch.manual_seed(0)
         config = RunConfig(
-            model=ModelConfig(compile=compile),
+            model=ModelConfig(compile=compile, cuda_graph=cuda_graph),
             optim=optim or OptimConfig(epochs=3, batch_size=16, lr=0.01),
             precision=PrecisionConfig(precision),
             memory=MemoryConfig(recompute),

@@ -23,6 +23,7 @@ COUNTERS = (
     "refused_kernels",
     "allocations",
     "refused_allocations",
+    "graph_launches",
 )
 """In the order of runtime.cpp's `Counters`."""
 PEAKS = ("allocated_bytes", "reserved_bytes", "active_bytes", "requested_bytes")

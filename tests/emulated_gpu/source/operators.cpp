@@ -7,9 +7,11 @@
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/copy_native.h>
 #include <c10/cuda/CUDAFunctions.h>
+#include <c10/cuda/CUDAGraphsC10Utils.h>
 #include <torch/library.h>
 
 #include "norms.h"
+#include "recording.h"
 #include "tensors.h"
 
 #include <map>
@@ -125,6 +127,13 @@ struct Call {
   }
 };
 
+// Where the work of the current stream is noted; null where it is simply done.
+Recording* recording_here() {
+  Recording* recording = emulated_recording();
+  const bool captures = recording && c10::cuda::currentStreamCaptureStatusMayInitCtx() != c10::cuda::CaptureStatus::None;
+  return captures ? recording : nullptr;
+}
+
 void each_tensor(const c10::IValue& value, const std::function<void(const at::Tensor&)>& visit) {
   if (value.isTensor()) visit(value.toTensor());
   else if (value.isTensorList()) for (const at::Tensor& tensor : value.toTensorVector()) visit(tensor);
@@ -145,8 +154,8 @@ struct Randomness {
       if (value.isGenerator() && value.toGenerator().defined()) generator = value.toGenerator();
     TORCH_CHECK(generator.device().type() == at::kCUDA, "Expected a 'cuda' device type for generator but found '",
                 generator.device().type(), "'");
-    uint64_t seed, offset;
-    {
+    uint64_t seed = 0, offset = 0;
+    if (!recording_here()) {  // the launches draw, as they would on a card
       std::lock_guard<std::mutex> guard(generator.mutex());
       seed = generator.current_seed(), offset = generator.get_offset();
       generator.set_offset(offset + 4);
@@ -222,10 +231,7 @@ bool is_large(const std::vector<c10::IValue>& given) {
   return large;
 }
 
-void on_cpu(const c10::OperatorHandle& op, Stack* stack) {
-  const size_t count = op.schema().arguments().size();
-  const std::vector<c10::IValue> given(stack->end() - count, stack->end());
-  torch::jit::drop(*stack, count);
+void perform(const c10::OperatorHandle& op, const std::vector<c10::IValue>& given, Stack* stack) {
   const std::string name = op.schema().name().substr(6);  // without "aten::"
   if (name == "native_batch_norm_backward") {
     const auto mask = given[9].toBoolList();
@@ -237,7 +243,13 @@ void on_cpu(const c10::OperatorHandle& op, Stack* stack) {
     each_tensor(given[1], [&](const at::Tensor& index) {
       waits |= index.defined() && (index.scalar_type() == at::kBool || index.scalar_type() == at::kByte);
     });
-  if (waits) c10::cuda::warn_or_error_on_sync();
+  if (waits) {
+    if (Recording* recording = recording_here()) {
+      recording->broken = true;
+      TORCH_CHECK(false, "CUDA error: operation not permitted when stream is capturing (", name, ")");
+    }
+    c10::cuda::warn_or_error_on_sync();
+  }
   if (!waits && name != "_amp_foreach_non_finite_check_and_unscale_" && is_large(given)) {
     try {
       return run(op, given, stack, false, true);
@@ -260,13 +272,126 @@ void on_cpu(const c10::OperatorHandle& op, Stack* stack) {
   }
 }
 
+// The same argument as it is noted: over the same bytes, and holding nothing.
+at::Tensor bare(const at::Tensor& tensor) {
+  if (!tensor.defined() || !tensor.is_cuda()) return tensor;
+  at::Tensor made = at::for_blob(tensor.data_ptr(), tensor.sizes()).strides(tensor.strides())
+                        .options(tensor.options()).target_device(tensor.device()).make_tensor();
+  if (tensor.unsafeGetTensorImpl()->is_wrapped_number()) made.unsafeGetTensorImpl()->set_wrapped_number(true);
+  return made;
+}
+std::optional<at::Tensor> bare(const std::optional<at::Tensor>& tensor) {
+  return tensor ? std::optional(bare(*tensor)) : std::nullopt;
+}
+c10::IValue bare(const c10::IValue& value) {
+  if (value.isTensor()) return bare(value.toTensor());
+  if (value.isTensorList()) {
+    c10::List<at::Tensor> list;
+    for (const at::Tensor& tensor : value.toTensorVector()) list.push_back(bare(tensor));
+    return list;
+  }
+  if (value.isOptionalTensorList()) {
+    c10::List<std::optional<at::Tensor>> list;
+    for (const std::optional<at::Tensor>& tensor : value.toOptionalTensorList()) list.push_back(bare(tensor));
+    return list;
+  }
+  return value;
+}
+template <class Value> Value bare(const Value& value) { return value; }
+
+// Put back, when the capture ends, what is written to the tensor until then.
+void keep(Recording* recording, const at::Tensor& tensor) {
+  if (!tensor.defined() || !tensor.is_cuda() || !tensor.numel() || tensor.nbytes() > skip_above()) return;
+  const at::Tensor target = over(tensor), before = target.clone();
+  recording->undo.push_back([target, before] { target.copy_(before); });
+}
+void keep(Recording* recording, const std::optional<at::Tensor>& tensor) { if (tensor) keep(recording, *tensor); }
+template <class Value> void keep(Recording*, const Value&) {}
+
+// A launch's result into the place that the recorded one had; results that are arguments are there already.
+void into_place(const at::Tensor& result, const at::Tensor& place) {
+  if (result.defined() && result.is_cpu() && place.defined() && place.is_cuda() && place.numel())
+    over(place).copy_(result);
+}
+void into_place(const c10::IValue& result, const c10::IValue& place) {
+  if (result.isTensor() && place.isTensor()) return into_place(result.toTensor(), place.toTensor());
+  if (!result.isTensorList() || !place.isTensorList()) return;
+  const auto results = result.toTensorVector(), places = place.toTensorVector();
+  for (size_t i = 0; i < results.size(); i++) into_place(results[i], places[i]);
+}
+
+// While a graph is launched results stay on the host until they are in their places: nothing is allocated.
+struct Launching {
+  Launching() { stay_on_host() = true; }
+  ~Launching() { stay_on_host() = false; }
+};
+
+void on_cpu(const c10::OperatorHandle& op, Stack* stack) {
+  const auto& arguments = op.schema().arguments();
+  const std::vector<c10::IValue> given(stack->end() - arguments.size(), stack->end());
+  torch::jit::drop(*stack, arguments.size());
+  Recording* recording = recording_here();
+  if (!recording) return perform(op, given, stack);
+  // Batch norms write their running statistics, which their schemas do not say.
+  const bool norm = op.schema().name().find("batch_norm") != std::string::npos;
+  for (size_t i = 0; i < given.size(); i++)
+    if (norm || (arguments[i].alias_info() && arguments[i].alias_info()->isWrite()))
+      each_tensor(given[i], [&](const at::Tensor& tensor) { keep(recording, tensor); });
+  const size_t before = stack->size();
+  perform(op, given, stack);
+  std::vector<c10::IValue> inputs, places;
+  for (const c10::IValue& value : given) inputs.push_back(bare(value));
+  for (size_t i = before; i < stack->size(); i++) places.push_back(bare((*stack)[i]));
+  recording->work.push_back([op, inputs, places] {
+    Launching launching;
+    Stack results;
+    perform(op, inputs, &results);
+    for (size_t i = 0; i < places.size(); i++) into_place(results[i], places[i]);
+  });
+}
+
+// The same for a function of the norms.
+template <auto Function> struct Recorded;
+template <class Result, class... Arguments, Result (*Function)(Arguments...)> struct Recorded<Function> {
+  static Result call(Arguments... arguments) {
+    Recording* recording = recording_here();
+    if (!recording) return Function(arguments...);
+    (keep(recording, arguments), ...);
+    Result results = Function(arguments...);
+    auto inputs = std::make_tuple(bare(std::decay_t<Arguments>(arguments))...);
+    auto places = bare_results(results);
+    recording->work.push_back([inputs, places] {
+      Launching launching;
+      c10::InferenceMode quiet(false);
+      each_into_place(std::apply([](const auto&... given) { return Function(given...); }, inputs), places);
+    });
+    return results;
+  }
+  static at::Tensor bare_results(const at::Tensor& result) { return bare(result); }
+  template <class... Each> static std::tuple<Each...> bare_results(const std::tuple<Each...>& results) {
+    return std::apply([](const auto&... each) { return std::make_tuple(bare(each)...); }, results);
+  }
+  static void each_into_place(const at::Tensor& result, const at::Tensor& place) { into_place(result, place); }
+  template <class... Each>
+  static void each_into_place(const std::tuple<Each...>& results, const std::tuple<Each...>& places) {
+    [&]<size_t... I>(std::index_sequence<I...>) {
+      (into_place(std::get<I>(results), std::get<I>(places)), ...);
+    }(std::index_sequence_for<Each...>{});
+  }
+};
+
 // Within one GPU on the CPU; between host and GPU PyTorch's own code, which waits or not as it really does.
 at::Tensor& copy_(at::Tensor& self, const at::Tensor& from, bool non_blocking) {
   if (self.is_cuda() && from.is_cuda()) {
     if (self.is_same(from)) return self;
     at::AutoDispatchBelowADInplaceOrView below;
-    at::Tensor target = over(self);
-    if (self.numel() && self.nbytes() <= skip_above()) target.copy_(over(from).expand_as(target));
+    if (!self.numel() || self.nbytes() > skip_above()) return self;
+    const at::Tensor target = over(self), source = over(from);
+    if (Recording* recording = recording_here()) {
+      keep(recording, self);
+      recording->work.push_back([target, source] { target.copy_(source.expand_as(target)); });
+    }
+    target.copy_(source.expand_as(target));
     return self;
   }
   return at::native::copy_(self, from, non_blocking);
@@ -303,11 +428,11 @@ TORCH_LIBRARY_IMPL(aten, CUDA, library) {
   }
   library.impl("copy_", copy_);
   library.impl("_fused_sdp_choice", sdp_choice);
-  library.impl("batch_norm_stats", norms::stats);
-  library.impl("batch_norm_gather_stats_with_counts", norms::gather_stats);
-  library.impl("batch_norm_elemt", norms::elements);
-  library.impl("batch_norm_backward_reduce", norms::backward_sums);
-  library.impl("batch_norm_backward_elemt", norms::backward_elements);
-  library.impl("cudnn_batch_norm", norms::batch_norm);
-  library.impl("cudnn_batch_norm_backward", norms::batch_norm_backward);
+  library.impl("batch_norm_stats", TORCH_FN(Recorded<&norms::stats>::call));
+  library.impl("batch_norm_gather_stats_with_counts", TORCH_FN(Recorded<&norms::gather_stats>::call));
+  library.impl("batch_norm_elemt", TORCH_FN(Recorded<&norms::elements>::call));
+  library.impl("batch_norm_backward_reduce", TORCH_FN(Recorded<&norms::backward_sums>::call));
+  library.impl("batch_norm_backward_elemt", TORCH_FN(Recorded<&norms::backward_elements>::call));
+  library.impl("cudnn_batch_norm", TORCH_FN(Recorded<&norms::batch_norm>::call));
+  library.impl("cudnn_batch_norm_backward", TORCH_FN(Recorded<&norms::batch_norm_backward>::call));
 }

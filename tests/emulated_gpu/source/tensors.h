@@ -25,9 +25,15 @@ inline at::Tensor over(const at::Tensor& tensor) {
   return host;
 }
 
+// Whether results are left where they were computed: see `Launching` in operators.cpp.
+inline bool& stay_on_host() {
+  thread_local bool stay = false;
+  return stay;
+}
+
 // A CUDA tensor with what a CPU tensor holds, strides included.
 inline at::Tensor onto(const at::Tensor& host, at::Device device) {
-  if (!host.defined() || host.is_cuda()) return host;
+  if (!host.defined() || host.is_cuda() || stay_on_host()) return host;
   at::Tensor tensor = at::empty_strided(host.sizes(), host.strides(), host.options().device(device));
   if (host.numel() == 0 || host.is_meta()) return tensor;
   if (host.is_non_overlapping_and_dense()) memcpy(tensor.data_ptr(), host.data_ptr(), host.nbytes());
