@@ -1,11 +1,8 @@
 """The training engine: a run description becomes a plan, the plan wraps a model, DALI feeds it, the trainer loops.
 
 In Python: `from engine import load; load("runs/x").predict(["a.jpg"])`, and see `__all__`; nothing is imported before
-it is asked for.
+it is asked for, not even what types need.
 """
-
-from importlib import import_module
-from typing import Any
 
 _FROM = {
     "RunConfig": ("engine.config", "RunConfig"),
@@ -19,9 +16,11 @@ _FROM = {
 __all__ = ["RunConfig", "evaluate", "load", "plan_for", "train_run"]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str):
     if name not in _FROM:
         raise AttributeError(f"engine has no {name}")
+    from importlib import import_module
+
     module, attribute = _FROM[name]
     return getattr(import_module(module), attribute)
 
