@@ -9,6 +9,9 @@ from typing import Annotated, Literal
 from engine.config.checks import require
 from engine.config.flag import TopLevel
 
+USUAL_SIDE = 224
+"""Pixels of an image's side where neither a person nor pretrained weights say: what most of the networks are for."""
+
 
 @dataclass(frozen=True)
 class DataConfig:
@@ -18,8 +21,9 @@ class DataConfig:
     """Source of images; auto is `folder` where a root is given and `digits` where none is."""
     root: Path | None = None
     """Folder of the data: train/ and val/ for `folder`, torchvision's layout for mnist and cifar10."""
-    image_size: Annotated[int, TopLevel] = 224
-    """Height and width of the images that the network sees, in pixels."""
+    image_size: Annotated[int, TopLevel] = 0
+    """Height and width of the images that the network sees, in pixels; 0 is what the pretrained weights expect, else
+    224."""
     progressive_from: int = 0
     """Size in pixels of the first training images, which grow to image_size over the run; 0 is no growth."""
     progressive_stages: int = 4
@@ -60,10 +64,14 @@ class DataConfig:
     """Let mnist and cifar10 be downloaded where they are missing."""
 
     def __post_init__(self) -> None:
-        require(self.image_size >= 8, f"--image-size must be at least 8 pixels, not {self.image_size}")
         require(
-            self.progressive_from == 0 or 8 <= self.progressive_from <= self.image_size,
-            f"--data.progressive-from must be 0 (no growth) or from 8 to the image size of {self.image_size} pixels, "
+            self.image_size == 0 or self.image_size >= 8,
+            f"--image-size must be at least 8 pixels (or 0: that of the pretrained weights), not {self.image_size}",
+        )
+        largest = self.image_size or self.progressive_from  # it is looked at again when the size is known
+        require(
+            self.progressive_from == 0 or 8 <= self.progressive_from <= largest,
+            f"--data.progressive-from must be 0 (no growth) or from 8 to the image size of {self.side} pixels, "
             f"not {self.progressive_from}",
         )
         require(
@@ -87,3 +95,8 @@ class DataConfig:
         if self.crop_scale is not None:
             low, high = self.crop_scale
             require(0 < low <= high <= 1, f"--data.crop-scale needs 0 < MIN <= MAX <= 1, not {low} {high}")
+
+    @property
+    def side(self) -> int:
+        """Height and width in pixels: image_size, or USUAL_SIDE where nobody says one."""
+        return self.image_size or USUAL_SIDE

@@ -46,15 +46,15 @@ class Preprocessing:
     @classmethod
     def of(cls, source: Source, data: DataConfig, weights: Preprocessing | None = None) -> Preprocessing:
         """What `data` names; for what it does not, what the `weights` expect, else what the data has."""
-        base = weights or Preprocessing(source.mean, source.std, source.eval_crop, "bilinear", data.image_size)
+        base = weights or Preprocessing(source.mean, source.std, source.eval_crop, "bilinear", data.side)
         named = {name: getattr(data, name) for name in CHOSEN if getattr(data, name) is not None}
-        return replace(base, **named, image_size=data.image_size)
+        return replace(base, **named, image_size=data.image_size or base.image_size)
 
     @classmethod
     def named_by(cls, data: DataConfig) -> Preprocessing | None:
         """What `data` alone says, as a run's config.yaml does; None where it leaves something open."""
         named = {name: getattr(data, name) for name in CHOSEN}
-        return None if None in named.values() else cls(**named, image_size=data.image_size)
+        return None if None in named.values() or not data.image_size else cls(**named, image_size=data.image_size)
 
     def into(self, data: DataConfig) -> DataConfig:
         """`data` with all of this named."""

@@ -54,7 +54,7 @@ class ProgressiveLoader:
     def size_of(self, epoch: int) -> int:
         """Side in pixels of the images of a 0-based epoch."""
         config = self.config
-        return size_at(epoch, self._epochs, config.progressive_from, config.image_size, config.progressive_stages)
+        return size_at(epoch, self._epochs, config.progressive_from, config.side, config.progressive_stages)
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
         """The batches of one epoch from `start_step` on, at that epoch's size; see Loader.epoch."""

@@ -33,7 +33,7 @@ def workload_of(config: RunConfig, build: Callable[[], nn.Module], num_classes: 
     return Workload(
         name=config.model.arch,
         build=build,
-        image_size=config.data.image_size,
+        image_size=config.data.side,
         num_classes=num_classes,
         global_batch=config.optim.batch_size,
         optim=config.optim,

@@ -59,7 +59,7 @@ def build_network(config: RunConfig, num_classes: int, classes: Sequence[str] | 
     model, data = config.model, config.data
     options = network_options(model)
     try:
-        network = archs.build(model.arch, num_classes, image_size=data.image_size, **options)
+        network = archs.build(model.arch, num_classes, image_size=data.side, **options)
         if data.progressive_from:
             network.refuse_size(data.progressive_from, data.progressive_from)
     except (ValueError, TypeError) as error:
@@ -77,7 +77,7 @@ def network_builder(config: RunConfig, num_classes: int) -> Callable[[], archs.C
     Raises ConfigError for an unknown library's weights.
     """
     model = config.model
-    build = partial(archs.build, model.arch, num_classes, image_size=config.data.image_size, **network_options(model))
+    build = partial(archs.build, model.arch, num_classes, image_size=config.data.side, **network_options(model))
     return partial(_as_trained, build, model, "cuda" if use_cuda() else "cpu")
 
 

@@ -95,7 +95,7 @@ class Session:
         model = build_network(config, len(source.classes), source.classes)
         self.planned = self._plan(config, model, len(source.classes), hardware, launch)
         plan = self.planned.plan
-        refuse_single_values(model, plan, config.data.progressive_from or config.data.image_size)
+        refuse_single_values(model, plan, config.data.progressive_from or config.data.side)
         optimizer_model = model.to(device)
         optimizer = build_optimizer(
             optimizer_model, config.optim, one_group=launch.deepspeed is not None and plan.precision == "fp16"
@@ -289,7 +289,7 @@ class Session:
         launched = time.time() - psutil.Process().create_time()
         images = f"{len(self.train_loader)} training and {len(self.val_loader)} test images"
         sizes = f"{images}, {len(source.classes)} classes"
-        size, backend = self.config.data.image_size, self.train_loader.backend
+        size, backend = self.config.data.side, self.train_loader.backend
         print(f"{self.config.model.arch} on {source.name}: {sizes}, {size} px, {backend}")
         print("\n".join(plan_lines(self.planned)))
         if line := self.config.optim.rate_line():

@@ -93,7 +93,7 @@ class Trainer:
             config.model.arch,
             classes,
             network_options(config.model),
-            config.data.image_size,
+            config.data.side,
             data=self.data.as_dict(),
             run=run_identity(config),
             preprocessing=preprocessing.to_json() if preprocessing else "",

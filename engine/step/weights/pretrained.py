@@ -49,8 +49,9 @@ def with_preprocessing(config: RunConfig, source: Source) -> RunConfig:
     chosen = Preprocessing.of(source, config.data, expected)
     if pretrained is not None and expected is None:
         logger.info("%s does not say which pixels it expects; assumed: %s", pretrained, chosen.describe())
-    elif expected is not None and expected != chosen:
-        logger.info("%s expects %s; this run has %s", pretrained, expected.describe(), chosen.describe())
+    elif expected is not None:
+        here = "so has this run" if expected == chosen else f"this run has {chosen.describe()}"
+        logger.info("%s expects %s; %s", pretrained, expected.describe(), here)
     return replace(config, data=chosen.into(config.data))
 
 

@@ -4,6 +4,7 @@ import resource
 import shlex
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -46,7 +47,9 @@ def test_common_knobs_are_top_level_flags():
 
 
 def test_base_yaml_states_the_defaults(root):
-    assert from_yaml(root / "configs" / "base.yaml") == RunConfig()
+    base, usual = from_yaml(root / "configs" / "base.yaml"), RunConfig()
+    assert base.data.image_size == usual.data.side, "the file says the number, which pretrained weights do not change"
+    assert replace(base, data=replace(base.data, image_size=0)) == usual
 
 
 @pytest.mark.parametrize("path", sorted((Path(__file__).parents[3] / "configs").rglob("*.yaml")), ids=lambda p: p.name)

@@ -29,6 +29,7 @@ def test_it_survives_a_file_s_metadata_and_a_config_s_yaml(tmp_path):
     read = from_yaml(tmp_path / "config.yaml").data
     assert Preprocessing.named_by(read) == share and read.workers == 3
     assert Preprocessing.named_by(DataConfig(mean=(0, 0, 0))) is None
+    assert Preprocessing.named_by(replace(read, image_size=0)) is None, "a size is a part of it"
 
 
 def test_flags_name_it():

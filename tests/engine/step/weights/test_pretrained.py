@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 
 import archs
 from engine.config import ConfigError, DataConfig, ModelConfig, RunConfig
+from engine.config.data import USUAL_SIDE
 from engine.data.preprocessing import Preprocessing
 from engine.data.sources.source import Source, Split
 from engine.step.network import build_network
@@ -57,6 +58,20 @@ class TestPixels:
     def test_a_library_s_are_taken(self, source):
         found = with_preprocessing(config("resnet50", 224, pretrained="torchvision:resnet50"), source).data
         assert (found.eval_crop, found.mean) == (224 / 232, (0.485, 0.456, 0.406))
+
+    def test_their_size_is_taken_where_none_is_given(self, trained, source, caplog):
+        caplog.set_level("INFO", logger="hcr")
+        found = with_preprocessing(config(image_size=0, pretrained=trained()[0]), source)
+        assert Preprocessing.named_by(found.data) == EXPECTED
+        assert "expects 96 px, crop 0.9, bicubic" in caplog.text and "; so has this run" in caplog.text
+        for model in ({}, {"pretrained": trained(preprocessing=None)[0]}):  # nobody says
+            assert with_preprocessing(config(image_size=0, **model), source).data.image_size == USUAL_SIDE
+
+    def test_growing_images_do_not_end_below_where_they_begin(self, trained, source):
+        asked = config(pretrained=trained()[0])
+        grows = replace(asked, data=DataConfig(progressive_from=100))
+        with pytest.raises(ConfigError, match="to the image size of 96 pixels, not 100"):
+            with_preprocessing(grows, source)
 
     def test_flags_win(self, trained, source):
         asked = config(pretrained=trained()[0])

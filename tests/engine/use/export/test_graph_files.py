@@ -52,7 +52,7 @@ def test_every_network_answers_in_both_formats_as_here(name, tmp_path):
     with torch.no_grad():
         expected = [graph(one)[1] for one in images]
         found = [program.module()(one)[1] for one in images]
-    graph_files.write_onnx(tmp_path / "x.onnx", graph, FACTS)
+    graph_files.write_onnx(tmp_path / "x.onnx", graph, FACTS, program=program)
     session = graph_files.open_onnx(tmp_path / "x.onnx")
     for one, ours, theirs in zip(images, expected, found, strict=True):
         assert torch.isfinite(ours).all()
