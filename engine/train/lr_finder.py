@@ -19,19 +19,24 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 from engine.config import ConfigError, RunConfig, require
+from engine.data.sources.source import DataError
 from engine.report.lr_picture import lr_picture
-from engine.runs.door import atomic_file
+from engine.runs.door import CannotWrite, atomic_file, reason, writing
 from engine.runs.records import finite
 from engine.runs.runfolder import refuse_run_in
 from engine.step.wrap import bare_module
+from engine.train.evaluate import told
 from engine.train.lr_curve import Suggestion, Sweep, has_diverged, rates_between, suggest
 from engine.train.lr_range import FLAG, Range
 from engine.train.run import fail, first_rank, say, train
 
 REPETITIONS = 3
+SCRATCH = "hcr-find-lr-"
+"""How its temporary folders begin."""
 EXIT_NOTHING = 1
 """No rate lowered the loss."""
 
@@ -41,6 +46,8 @@ def sweep(trainer: Any, rates: Sequence[float], first_epoch: int = 0) -> Sweep:
 
     trainer      a Trainer (engine.train.trainer) that has not trained yet
     first_epoch  whose order and augmentation of the images is used; a short epoch is followed by the next
+
+    Raises DataError at a batch whose images have gone, and for an epoch without a readable one.
     """
     before = kept(trainer)
     step, progress, losses = trainer.step, trainer.progress, []
@@ -50,15 +57,22 @@ def sweep(trainer: Any, rates: Sequence[float], first_epoch: int = 0) -> Sweep:
     try:
         epoch = first_epoch
         while len(losses) < len(rates) and not _is_over(trainer, losses, len(rates)):
+            seen = 0.0
             for batch, _ in trainer._batches(epoch, 0):
                 sums = _sums(trainer)
                 trainer.rescue.take(batch)
                 loss, images = (new - old for new, old in zip(_sums(trainer), sums, strict=True))
                 progress.step += 1
+                seen += images
                 if images:
                     losses.append(loss / images)
+                elif all(trainer.accelerator.gather(torch.tensor([batch.lost], device=batch.labels.device)).tolist()):
+                    raise DataError(f"no image of a whole batch could be read{told(trainer.train_loader.bad_images)}")
                 if len(losses) == len(rates) or _is_over(trainer, losses, len(rates)):
                     break
+            if not seen:
+                loader = trainer.train_loader
+                raise DataError(f"no readable image in {loader.place}{told(loader.bad_images)}")
             epoch += 1
     finally:
         step.rate = usual
@@ -111,7 +125,8 @@ def _copied(value: Any) -> Any:
 def find_lr(config: RunConfig, span: Range) -> int:
     """Sweep as `config` would train, draw the curve, print the suggestion; returns the exit code.
 
-    0 a rate was found, 1 none lowered the loss, 2 the description cannot be meant, 128 + signal when stopped.
+    0 a rate was found, 1 none lowered the loss or the curve cannot be written, 2 the description cannot be meant, 128 +
+    signal when stopped.
     """
     try:
         require(
@@ -123,19 +138,48 @@ def find_lr(config: RunConfig, span: Range) -> int:
             f"{FLAG} puts weights and states back after each repetition, and DeepSpeed's engine keeps copies of its "
             "own; launch without it, the rate is the same",
         )
-        if config.log.output is not None:
-            refuse_run_in(Path(config.log.output))
+        folder = _folder(config)
+        scratch = _scratch()
     except ConfigError as error:
         return fail(error)
-    scratch = Path(tempfile.mkdtemp(prefix="hcr-find-lr-"))
     log = replace(config.log, output=scratch / "run", plots=False, monitor_interval=0.0, profile=False)
     try:
-        return train(replace(config, log=log), work=lambda session: _look(session, config, span))
+        return train(replace(config, log=log), work=lambda session: _look(session, config, span, folder))
+    except CannotWrite as error:
+        return fail(error, EXIT_NOTHING)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _look(session: Any, config: RunConfig, span: Range) -> int:
+def _folder(config: RunConfig) -> Path | None:
+    """--output as a folder that the first rank can write into, before anything is looked for; None is a new one in
+    runs/. Raises ConfigError."""
+    if config.log.output is None:
+        return None
+    folder = Path(config.log.output)
+    refuse_run_in(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except (OSError, ValueError) as error:
+        why = reason(folder, error) if isinstance(error, OSError) else error
+        raise ConfigError(f"--output {folder}: cannot be made a folder to write into: {why}") from None
+    return folder
+
+
+def _scratch() -> Path:
+    """A temporary folder, named by this process; those of killed ones are swept. Raises ConfigError."""
+    try:
+        place = Path(tempfile.gettempdir())
+        for left in place.glob(f"{SCRATCH}*"):
+            if (owner := re.fullmatch(rf"{SCRATCH}(\d+)-\w+", left.name)) and not psutil.pid_exists(int(owner[1])):
+                shutil.rmtree(left, ignore_errors=True)
+        return Path(tempfile.mkdtemp(prefix=f"{SCRATCH}{os.getpid()}-"))
+    except OSError as error:
+        raise ConfigError(f"{FLAG} works in a temporary folder, and none can be made: {error.strerror}") from None
+
+
+def _look(session: Any, config: RunConfig, span: Range, folder: Path | None) -> int:
     trainer = session.trainer
     trainer.rescue.allocate_state()
     say(
@@ -151,16 +195,17 @@ def _look(session: Any, config: RunConfig, span: Range) -> int:
             return trainer.interrupt.exit_code
     found = suggest(sweeps)
     if first_rank():
-        _show(sweeps, found, config, session.source.name)
+        _show(sweeps, found, config, session.source.name, folder)
     return 0 if found.rate is not None else EXIT_NOTHING
 
 
-def _show(sweeps: Sequence[Sweep], found: Suggestion, config: RunConfig, data: str) -> None:
-    """Write curve and figures into --output, or a new folder in runs/, and print what they say."""
-    arch = re.sub(r"[^\w.-]+", "-", config.model.arch)
-    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-    folder = Path(config.log.output or Path("runs") / f"{arch}-{data}-{stamp}-find-lr")
-    folder.mkdir(parents=True, exist_ok=True)
+def _show(sweeps: Sequence[Sweep], found: Suggestion, config: RunConfig, data: str, folder: Path | None = None) -> None:
+    """Write curve and figures into `folder`, or a new one in runs/, and print what they say. Raises CannotWrite."""
+    if folder is None:
+        arch = re.sub(r"[^\w.-]+", "-", config.model.arch)
+        folder = Path("runs") / f"{arch}-{data}-{datetime.now():%Y%m%d-%H%M%S}-find-lr"
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
     scale = config.optim.lr / config.optim.peak_lr  # what --lr is to the rate of this batch
     suggested = None if found.rate is None else float(f"{found.rate * scale:.2g}")
     with atomic_file(folder / "find-lr.png") as temporary:
@@ -179,8 +224,8 @@ def _show(sweeps: Sequence[Sweep], found: Suggestion, config: RunConfig, data: s
     if suggested is None:
         print(f"no rate between {sweeps[0].rates[0]:g} and {sweeps[0].rates[-1]:g} lowered the loss; no suggestion")
         return
-    told = ", ".join(f"{rate * scale:.2g}" for rate in found.each)
-    print(f"suggested --lr {suggested:g}  {found.sureness}: {len(found.each)} repetitions say {told}")
+    said = ", ".join(f"{rate * scale:.2g}" for rate in found.each)
+    print(f"suggested --lr {suggested:g}  {found.sureness}: {len(found.each)} repetitions say {said}")
     if not found.fell:
         print(
             f"no rate lowered the loss in {len(sweeps[0].rates)} steps: this is a third of where it begins to rise; "

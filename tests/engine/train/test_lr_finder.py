@@ -1,7 +1,11 @@
 """A sweep over a trainer's own steps: nothing of it stays, and every optimizer has one."""
 
+import errno
 import json
 import math
+import os
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -104,3 +108,64 @@ def test_deepspeed_is_refused_before_anything_is_built(find, monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
     code, said = find()
     assert code == 2 and "DeepSpeed" in said
+
+
+def test_an_output_that_cannot_be_written_is_refused_before_a_step(find, tmp_path, monkeypatch):
+    monkeypatch.setattr("engine.train.lr_finder.train", lambda *_, **__: pytest.fail("it began"))
+    (tmp_path / "file").write_text("x")
+    for output in (tmp_path / "file", tmp_path / "file" / "below", "/proc/nowhere"):
+        code, said = find("--output", output)
+        assert code == 2 and f"--output {output}: cannot be made a folder" in said
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "nowhere"))
+    code, said = find()
+    assert code == 2 and "temporary folder" in said
+
+
+def test_a_full_disk_is_one_sentence(find, tmp_path, monkeypatch):
+    real = Path.write_bytes
+
+    def write(self, data):
+        if "find-lr" in self.name:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(self, data)
+
+    monkeypatch.setattr(Path, "write_bytes", write)
+    code, said = find("--output", tmp_path / "found")
+    assert code == 1 and "find-lr.png cannot be written: the disk is full" in said
+    assert not list((tmp_path / "found").iterdir())
+
+
+@pytest.mark.parametrize("how", ["gone", "ruined"])
+def test_images_that_cannot_be_read_end_it(find, photos, tmp_path, how):
+    """F4, where no epoch ends: batches without an image were asked for without end."""
+    data = tmp_path / "data"
+    shutil.copytree(photos, data)
+    if how == "ruined":
+        for path in (data / "train").rglob("*.jpg"):
+            path.write_bytes(b"no image")
+        code, said = find("--data.root", data)
+        assert code == 2 and "no readable image in train/" in said
+        return
+    from engine.data.graph.dali import DaliLoader
+
+    with pytest.MonkeyPatch.context() as patch:
+        real, count = DaliLoader._batch, []
+
+        def batch(self, position):
+            count.append(position)
+            if len(count) == 2:
+                shutil.rmtree(data / "train")
+            return real(self, position)
+
+        patch.setattr(DaliLoader, "_batch", batch)
+        code, said = find("--data.root", data)
+    assert code == 2 and "no image of a whole batch could be read" in said
+
+
+def test_what_a_killed_one_left_is_swept(find, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    killed, alive = tmp_path / "hcr-find-lr-4194305-abc", tmp_path / f"hcr-find-lr-{os.getpid()}-abc"
+    for folder in (killed, alive):
+        (folder / "run").mkdir(parents=True)
+    find("--output", tmp_path / "found")
+    assert {path.name for path in tmp_path.iterdir()} == {"found", alive.name}
