@@ -68,23 +68,25 @@ def run_sweep(asked: SweepConfig) -> int:
     """
     try:
         from engine.train.sweep.report import PAGE, write_report
-        from engine.train.sweep.search import open_study, remember, search
+        from engine.train.sweep.search import database_in_words, open_study, remember, search
     except ModuleNotFoundError as error:
         raise ConfigError(f"a sweep needs {error.name}: pip install {error.name}") from None
     try:
         asked.folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"--output {asked.folder}: cannot be made a folder: {error.strerror}") from None
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        raise ConfigError(f"--output {asked.folder}: cannot be made a folder: {why}") from None
     lock = claim(asked.folder)
     before = signal.signal(signal.SIGTERM, _stop)
     try:
         remember(asked.folder, asked.space, asked.base, asked.folds)
-        study, code = open_study(asked.folder), 0
-        try:
-            search(study, asked.space, asked.base, asked.folder, asked.trials, asked.folds)
-        except KeyboardInterrupt:
-            code = 130
-        trials = study.get_trials(deepcopy=False)
+        with database_in_words(asked.folder):
+            study, code = open_study(asked.folder), 0
+            try:
+                search(study, asked.space, asked.base, asked.folder, asked.trials, asked.folds)
+            except KeyboardInterrupt:
+                code = 130
+            trials = study.get_trials(deepcopy=False)
         print(write_report(trials, asked.space, asked.folder, asked.folds))
         print(f"report {asked.folder / PAGE}")
         if code:

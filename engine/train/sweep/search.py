@@ -11,11 +11,13 @@ from __future__ import annotations
 import json
 import logging
 import statistics
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from engine.config import ConfigError, RunConfig, require, to_yaml
+from engine.runs.door import CannotWrite, reason, state_of
 from engine.train.sweep.space import Range, with_fields
 from engine.train.sweep.trial import TrialFailed, run_trial, write_result
 
@@ -33,12 +35,12 @@ def remember(folder: Path, space: Mapping[str, Range], base: RunConfig, folds: i
         "base": [line for line in to_yaml(base).splitlines() if not line.lstrip().startswith("output:")],
     }
     path = folder / ABOUT
-    if path.is_file():
+    if path.exists():
         try:
             before = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError:
-            raise ConfigError(f"--output {folder}: {ABOUT} is no JSON; give another folder") from None
-        changed = [name for name in about if before.get(name) != about[name]]
+            changed = [name for name in about if before.get(name) != about[name]]
+        except (ValueError, AttributeError, OSError, RecursionError):
+            raise ConfigError(f"--output {folder}: {ABOUT} is not as a sweep wrote it; give another folder") from None
         require(
             not changed,
             f"--output {folder} holds another sweep (other {', '.join(changed)}); give the same ranges and flags to go "
@@ -47,6 +49,28 @@ def remember(folder: Path, space: Mapping[str, Range], base: RunConfig, folds: i
         return
     require(not (folder / "config.yaml").exists(), f"--output {folder} holds a run; give another folder")
     write_result(path, about)
+
+
+@contextmanager
+def database_in_words(folder: Path) -> Iterator[None]:
+    """Inside, what the database cannot do is raised as CannotWrite or ConfigError."""
+    import optuna
+    import sqlalchemy
+
+    path = folder / DATABASE
+    try:
+        yield
+    except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+        below = error.__cause__ if isinstance(error, optuna.exceptions.StorageInternalError) else error
+        why = getattr(below, "orig", None) or below or error
+        cause = state_of(path)
+        if cause is not None or "full" in str(why) or "readonly" in str(why):
+            what = reason(path, cause) if cause is not None else why
+            raise CannotWrite(0, f"{path} cannot be written: {what}; mend that, and the same command goes on") from None
+        raise ConfigError(
+            f"--output {folder}: {DATABASE} cannot be read ({why}); delete it to begin anew: runs that are finished "
+            "there are not run again"
+        ) from None
 
 
 def open_study(folder: Path) -> Any:

@@ -36,6 +36,13 @@ class Range:
     line: int
     """Of the file, from 1."""
 
+    @property
+    def between(self) -> tuple[float, ...]:
+        """A value inside, which a field of whole numbers refuses though it may take both ends."""
+        return (
+            () if self.kind in ("int", "choice") else (self.values[0] + 0.381966 * (self.values[1] - self.values[0]),)
+        )
+
     def drawn(self, trial: Any, field: str) -> Any:
         """A value for an optuna trial."""
         if self.kind == "choice":
@@ -54,9 +61,11 @@ def read_space(path: Path, base: RunConfig) -> dict[str, Range]:
     text, tree = read_yaml(path, str(path))
     require(bool(tree), f"{path}: no range in it, as `optim.lr: {{log: [1e-4, 1e-1]}}`")
     lines = {key.value: key.start_mark.line + 1 for key, _ in yaml.compose(text).value}
-    space = {str(field): _range(str(field), told, f"{path}:{lines[str(field)]}", lines) for field, told in tree.items()}
+    for field in tree:
+        require(isinstance(field, str) and field in lines, f"{path}: {field!r} is no field of a run")
+    space = {field: _range(field, told, f"{path}:{lines[field]}", lines) for field, told in tree.items()}
     for field, span in space.items():
-        for value in span.values:
+        for value in (*span.values, *span.between):
             try:
                 with_fields(base, {field: value})
             except ConfigError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import json
 import os
 import signal
@@ -14,7 +15,7 @@ from pathlib import Path
 
 from engine.config import ConfigError, RunConfig, to_yaml
 from engine.recovery.interrupt import PR_SET_PDEATHSIG
-from engine.runs.door import atomic_file
+from engine.runs.door import atomic_file, cannot_write, writing
 from engine.runs.history import NotARun, read_history
 from engine.runs.owner import Ownership
 from engine.runs.provenance import ROOT
@@ -49,8 +50,12 @@ def run_trial(config: RunConfig, folder: Path, stop: Callable[[list[float]], boo
 
     stop  asked after each epoch with the accuracies so far: True ends the run, which then is no failure
 
-    Raises TrialFailed where the run failed; KeyboardInterrupt goes to the run first, which saves.
+    Raises TrialFailed where the run failed, CannotWrite where its folder is gone; KeyboardInterrupt goes to the run
+    first, which saves.
     """
+    description = folder.with_suffix(".yaml")
+    if description.exists() and description.read_bytes() != to_yaml(config).encode():
+        raise TrialFailed(f"{folder} holds the run of another trial: {description.name} has other fields")
     if is_finished(folder, config.optim.epochs):
         return accuracies(folder)
     if (folder / "config.yaml").is_file():
@@ -60,8 +65,8 @@ def run_trial(config: RunConfig, folder: Path, stop: Callable[[list[float]], boo
             return seen
         flags = ["--resume", str(folder)]
     else:
-        folder.mkdir(parents=True, exist_ok=True)
-        description = folder.with_suffix(".yaml")
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
         with atomic_file(description) as temporary:
             temporary.write_text(to_yaml(config), encoding="utf-8")
         flags = ["--config", str(description), "--output", str(folder)]
@@ -76,6 +81,8 @@ def run_trial(config: RunConfig, folder: Path, stop: Callable[[list[float]], boo
         except BaseException:
             _end(process)
             raise
+    if not folder.is_dir():
+        raise cannot_write(folder / "output.log", FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT)))
     seen = accuracies(folder)
     if not stopped and not is_finished(folder, config.optim.epochs):
         raise TrialFailed(_last_error(folder / "output.log", process.returncode))
@@ -144,7 +151,11 @@ def claim(folder: Path) -> int:
     """Take the sweep's folder for this process; returns its lock. Raises ConfigError where it is in use."""
     import fcntl
 
-    descriptor = os.open(folder / ".sweep.lock", os.O_RDWR | os.O_CREAT, 0o666)
+    path = folder / ".sweep.lock"
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise ConfigError(f"--output {folder}: {cannot_write(path, error)}") from None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

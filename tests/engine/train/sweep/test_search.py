@@ -5,6 +5,7 @@ import math
 import pytest
 
 from engine.config import ConfigError, parse
+from engine.runs.door import CannotWrite
 from engine.train.sweep import search as module
 from engine.train.sweep.command import SweepConfig, run_sweep
 from engine.train.sweep.search import spread
@@ -120,6 +121,50 @@ def test_another_sweeps_folder_is_refused(sweep):
         sweep(MadeRuns(), trials=2, space={"optim.lr": SPACE["optim.lr"]})
     with pytest.raises(ConfigError, match="other folds"):
         sweep(MadeRuns(), trials=2, folds=3)
+
+
+@pytest.mark.parametrize("harm", ["garbage", "cut", "folder"])
+def test_a_damaged_database_is_said_and_can_be_deleted(sweep, tmp_path, harm):
+    runs = MadeRuns()
+    sweep(runs, trials=2)
+    path = tmp_path / "sweep" / module.DATABASE
+    whole = path.read_bytes()
+    path.unlink()
+    if harm == "folder":
+        path.mkdir()
+    else:
+        path.write_bytes(b"x" * 5000 if harm == "garbage" else whole[:20_000])
+    with pytest.raises(ConfigError, match=r"sweep.db cannot be read .*delete it to begin anew"):
+        sweep(MadeRuns(), trials=3)
+    path.rmdir() if harm == "folder" else path.unlink()
+    again = MadeRuns()
+    assert sweep(again, trials=2)[0] == 0 and again.calls == runs.calls
+
+
+def test_a_full_disk_is_said(sweep, monkeypatch):
+    import sqlite3
+
+    from sqlalchemy.engine.default import DefaultDialect
+
+    real = DefaultDialect.do_execute
+
+    def full(self, cursor, statement, *more):
+        if statement.startswith("INSERT INTO trials"):
+            raise sqlite3.OperationalError("database or disk is full")
+        return real(self, cursor, statement, *more)
+
+    monkeypatch.setattr(DefaultDialect, "do_execute", full)
+    with pytest.raises(CannotWrite, match=r"sweep.db cannot be written: database or disk is full; .*goes on"):
+        sweep(MadeRuns())
+
+
+@pytest.mark.parametrize(("name", "content"), [("sweep.json", "[1]"), ("sweep.json", None), (".sweep.lock", None)])
+def test_odd_files_in_its_folder_are_refused_by_name(sweep, tmp_path, name, content):
+    path = tmp_path / "sweep" / name
+    path.parent.mkdir()
+    path.mkdir() if content is None else path.write_text(content)
+    with pytest.raises(ConfigError, match=name):
+        sweep(MadeRuns())
 
 
 def test_two_sweeps_in_one_folder_are_refused(sweep, tmp_path):

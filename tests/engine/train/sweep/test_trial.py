@@ -1,10 +1,12 @@
 """One run of a sweep as a process: begun, gone on with, stopped after an epoch, failed."""
 
+import dataclasses
 import json
 
 import pytest
 
 from engine.config import RunConfig, from_yaml
+from engine.runs.door import CannotWrite
 from engine.train.sweep import trial
 from engine.train.sweep.trial import TrialFailed, accuracies, is_finished, run_trial
 
@@ -96,3 +98,28 @@ def test_a_stopped_sweep_lets_its_run_save(program, config, tmp_path):
         run_trial(config, tmp_path / "trial-000", interrupted)
     rows = (tmp_path / "trial-000" / "metrics.jsonl").read_text()
     assert '"interrupted"' in rows and '"finished"' not in rows
+
+
+def test_a_folder_of_another_trial_is_not_taken_for_this_one(program, config, tmp_path):
+    """A sweep's database was deleted and draws other values: what was finished then is another run."""
+    run_trial(config, tmp_path / "trial-000")
+    other = dataclasses.replace(config, optim=dataclasses.replace(config.optim, lr=0.5))
+    with pytest.raises(TrialFailed, match=r"trial-000 holds the run of another trial"):
+        run_trial(other, tmp_path / "trial-000")
+    (tmp_path / "trial-001").write_text("a file")
+    with pytest.raises(CannotWrite, match="trial-001"):
+        run_trial(config, tmp_path / "trial-001")
+
+
+def test_a_folder_that_is_moved_away_in_mid_run_is_said(program, config, tmp_path):
+    program(pause=0.3)
+    seen = []
+
+    def move(accuracies):
+        seen.append(accuracies)
+        if len(seen) == 1:
+            (tmp_path / "trial-000").rename(tmp_path / "moved")
+        return False
+
+    with pytest.raises(CannotWrite, match="trial-000 is gone"):
+        run_trial(config, tmp_path / "trial-000", move)
