@@ -13,6 +13,7 @@ import select
 import signal
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import FrameType
 from typing import Any, TextIO
 
@@ -29,7 +30,8 @@ def begin() -> None:
 
 
 def in_words(main: Callable[[], int]) -> int:
-    """Run an entry point; memory that is out, and files that may not be looked at, are one sentence and an exit code.
+    """Run an entry point; memory that is out, disks that are full, and files that may not be looked at, are one
+    sentence and an exit code.
 
     Whoever closes standard output, as `| head` does, has seen enough: that is no error to be told.
 
@@ -49,7 +51,10 @@ def in_words(main: Callable[[], int]) -> int:
         if isinstance(error, OSError) and error.errno in REFUSED and error.filename:
             print(f"error: {error.filename}: {error.strerror}", file=sys.stderr, flush=True)
             return 2
-        raise
+        if (told := cannot_be_written(error)) is None:
+            raise
+        print(f"error: {told}", file=sys.stderr, flush=True)
+        return 1
 
 
 def _somebody_reads(number: int) -> bool:
@@ -61,6 +66,8 @@ def _somebody_reads(number: int) -> bool:
 
 REFUSED = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP, errno.EIO, errno.ESTALE, errno.ENOTDIR)
 """What a file system answers to names that were given, and no program can mend."""
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
+"""What it answers to a write, whoever makes it."""
 SAID = ("can't allocate memory", "cannot allocate memory", "failed to map segment", "can't start new thread")
 """How memory that is out is told where there is no exception of its own: by torch, the loader and the interpreter."""
 
@@ -70,6 +77,18 @@ def is_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
         return True
     return any(words in str(error).lower() for words in SAID)
+
+
+def cannot_be_written(error: BaseException) -> str | None:
+    """What to say of an error of the disk that was written to; None for any other."""
+    from engine.runs.door import CannotWrite, reason
+
+    if isinstance(error, CannotWrite):
+        return str(error)
+    if not isinstance(error, OSError) or error.errno not in FULL:
+        return None
+    named = f"{error.filename}: " if error.filename else ""
+    return f"{named}{reason(Path(error.filename or '.').absolute(), error)}"
 
 
 def first_line(error: BaseException) -> str:

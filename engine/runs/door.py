@@ -40,7 +40,9 @@ def reason(path: Path, error: OSError) -> str:
         return f"the disk is full{free}"
     if error.errno == errno.EFBIG:
         return "files may not become that large here (ulimit -f)"
-    if error.errno in (errno.ENOENT, errno.ENOTDIR):
+    if error.errno in (errno.ENOENT, errno.ENOTDIR) and not folder.is_dir():
+        if folder.exists():
+            return f"{folder} is a file"
         return f"its folder {folder} is gone: moved or deleted meanwhile"
     return REASONS.get(error.errno or 0, error.strerror or str(error))
 

@@ -1,5 +1,6 @@
 """Ctrl-C while torch is imported, launchers that are killed, names that no terminal can show."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -10,6 +11,7 @@ import psutil
 import pytest
 
 from engine.recovery import interrupt
+from engine.runs.door import CannotWrite
 
 TRAIN = [sys.executable, "launch/train.py", "--output", "/nonexistent/folder"]
 
@@ -178,3 +180,24 @@ def test_another_broken_pipe_is_a_fault():
 
     with pytest.raises(BrokenPipeError):
         in_words(lambda: (_ for _ in ()).throw(BrokenPipeError(32, "of a rank")))
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (CannotWrite(errno.EROFS, "x/page.html cannot be written: the disk is read-only"), "x/page.html cannot be"),
+        (OSError(errno.ENOSPC, "No space left on device"), "the disk is full"),
+        (OSError(errno.EROFS, "Read-only file system", "/x/page.html"), "/x/page.html: the disk is read-only"),
+    ],
+)
+def test_a_disk_that_takes_nothing_is_one_sentence(capsys, error, told):
+    """F8, of whatever an entry point writes: a leaderboard, an evaluation, a sweep's page."""
+
+    from engine.recovery.start import in_words
+
+    def main() -> int:
+        raise error
+
+    assert in_words(main) == 1
+    said = capsys.readouterr().err
+    assert told in said and said.startswith("error: ") and said.count("\n") == 1
