@@ -115,7 +115,8 @@ def find_runs(places: Iterable[Path]) -> list[Path]:
         if any((place / name).is_file() for name in ("config.yaml", "metrics.jsonl")):
             found.append(place)
             continue
-        inside = sorted({path.parent for name in ("config.yaml", "metrics.jsonl") for path in place.glob(f"*/{name}")})
+        names = ("config.yaml", "metrics.jsonl")
+        inside = sorted({path.parent for name in names for path in place.glob(f"*/{name}") if path.is_file()})
         if not inside:
             raise NotARun(f"{place}: neither a run nor a folder of runs")
         found += inside

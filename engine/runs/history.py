@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from engine.config import ConfigError, RunConfig, yaml_text
 from engine.runs.monitor_summary import summarise
 from engine.runs.records import read_records
 
@@ -34,6 +35,8 @@ NUMBERS = ("step", "epoch", "time", "loss", "accuracy", "lr", "seconds", "interv
 NUMBERS_END = ("_loss", "_accuracy", "_top5", "_images", "_seconds", "_per_second", "_fraction", "_bytes", "_size")
 NUMBERS_END += ("_percent", "_watts", "_celsius", "_mhz")
 """Fields of a row that are numbers, and how the names of others end."""
+PLAN = {"global_batch_size": 1, "micro_batch_size": 1, "accumulation": 1, "ranks": 1, "zero_stage": 0}
+"""Fields of plan.json that are counted with."""
 MOST = 1e15
 """What is larger than any figure of a run."""
 
@@ -148,8 +151,8 @@ def read_history(folder: Path) -> History:
     steps, epochs, events = timeline(rows)
     return History(
         folder=folder,
-        config=read_yaml(folder / "config.yaml"),
-        plan=read_json(folder / "plan.json"),
+        config=like(read_yaml(folder / "config.yaml"), asdict(RunConfig())),
+        plan=like(read_json(folder / "plan.json"), PLAN),
         steps=steps,
         epochs=epochs,
         events=events,
@@ -161,6 +164,22 @@ def read_history(folder: Path) -> History:
 def checked(row: Row) -> Row:
     """The row with nothing where a number or a word is meant and something else stands: a file can be edited."""
     return {key: value if _is_meant(key, value) else None for key, value in row.items()}
+
+
+def like(tree: dict[Any, Any], known: dict[str, Any]) -> dict[str, Any]:
+    """The tree without what is no group, number or word where `known` has one: a file can be edited."""
+    meant = {}
+    for key, value in tree.items():
+        usual = known.get(key)
+        if isinstance(usual, dict):
+            if isinstance(value, dict):
+                meant[key] = like(value, usual)
+        elif isinstance(usual, int | float) and not isinstance(usual, bool):
+            if isinstance(value, int | float) and abs(value) < MOST:
+                meant[key] = value
+        elif not isinstance(usual, str) or isinstance(value, str):
+            meant[str(key)] = value
+    return meant
 
 
 def _is_meant(key: str, value: Any) -> bool:
@@ -227,10 +246,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML mapping; empty where the file is missing or torn."""
-    import yaml
-
     try:
-        value = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, TypeError, RecursionError, yaml.YAMLError):
+        return yaml_text.read_yaml(path, str(path))[1]
+    except ConfigError:
         return {}
-    return value if isinstance(value, dict) else {}
