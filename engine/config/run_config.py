@@ -173,12 +173,20 @@ def from_tree(tree: dict[str, Any], origin: str) -> RunConfig:
     import pydantic
 
     try:
-        return pydantic.TypeAdapter(RunConfig).validate_python(as_meant(RunConfig, tree))
+        return _reader().validate_python(as_meant(RunConfig, tree))
     except ConfigError as error:
         raise ConfigError(f"{origin}: {error}") from None
     except pydantic.ValidationError as error:
         lines = [f"{'.'.join(map(str, item['loc']))}: {item['msg']}".removeprefix(": ") for item in error.errors()]
         raise ConfigError(f"{origin}: " + "; ".join(lines)) from None
+
+
+@cache
+def _reader() -> Any:
+    """pydantic's, which takes a quarter of a second to make."""
+    import pydantic
+
+    return pydantic.TypeAdapter(RunConfig)
 
 
 def over_recipe(tree: dict[str, Any]) -> dict[str, Any]:

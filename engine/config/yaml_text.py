@@ -13,6 +13,11 @@ from engine.config.checks import ConfigError, require
 MOST_BYTES = 1 << 20
 """Of a description; the largest has some two thousand."""
 
+DEEPEST = 20
+"""Groups within groups; a description has two."""
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+"""libyaml's: the one in Python takes minutes for some thousand opening brackets."""
+
 
 def read_yaml(path: Path, origin: str) -> tuple[str, dict[str, Any]]:
     """(text, tree) of a YAML file. Raises ConfigError, which begins with `origin`, for anything else.
@@ -26,11 +31,15 @@ def read_yaml(path: Path, origin: str) -> tuple[str, dict[str, Any]]:
         require(path.is_file(), f"{origin}: not a file")
         require(path.stat().st_size <= MOST_BYTES, f"{origin}: larger than any description ({MOST_BYTES:,} bytes)")
         text = path.read_text(encoding="utf-8")
-        for event in yaml.parse(text):
+        depth = 0
+        for event in yaml.parse(text, Loader=LOADER):
             require(
                 not isinstance(event, yaml.AliasEvent), f"{origin}: aliases (*name) are not read; write the values out"
             )
-        tree = yaml.safe_load(text)
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            require(depth <= DEEPEST, f"{origin}: nested too deeply")
+        _refuse_twice(yaml.compose(text, Loader=LOADER), origin)
+        tree = yaml.load(text, Loader=LOADER)
     except ConfigError:
         raise
     except RecursionError:
@@ -41,6 +50,23 @@ def read_yaml(path: Path, origin: str) -> tuple[str, dict[str, Any]]:
     tree = {} if tree is None else tree
     require(isinstance(tree, dict), f"{origin}: expected fields and values, found {type(tree).__name__}")
     return text, tree
+
+
+def _refuse_twice(node: yaml.Node | None, origin: str) -> None:
+    """Raise ConfigError for a key that stands twice in one group: YAML's reader takes the last without a word."""
+    if isinstance(node, yaml.SequenceNode):
+        for part in node.value:
+            _refuse_twice(part, origin)
+    if not isinstance(node, yaml.MappingNode):
+        return
+    lines: dict[str, int] = {}
+    for key, value in node.value:
+        line = key.start_mark.line + 1
+        if isinstance(key, yaml.ScalarNode):
+            first = lines.get(key.value)
+            require(first is None, f"{origin}: {key.value} stands twice, in lines {first} and {line}")
+            lines[key.value] = line
+        _refuse_twice(value, origin)
 
 
 def as_meant(kind: Any, tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -42,6 +42,10 @@ WORDS += [
     "99999999999999999999",
 ]
 
+ODD = [0, -1, 2**31, 10**20, 1e308, float("inf"), float("-inf"), float("nan"), True, None, "", "é\u202e", "a\0b"]
+ODD += ["x" * 5000, [], [float("nan")], [-1, 10**20, 1e400, 3], {}, {"a": {"b": 1}}, "off", "1e999"]
+"""For each field."""
+
 numbers = st.one_of(
     st.integers(-(10**20), 10**20),
     st.floats(allow_nan=True, allow_infinity=True),
@@ -217,6 +221,55 @@ def odd_rows(run: Path, rows: list) -> None:
         summary_table([run])
 
 
+def odd_facts(run: Path, config: dict, plan: dict) -> None:
+    """A config.yaml and a plan.json with anything in them: drawn as a page, a table and a leaderboard."""
+    from engine.report.compare import summary_table
+    from engine.report.leaderboard import leaderboard
+    from engine.report.leaderboard_files import as_csv, as_markdown, as_page, terminal_table
+    from engine.report.page import page_facts
+    from engine.runs.history import read_history
+
+    try:
+        (run / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+        (run / "plan.json").write_text(json.dumps(plan), encoding="utf-8")
+    except (yaml.YAMLError, UnicodeEncodeError):
+        return
+    with in_time():
+        page_facts(read_history(run))
+        summary_table([run])
+        lines = leaderboard([run])
+        for show in (as_page, as_markdown, as_csv, terminal_table):
+            show(lines)
+
+
+def odd_ranges(folder: Path, name: Any, told: Any) -> None:
+    """A sweep's YAML with any range of any field."""
+    from engine.config import RunConfig
+    from engine.train.sweep.space import read_space
+
+    path = folder / "ranges.yaml"
+    try:
+        path.write_text(yaml.safe_dump({name: told}), encoding="utf-8")
+    except (yaml.YAMLError, UnicodeEncodeError):
+        return
+    with in_time():
+        try:
+            read_space(path, RunConfig())
+        except ConfigError as error:
+            refused(error, "ranges.yaml")
+
+
+def odd_rates(text: str) -> None:
+    """--find-lr with any text."""
+    from engine.train.lr_range import FLAG, asked
+
+    with in_time():
+        try:
+            asked([FLAG, text])
+        except ConfigError as error:
+            refused(error, FLAG)
+
+
 CLASSES = ["a", "b", ".b", "__MACOSX", "é", "e\u0301", os.fsdecode(b"\xff"), "a b", "-x", "x" * 200, "a\nb"]
 PICTURES = ["1.jpg", "1.JPG", ".2.jpg", "x.txt", "1.gif", "1.heic", "", os.fsdecode(b"\xe9.png"), "d.jpg/1.jpg"]
 ENTRIES = st.lists(
@@ -259,4 +312,20 @@ def odd_folders(root: Path, entries: list[tuple[str, str, str, str]]) -> None:
                 refused(error, str(root))
 
 
-names = st.sampled_from([name for name in field_names() if name not in ("config", "resume")])
+NAMES = [name for name in field_names() if name not in ("config", "resume")]
+names = st.sampled_from(NAMES)
+RANGES = st.one_of(
+    values,
+    st.dictionaries(
+        st.sampled_from(["log", "uniform", "int", "choice", "grid"]),
+        st.one_of(values, st.lists(st.one_of(values, st.sampled_from(["1e-4", 0.1, 1, 8, "on"])), max_size=3)),
+        max_size=2,
+    ),
+)
+GROUPS = sorted({name.partition(".")[0] for name in field_names()})
+PLAN = ["micro_batch_size", "accumulation", "ranks", "zero_stage", "global_batch_size", "precision", "recompute", "x"]
+TREES = st.dictionaries(
+    st.sampled_from(GROUPS),
+    st.one_of(values, st.dictionaries(st.sampled_from([n.rpartition(".")[2] for n in field_names()]), values)),
+    max_size=5,
+)

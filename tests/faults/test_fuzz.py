@@ -1,5 +1,6 @@
 """Fuzz: 200 cases in the default tests, 2,000 in the slow ones. No traceback, no hang, one sentence that names it."""
 
+import dataclasses
 import shutil
 from pathlib import Path
 
@@ -12,7 +13,8 @@ import archs
 from engine.runs.weights_facts import WeightsFacts
 from tests.faults import fuzz
 
-SHARES = {"yaml": 60, "text": 30, "flag": 30, "file": 30, "metadata": 20, "rows": 15, "folders": 15}
+SHARES = {"yaml": 45, "text": 20, "flag": 25, "file": 25, "metadata": 20, "rows": 15, "folders": 15}
+SHARES |= {"facts": 15, "ranges": 15, "rates": 5}
 """Cases of each kind among 200."""
 assert sum(SHARES.values()) == 200
 
@@ -37,6 +39,15 @@ def test_every_field_by_yaml(tmp_path, times):
         fuzz.by_yaml(tmp_path, name, value)
 
     check()
+
+
+@pytest.mark.parametrize("every", [7, pytest.param(1, marks=pytest.mark.slow)])
+def test_each_field_with_odd_values(tmp_path, every):
+    """What is drawn at random above may miss a field; here none is missed."""
+    tried = [(name, value) for name in fuzz.NAMES for value in fuzz.ODD][::every]
+    assert {name for name, _ in tried} == set(fuzz.NAMES)
+    for name, value in tried:
+        fuzz.by_yaml(tmp_path, name, value)
 
 
 @amount
@@ -119,3 +130,44 @@ def test_any_data_folder(tmp_path, times):
         fuzz.odd_folders(tmp_path / "data", entries)
 
     check()
+
+
+@amount
+def test_any_description_of_a_run_that_is_reported(tmp_path, times):
+    @tried("facts", times)
+    @given(fuzz.TREES, st.dictionaries(st.sampled_from(fuzz.PLAN), fuzz.values))
+    def check(config, plan):
+        fuzz.odd_facts(tmp_path, config, plan)
+
+    check()
+
+
+@amount
+def test_any_ranges_of_a_sweep(tmp_path, times):
+    @tried("ranges", times)
+    @given(st.one_of(fuzz.names, fuzz.values.filter(lambda one: not isinstance(one, list | dict))), fuzz.RANGES)
+    def check(name, told):
+        fuzz.odd_ranges(tmp_path, name, told)
+
+    check()
+
+
+@amount
+def test_any_rates_to_find(times):
+    @tried("rates", times)
+    @given(st.one_of(fuzz.texts, st.lists(fuzz.numbers.map(str), max_size=4).map(":".join)))
+    def check(text):
+        fuzz.odd_rates(text)
+
+    check()
+
+
+def test_every_field_is_among_those_that_are_tried():
+    """Whatever RunConfig gets next, its groups too, is drawn from without being named here."""
+    from engine.config import RunConfig
+
+    asked = {field.name for field in dataclasses.fields(RunConfig)} - {"config", "resume"}
+    tried = {name.partition(".")[0] for name in fuzz.NAMES}
+    assert tried == asked
+    leaves = {f"augment.{field.name}" for field in dataclasses.fields(RunConfig().augment)}
+    assert leaves <= set(fuzz.NAMES)

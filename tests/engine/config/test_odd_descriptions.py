@@ -35,6 +35,8 @@ def test_aliases_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
+        ("optim: {lr: 1}\nseed: 3\noptim: {lr: 2}", "optim stands twice, in lines 1 and 3"),
+        ("optim: {lr: 1, lr: 2}", "lr stands twice"),
         ("[" * 5000, "nested|cannot be read"),
         ("optim: {lr: .inf}", "--lr must be a finite number, not inf"),
         ("optim: {lr: .nan}", "--lr must be above 0, not nan"),
