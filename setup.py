@@ -28,6 +28,8 @@ REQUIREMENTS = [
     "psutil>=6.0",  # host memory and CPU load for the monitor
     "matplotlib>=3.9",  # plots
     "jinja2>=3.1",  # the report page
+    "timm>=1.0.31",  # optimizers that torch has not, `timm:NAME` networks and weights; the reference in tests
+    "schedulefree>=1.4",  # its authors' optimizer, which timm has not
     "optuna>=4.0",  # sweeps: TPE, successive halving, and a store that a kill leaves whole
 ]
 
@@ -44,7 +46,6 @@ TEST_REQUIREMENTS = [
     "pytest-benchmark>=5.1",
     "pytest-xdist>=3.6",  # two files of tests at a time
     "hypothesis>=6.120",
-    "timm>=1.0.15",  # reference weights and outputs in tests
     "ruff>=0.12",
 ]
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Annotated, Literal
 
-from engine.config.checks import require
+from engine.config.checks import ConfigError, require
 from engine.config.flag import TopLevel
 from engine.config.optimizers import OPTIMIZERS
 
@@ -36,17 +36,17 @@ class OptimConfig:
     layer_decay: float = 1.0
     """By what the learning rate is multiplied once a block from the logits down, as 0.75; 1 is not at all."""
     optimizer: Annotated[Literal[*OPTIMIZERS], TopLevel] = "adam"
-    """SGD with Nesterov momentum, Adam, AdamW or RMSprop: torch's own."""
+    """How a gradient becomes a step: torch's own where it has it, else timm's; schedule-free is its authors'."""
     momentum: float = 0.9
-    """Momentum of SGD and RMSprop; 0 is none."""
+    """Momentum of SGD, RMSprop, LARS and Muon; 0 is none."""
     nesterov: bool = True
-    """SGD's momentum looks ahead (Sutskever et al. 2013)."""
-    betas: tuple[float, float] | None = None
-    """Decay of the moments of Adam and AdamW; none is torch's, 0.9 and 0.999."""
+    """The momentum of SGD, LARS and Muon looks ahead (Sutskever et al. 2013)."""
+    betas: tuple[float, ...] | None = None
+    """Decay of each moment, of Adam and its kin two, of Adan three; none is the library's, of Adam 0.9 and 0.999."""
     alpha: float | None = None
-    """Decay of RMSprop's mean square; none is torch's, 0.99."""
+    """Decay of RMSprop's mean square; none is the library's, of rmsprop 0.99, of rmsprop-tf 0.9."""
     eps: float | None = None
-    """What is added to the root that Adam, AdamW and RMSprop divide by; none is torch's, 1e-8."""
+    """What is added to the root that the step is divided by, in rmsprop-tf under the root; none is the library's."""
     weight_decay: float = 0.0
     """Weight decay of the weights; biases and normalisation parameters have none."""
     schedule: Literal[*SCHEDULES] = "constant"
@@ -119,10 +119,25 @@ class OptimConfig:
                 not given or self.optimizer in readers,
                 f"{flag} has no effect on --optimizer {self.optimizer}; it is for {', '.join(readers)}",
             )
-        betas = self.betas or (0.0, 0.0)
+        chosen = OPTIMIZERS[self.optimizer]
+        betas = self.betas or (0.0,) * chosen.betas
+        require(
+            len(betas) == chosen.betas, f"--optim.betas: {self.optimizer} has {chosen.betas} of them, not {len(betas)}"
+        )
         require(0 <= min(betas) <= max(betas) < 1, f"--optim.betas must be in [0, 1) each, not {self.betas}")
         require(self.alpha is None or 0 <= self.alpha < 1, f"--optim.alpha must be in [0, 1), not {self.alpha}")
         require(self.eps is None or 0 < self.eps <= 1, f"--optim.eps must be above 0 and at most 1, not {self.eps}")
+        if chosen.schedule_free:
+            self._check_schedule_free()
+
+    def _check_schedule_free(self) -> None:
+        """Raise ConfigError for what a schedule-free optimizer takes the place of."""
+        name = f"--optimizer {self.optimizer}"
+        plain = self.schedule == "constant" and not self.step_per_epoch
+        require(plain, f"{name} takes the place of a schedule; leave --optim.schedule constant, a warm-up is fine")
+        require(not self.ema, f"{name} keeps an average of the weights itself; leave --optim.ema out")
+        momentum = self.momentum > 0 or "momentum" not in OPTIMIZERS[self.optimizer].reads
+        require(momentum, f"{name} needs an --optim.momentum above 0: it is the share of the average in a step")
 
     def _check_schedule(self) -> None:
         """Raise ConfigError for a schedule that cannot be meant."""
@@ -157,6 +172,11 @@ class OptimConfig:
 
     def refuse_deepspeed(self, zero_stage: int) -> None:
         """Raise ConfigError for what no launch by DeepSpeed, or none at that ZeRO stage, can do."""
+        if reason := OPTIMIZERS[self.optimizer].whole:
+            raise ConfigError(
+                f"--optimizer {self.optimizer} {reason}, and ZeRO-{zero_stage} gives each GPU a flat piece of all "
+                "parameters: use DDP, or adamw, lion, adan, nadam, rmsprop-tf or sgd"
+            )
         require(
             not self.sam,
             "--optim.sam does not run under DeepSpeed, whose engine updates the weights by itself after a backward "

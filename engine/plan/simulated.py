@@ -9,7 +9,6 @@ from typing import Self
 from torch import nn
 
 from archs.fused import Fusable
-from engine.config.optimizers import OPTIMIZERS
 from engine.plan.memory.allocator import least_memory, replay
 from engine.plan.memory.cost import NOMINAL, seconds
 from engine.plan.memory.cuda import CudaModel
@@ -20,6 +19,7 @@ from engine.plan.memory.simulate import Simulator, Step
 from engine.plan.memory.trace import Category, Timeline, Trace, Unit
 from engine.plan.workload import Candidate, Workload
 from engine.step.finetune import is_frozen
+from engine.step.optim import state_elements
 from engine.step.plan import function_changes
 from engine.step.recompute import Policy
 
@@ -52,12 +52,13 @@ class Simulated:
         self.units = len(list(network.blocks())) if hasattr(network, "blocks") else 0
         self.fusable = any(isinstance(module, Fusable) and module.fused == "off" for module in network.modules())
         sizes = [parameter.numel() for parameter in network.parameters()]
+        trained = sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
         self.parameters = Parameters(
             total=sum(sizes),
             largest=max(sizes, default=0),
             small=sum(size for size in sizes if size <= PERSISTENT),
-            trained=sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad),
-            states=OPTIMIZERS[workload.optim.optimizer].states,
+            trained=trained,
+            states=state_elements(network, workload.optim) / max(1, trained),
         )
 
     def under(self, zero_stage: int) -> Self:

@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
@@ -24,7 +24,6 @@ from engine.config import ConfigError
 from engine.recovery.integrity import damage, write_checksums
 from engine.runs.door import CannotWrite, save_tensors, sync_folder, writing
 from engine.runs.runfolder import RunFolder, delete
-from engine.step.ema import WeightAverage
 from engine.step.optim import plain_state
 from engine.step.wrap import bare_module
 
@@ -75,6 +74,14 @@ def without_pickle() -> Iterator[None]:
             os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = before
 
 
+class Average(Protocol):
+    """What is evaluated in place of the weights: it goes into a checkpoint beside them."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
 class Checkpointer:
     """Saves and restores one run's training state.
 
@@ -91,7 +98,7 @@ class Checkpointer:
         optimizer,
         run: RunFolder,
         keep: int,
-        average: WeightAverage | None = None,
+        average: Average | None = None,
     ) -> None:
         self.accelerator = accelerator
         self.model = model

@@ -57,10 +57,10 @@ def is_frozen(module: nn.Module) -> bool:
     return FROZEN in module.__dict__
 
 
-def frozen_text(model: nn.Module, states: int) -> str:
+def frozen_text(model: nn.Module, states: float) -> str:
     """What is frozen and what that saves, in words; empty where nothing is.
 
-    states  fp32 tensors of the parameters' size that the optimizer keeps
+    states  fp32 numbers that the optimizer keeps a parameter
     """
     sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
     frozen, total = sum(size for size, trained in sizes if not trained), sum(size for size, _ in sizes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,7 @@ import torch
 from torch import nn
 
 from engine.config import OptimConfig, require
-from engine.config.optimizers import OPTIMIZERS
+from engine.config.optimizers import OPTIMIZERS, table_row
 from engine.step.finetune import rate_scales
 
 if TYPE_CHECKING:
@@ -53,10 +54,15 @@ def build_optimizer(model: nn.Module, config: OptimConfig, one_group: bool = Fal
         groups = [{"params": [one for group in groups for one in group["params"]], "weight_decay": 0.0}]
     for group in groups:
         group["lr"] = config.peak_lr * group.get("lr_scale", 1.0)
-    kind = getattr(torch.optim, chosen.kind)
-    # one kernel over all parameters, and in fp16 the overflow check stays on the device
-    fused = {"fused": True} if "fused" in inspect.signature(kind).parameters else {}
-    return kind(groups, lr=config.peak_lr, **fused, **chosen.arguments(config))
+    kind = chosen.load()
+    known = inspect.signature(kind).parameters
+    # One kernel over all parameters, and in fp16 the overflow check stays on the device; else a few kernels over lists
+    # of them, on every device: a plan made on a CPU then counts the temporary tensors of a GPU's update.
+    way = next(({name: True} for name in ("fused", "foreach") if name in known), {})
+    optimizer = kind(groups, lr=config.peak_lr, **way, **chosen.arguments(config))
+    if chosen.schedule_free:
+        optimizer.train()
+    return optimizer
 
 
 def allocate_state(optimizer: torch.optim.Optimizer) -> None:
@@ -67,21 +73,40 @@ def allocate_state(optimizer: torch.optim.Optimizer) -> None:
     the second adds it to the weights (seen on an H200 with torch 2.11, on the emulated card with 2.15). Begun here it
     is zero.
     """
-    if optimizer.state:
+    if any(optimizer.state.values()):
         return
-    rates = [group["lr"] for group in optimizer.param_groups]
-    for group in optimizer.param_groups:
+    groups = optimizer.param_groups
+    kept = [copy.deepcopy({name: value for name, value in group.items() if name != "params"}) for group in groups]
+    for group in groups:
         group["lr"] = 0.0
         for parameter in group["params"]:
             parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
     optimizer.zero_grad()
-    for group, rate in zip(optimizer.param_groups, rates, strict=True):
-        group["lr"] = rate
-    for state in optimizer.state.values():
-        for value in state.values():
-            if torch.is_tensor(value):
-                value.zero_()  # the count of steps, and what weight decay has left in Adam's moments
+    for group, before in zip(groups, kept, strict=True):  # some count steps in their groups
+        for name in group.keys() - before.keys() - {"params"}:
+            del group[name]
+        group.update(before)
+    row = table_row(type(optimizer))
+    begins = row.begins if row else {}
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            if torch.is_tensor(value):  # the count of steps, and what weight decay has left in Adam's moments
+                first = begins.get(name, 0.0)
+                value.copy_(parameter.detach()) if first is None else value.fill_(first)
+
+
+def state_elements(model: nn.Module, config: OptimConfig) -> int:
+    """Numbers that the optimizer keeps for what is trained of `model`, which may lie on the meta device."""
+    chosen = OPTIMIZERS[config.optimizer]
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if not chosen.uneven:
+        return chosen.states * sum(parameter.numel() for parameter in trained)
+    shapes = nn.ParameterList(nn.Parameter(torch.empty_like(parameter, device="meta")) for parameter in trained)
+    optimizer = chosen.load()(shapes.parameters(), lr=config.peak_lr, **chosen.arguments(config))
+    allocate_state(optimizer)
+    kept = [value for state in optimizer.state.values() for value in state.values() if torch.is_tensor(value)]
+    return sum(value.numel() for value in kept if value.device.type == "meta")
 
 
 def forget_step(scaler: torch.amp.GradScaler, wrapped: AcceleratedOptimizer) -> None:

@@ -16,8 +16,8 @@ from torch import nn
 
 from engine.config import ConfigError, RunConfig, require
 from engine.config.byte_sizes import gib
-from engine.config.optimizers import OPTIMIZERS
 from engine.step.finetune import frozen_text, is_frozen
+from engine.step.optim import state_elements
 from engine.step.recompute import Policy, by_block
 from engine.step.recorded.choice import choose_cuda_graph
 
@@ -225,7 +225,7 @@ def make_plan(config: RunConfig, model: nn.Module, hardware: Hardware, ranks: in
     )
     parameters = 4 * sum(parameter.numel() for parameter in model.parameters())
     trained = 4 * sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    states = OPTIMIZERS[config.optim.optimizer].states
+    states = 4 * state_elements(model, config.optim)
     return Plan(
         device=hardware.type,
         device_name=hardware.name,
@@ -241,11 +241,11 @@ def make_plan(config: RunConfig, model: nn.Module, hardware: Hardware, ranks: in
         zero_stage=zero_stage,
         parameter_bytes=parameters // (ranks if zero_stage >= 3 else 1),
         gradient_bytes=trained // (ranks if zero_stage >= 2 else 1),
-        optimizer_bytes=states * trained // (ranks if zero_stage >= 1 else 1),
+        optimizer_bytes=states // (ranks if zero_stage >= 1 else 1),
         changes=changes,
         policy=policy,
         normalised=normalised,
         sync_bn=synchronised,
-        frozen=frozen_text(model, states),
+        frozen=frozen_text(model, states / max(1, trained)),
         cuda_graph=recorded,
     )

@@ -39,6 +39,7 @@ from engine.step.schedule import learning_rate
 from engine.step.standing import Progress
 from engine.step.wrap import bare_module, eager_for_odd_shapes, share_buffers
 from engine.train.evaluate import Evaluation, evaluate, refuse_lost, refuse_none, told
+from engine.train.schedule_free import AveragedPoint
 
 logger = logging.getLogger("hcr")
 
@@ -84,8 +85,9 @@ class Trainer:
         self.train_loader, self.val_loader, self.num_classes = train_loader, val_loader, len(classes)
         self.folder, self.interrupt = folder, interrupt
         self.average = WeightAverage(bare_module(model), config.optim.ema) if config.optim.ema else None
+        self.point = AveragedPoint.of(self)
         self.checkpointer = Checkpointer(
-            accelerator, model, optimizer, folder, config.log.keep_checkpoints, self.average
+            accelerator, model, optimizer, folder, config.log.keep_checkpoints, self.average or self.point
         )
         self.data = data or Fingerprint(classes, len(train_loader), len(val_loader), "")
         preprocessing = Preprocessing.named_by(config.data)
@@ -314,7 +316,8 @@ class Trainer:
 
     def _averaged(self) -> AbstractContextManager:
         """Inside, the model has the weights that are evaluated and kept."""
-        return self.average.in_place() if self.average else nullcontext()
+        kept = self.average or self.point
+        return kept.in_place() if kept else nullcontext()
 
     def _finish_epoch(self) -> None:
         """Evaluate, keep the best weights, write the row and the checkpoint."""

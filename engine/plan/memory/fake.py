@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 CUDA_WIDENS = {
     *(F.layer_norm, F.group_norm, F.softmax, F.log_softmax, F.cosine_similarity, F.normalize),
@@ -36,6 +37,18 @@ class CudaWidening(TorchFunctionMode):
 def _widened(value: object) -> object:
     half = isinstance(value, Tensor) and value.dtype in (torch.bfloat16, torch.float16)
     return value.float() if half else value
+
+
+class AnyNumber(TorchDispatchMode):
+    """Inside, an optimizer that asks a tensor without values for its number is told one that it can divide by.
+
+    LAMB, Muon and NAdam ask for the count of their steps or the product of their decays; FakeTensors have no answer.
+    """
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        if function is torch.ops.aten._local_scalar_dense.default:
+            return 0.5
+        return function(*arguments, **(keywords or {}))
 
 
 @contextmanager

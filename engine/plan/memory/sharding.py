@@ -27,8 +27,8 @@ class Parameters:
     """In tensors of at most PERSISTENT elements."""
     trained: int
     """In tensors that are trained; the others have neither gradients nor states."""
-    states: int
-    """fp32 values an optimizer keeps a parameter: 1 for momentum, 2 for Adam."""
+    states: float
+    """fp32 values an optimizer keeps a parameter: 1 for momentum, 2 for Adam, in between where shapes differ."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def shard(parameters: Parameters, ranks: int, stage: int, offload_optimizer: boo
     static = {
         Category.PARAMETERS: whole,
         Category.GRADIENTS: trained,
-        Category.OPTIMIZER: parameters.states * (part if stage else trained),
+        Category.OPTIMIZER: round(parameters.states * (part if stage else trained)),
         Category.COMMUNICATION: 0,
     }
     if stage:

@@ -7,6 +7,7 @@ recompute wrappers are the trainer's own, so what is counted is what runs.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from engine.config import OptimConfig
-from engine.plan.memory.fake import autocast, backward, fake_copy, on_meta
+from engine.plan.memory.fake import AnyNumber, autocast, backward, fake_copy, on_meta
 from engine.plan.memory.replay import Replay
 from engine.plan.memory.trace import PRIME, SECOND_FORWARD, Category, Trace, Unit
 from engine.plan.memory.tracker import DeviceModel, Tracker
@@ -130,7 +131,7 @@ class Stepper:
         tracker.hold(self.average.tensors() if self.average else (), Category.AVERAGE)
         tracker.hold(self.sam.tensors() if self.sam else (), Category.KEPT)
         tracker.hold([images, labels, weights], Category.INPUT)
-        first = not self.optimizer.state
+        first = not any(self.optimizer.state.values())
         try:
             with tracker:
                 if first:
@@ -182,7 +183,8 @@ class Stepper:
                 tracker.mark("optimizer")
         else:
             tracker.mark("optimizer")
-        self.optimizer.step()
+        with AnyNumber() if tracker.batch else nullcontext():
+            self.optimizer.step()
         tracker.settle(self._states(), Category.OPTIMIZER)
         if not step.gradients_kept:
             self.optimizer.zero_grad()

@@ -36,7 +36,10 @@ def obstacle(
         return "does not go with DeepSpeed, whose engine decides on the host within a step"
     if ranks > 1:
         return "is for one GPU: several agree on the host, within each step, whether memory ran out on one of them"
-    if precision == "fp16" and not OPTIMIZERS[config.optim.optimizer].fused:
+    chosen = OPTIMIZERS[config.optim.optimizer]
+    if not chosen.recordable:
+        return f"does not go with {config.optim.optimizer}, whose update reads rate and count of steps on the host"
+    if precision == "fp16" and not chosen.fused:
         return f"does not go with fp16 and {config.optim.optimizer}, whose overflows are looked for on the host"
     if config.log.profile:
         return "does not go with --profile, which shows the parts of a step: a recorded one has none"

@@ -12,10 +12,12 @@ import archs
 import archs.cost
 from engine.bench.memory_simulator import NETWORKS, POLICIES, compare, good
 from engine.config import OptimConfig
+from engine.config.optimizers import OPTIMIZERS
 from engine.plan.memory.cuda import CudaModel
 from engine.plan.memory.simulate import Simulator, Step, Stepper, Untraceable, run_step, simulate
 from engine.plan.memory.trace import Category
 from engine.plan.memory.tracker import Tracker
+from engine.step.optim import state_elements
 from engine.step.recompute import Policy, by_block
 
 resnet18 = partial(archs.build, "resnet18", 10)
@@ -273,3 +275,23 @@ def test_a_network_is_whole_again_after_a_failed_step():
     with pytest.raises(Untraceable):
         simulator.record(replace(SMALL, num_classes=3, image_size=0))
     assert simulator.record(SMALL).peak(8) == simulate(resnet18, SMALL).peak(8)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_optimizer_as_counted_on_real_tensors(name):
+    """Its states and what its update holds for a moment."""
+    build = partial(archs.build, "convnet_bn", 10)
+    step = replace(SMALL, optim=OptimConfig(optimizer=name))
+    predicted, model = simulate(build, step), build().to(memory_format=torch.channels_last).train()
+    stepper = Stepper(model, step.optim)
+    counted = stepper.record(step, 4, Tracker())
+    assert predicted.peak(4) == counted.peak(4)
+    begins = {phase: first for first, phase in predicted.timeline(4).phases}["optimizer"]
+    update = [trace.timeline(4) for trace in (predicted, counted)]
+    update = [(one.total - one.live[Category.ROUNDING])[begins:].max() for one in update]
+    assert update[0] == update[1]
+    kept = [value for state in stepper.optimizer.state.values() for value in state.values()]
+    real = sum(value.nbytes for value in kept if torch.is_tensor(value) and value.ndim)
+    assert 4 * state_elements(model, step.optim) == real
+    scalars = 8 * len(list(model.parameters()))  # counts of steps, and NAdam's products
+    assert real <= predicted.timeline(4).live[Category.OPTIMIZER][0] <= real + scalars

@@ -47,6 +47,8 @@ def test_rules_of_the_optimizer_and_of_the_policy():
     rmsprop = RunConfig(optim=OptimConfig(optimizer="rmsprop"))
     assert "rmsprop" in obstacle(rmsprop, "cuda", "fp16", 1, 0) and obstacle(rmsprop, "cuda", "bf16", 1, 0) is None
     assert obstacle(RunConfig(), "cuda", "fp16", 1, 0) is None
+    lamb = RunConfig(optim=OptimConfig(optimizer="lamb"))
+    assert "count of steps on the host" in obstacle(lamb, "cuda", "bf16", 1, 0)
     assert "recompute" in obstacle(RunConfig(), "cuda", "fp32", 1, 0, by_block(3))
     for policy, can in (
         (Policy(), True),

@@ -1,0 +1,54 @@
+"""A few steps by every optimizer on a GPU, in both 16-bit precisions: the losses of the same steps on a CPU."""
+
+import json
+
+import pytest
+import torch
+
+from engine.config import LogConfig, OptimConfig
+from engine.config.optimizers import OPTIMIZERS
+from engine.recovery.checkpoint import checkpoint_to_resume
+from tests.engine.conftest import TinyNet
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")]
+
+
+def losses(trainer) -> list[float]:
+    rows = [json.loads(line) for line in trainer.folder.metrics.read_text().splitlines()]
+    return [row["loss"] for row in rows if row["kind"] == "step"] + [
+        row["test_loss"] for row in rows if row["kind"] == "epoch"
+    ]
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_as_on_a_cpu(make_trainer, name, precision):
+    optim = OptimConfig(epochs=1, batch_size=8, lr=0.003, optimizer=name, weight_decay=0.01)
+    ended = []
+    for place, kind, device in (("cpu", "fp32", "cpu"), ("gpu", precision, "cuda")):
+        torch.manual_seed(0)
+        trainer = make_trainer(
+            place, TinyNet(dropout=0.0), optim=optim, precision=kind, device=device, log=LogConfig(every=1)
+        )
+        trainer.fit()
+        ended.append(losses(trainer))
+    assert ended[1] == pytest.approx(ended[0], abs=0.03)
+    assert len({round(loss, 4) for loss in ended[1]}) > 3
+    assert all(parameter.is_cuda and parameter.dtype == torch.float32 for parameter in trainer.model.parameters())
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_resumed_run_goes_on_bit_for_bit(make_trainer, name):
+    """States come back where they were and as they were: torch moves some of them to the GPU as it loads."""
+    optim = OptimConfig(epochs=2, batch_size=16, lr=0.01, optimizer=name)
+    whole = make_trainer("whole", optim=optim, device="cuda")
+    whole.fit()
+    parts = make_trainer("parts", optim=optim, device="cuda", log=LogConfig(every=2, keep_checkpoints=0))
+    parts.fit()
+    again = make_trainer("parts", optim=optim, device="cuda")
+    first = sorted(parts.folder.checkpoints.iterdir())[0]
+    again.resume(checkpoint_to_resume(first, parts.folder.checkpoints))
+    assert again.progress.epoch == 1
+    again.fit()
+    for name, tensor in whole.model.state_dict().items():
+        assert torch.equal(tensor, again.model.state_dict()[name]), name
