@@ -21,7 +21,7 @@ from engine.bench.suites.run_record import run_figures
 from engine.runs.provenance import ROOT
 
 GOAL = 0.95
-"""Test accuracy on the digits that every network reaches."""
+"""Val accuracy on the digits that every network reaches."""
 
 DIFFERENT: tuple[tuple[str, dict[str, str]], ...] = (
     # No normalisation: slower, and at a lower rate. AlexNet and NIN need images of 63 and 39 pixels.
@@ -135,15 +135,15 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def accuracy(row: dict) -> float:
-    """Best test accuracy of a row; 0 where it has none."""
-    return row.get("figures", {}).get("best_test_accuracy", 0.0)
+    """Best val accuracy of a row; 0 where it has none."""
+    return row.get("figures", {}).get("best_val_accuracy", 0.0)
 
 
 def told(figures: dict) -> str:
     """One network's result in words."""
     if "error" in figures:
         return figures["error"]
-    return f"{figures['best_test_accuracy']:.2%} in {figures['seconds']:.0f} s"
+    return f"{figures['best_val_accuracy']:.2%} in {figures['seconds']:.0f} s"
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ FLAGS = ("--config", "configs/digits.yaml", "--precision", "fp32", "--log.no-plo
 
 
 def measure(name: str, size: int) -> dict[str, Any]:
-    """Curve and suggestion of the sweep, and the best test accuracy with each rate of GRID and with that one."""
+    """Curve and suggestion of the sweep, and the best val accuracy with each rate of GRID and with that one."""
     from engine.config import parse
     from engine.runs.records import read_records
     from engine.train.lr_finder import Range, find_lr
@@ -58,7 +58,7 @@ def measure(name: str, size: int) -> dict[str, Any]:
             run = Path(scratch) / f"run{place}"
             train(parse([*flags, "--lr", str(rate), "--output", str(run)]))
             rows = [row for row in read_records(run / "metrics.jsonl") if row["kind"] == "epoch"]
-            reached.append(max((row["test_accuracy"] for row in rows), default=0.0))
+            reached.append(max((row["val_accuracy"] for row in rows), default=0.0))
     return {
         "command": f"python launch/train.py {' '.join(flags)}",
         "suggested_lr": curve["suggested_lr"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -20,7 +21,17 @@ class DataConfig:
     name: Literal["auto", "digits", "mnist", "cifar10", "folder"] = "auto"
     """Source of images; auto is `folder` where a root is given and `digits` where none is."""
     root: Path | None = None
-    """Folder of the data: train/ and val/ for `folder`, torchvision's layout for mnist and cifar10."""
+    """The data: for `folder` train/ and val/, class folders alone, a list (.csv .tsv .jsonl .parquet), tar shards or a
+    saved dataset; torchvision's layout for mnist and cifar10."""
+    val_share: float = 0.2
+    """Share of each class that is held out for validation where the data has no val split."""
+    split_seed: int = 0
+    """Seed of that choice; runs of any --seed share it."""
+    group_by: str = ""
+    """Pattern whose first group (or whole match) in a path names the image's group, as 'patient\\d+': a group is on
+    one side only, in a held-out share and in folds."""
+    columns: str = ""
+    """Columns of a list by what they hold, as 'path=file,label=breed'; empty is guessed and said."""
     image_size: Annotated[int, TopLevel] = 0
     """Height and width of the images that the network sees, in pixels; 0 is what the pretrained weights expect, else
     224."""
@@ -57,9 +68,9 @@ class DataConfig:
     limit: int = 0
     """Train on this many images only, a seeded random choice; 0 is all."""
     folds: int = 0
-    """Parts of a cross-validation over all images, training and test ones together; 0 is none."""
+    """Parts of a cross-validation over all images, training and val ones together; 0 is none."""
     fold: int = 0
-    """Which part is tested on, from 0; the others are trained on."""
+    """Which part is validated on, from 0; the others are trained on."""
     download: bool = True
     """Let mnist and cifar10 be downloaded where they are missing."""
 
@@ -78,6 +89,9 @@ class DataConfig:
             self.progressive_stages >= 2,
             f"--data.progressive-stages must be at least 2, not {self.progressive_stages}",
         )
+        require(0 < self.val_share < 1, f"--data.val-share must be above 0 and below 1, not {self.val_share}")
+        require(self.split_seed >= 0, f"--data.split-seed must be 0 or more, not {self.split_seed}")
+        require(not self.group_by or _is_pattern(self.group_by), f"--data.group-by {self.group_by!r} is no pattern")
         require(self.workers >= 0, f"--data.workers must be 0 (one a core) or more, not {self.workers}")
         require(self.prefetch >= 1, f"--data.prefetch must be at least 1 batch, not {self.prefetch}")
         require(self.limit >= 0, f"--data.limit must be 0 (all images) or more, not {self.limit}")
@@ -100,3 +114,11 @@ class DataConfig:
     def side(self) -> int:
         """Height and width in pixels: image_size, or USUAL_SIDE where nobody says one."""
         return self.image_size or USUAL_SIDE
+
+
+def _is_pattern(text: str) -> bool:
+    try:
+        re.compile(text)
+    except re.error:
+        return False
+    return True

@@ -6,7 +6,7 @@ import logging
 from importlib.util import find_spec
 from typing import Literal
 
-from engine.data.loader import Loader
+from engine.data.loader import Loader, SplitName
 from engine.data.sources.source import DataError, Source
 
 logger = logging.getLogger("hcr")
@@ -24,7 +24,7 @@ def _dali_is_there() -> bool:
         return False
 
 
-def make_loader(source: Source, split: Literal["train", "val"], **settings) -> Loader:
+def make_loader(source: Source, split: SplitName, **settings) -> Loader:
     """A loader of the backend that `config.backend` names; `auto` is DALI, or torchvision where DALI is not installed.
 
     Takes the arguments of `Loader`; raises DataError where backend `dali` is asked for and cannot be imported.

@@ -9,12 +9,14 @@ no file, and is decoded by Pillow from then on if Pillow can.
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageCms, ImageOps
 from PIL.TiffImagePlugin import TiffImageFile
+
+from engine.data.sources.reading import Unreadable
+from engine.data.sources.source import Split
 
 MAX_PIXELS = 178_956_970
 """Pixels above which an image is refused: Pillow's limit for a decompression bomb, 512 MiB of RGB."""
@@ -53,25 +55,6 @@ class Header(NamedTuple):
     width: int
     fast: bool
     """Whether DALI decodes files of this kind."""
-
-
-class Unreadable(Exception):
-    """A file that cannot be used; the message is the reason."""
-
-
-class Unreachable(Unreadable):
-    """A file that the disk does not give now; it may be there later."""
-
-
-def read(path: str) -> bytes:
-    """The file's bytes; raises Unreachable for a file that is missing or forbidden, Unreadable for an empty one."""
-    try:
-        data = Path(path).read_bytes()
-    except OSError as error:
-        raise Unreachable(error.strerror or str(error)) from None
-    if not data:
-        raise Unreadable("the file is empty")
-    return data
 
 
 def look(data: bytes) -> Header:
@@ -148,20 +131,20 @@ def find_culprits(count: int, works: Callable[[Sequence[int]], bool]) -> list[in
 
 
 class ImageFiles:
-    """The files of a split as the loader wants them: bytes, and the size that crops are cut from.
+    """The encoded images of a split as the loader wants them: bytes, and the size that crops are cut from.
 
     sizes    int32 [N, 2], height and width of what has been looked at, else 0
     """
 
-    def __init__(self, paths: list[str]) -> None:
-        self.paths = paths
-        self.sizes = np.zeros((len(paths), 2), dtype=np.int32)
+    def __init__(self, split: Split) -> None:
+        self.split = split
+        self.sizes = np.zeros((len(split), 2), dtype=np.int32)
         self.by_pillow: set[int] = set()
         """Images that the fast decoder refuses and Pillow decodes."""
 
     def load(self, index: int) -> bytes:
         """Encoded bytes of one image, looked at the first time; raises Unreadable. Safe from several threads."""
-        data = read(self.paths[index])
+        data = self.split.read(index)
         if not self.sizes[index, 0]:
             header = look(data)
             if not header.fast:

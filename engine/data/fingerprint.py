@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -64,20 +64,24 @@ def _add_images(digest: Any, split: Split) -> None:
         return
     if not split.paths:
         return
+    if split.stored is not None:
+        for key, size in zip(split.stored.keys, split.stored.sizes(), strict=True):
+            digest.update(f"{key} {size}\n".encode("utf-8", "surrogateescape"))
+        return
     ends = min(split.paths), max(split.paths)
     start = len(os.path.commonpath([Path(path).parent for path in ends]).rstrip(os.sep)) + 1
     for path, size in zip(split.paths, _sizes(split.paths), strict=True):
         digest.update(f"{path[start:]} {size}\n".encode("utf-8", "surrogateescape"))
 
 
-def _sizes(paths: list[str]) -> Iterable[int]:
+def _sizes(paths: Sequence[str]) -> Iterable[int]:
     chunks = [paths[begin : begin + CHUNK] for begin in range(0, len(paths), CHUNK)]
     with ThreadPoolExecutor(min(THREADS, len(chunks))) as pool:
         for sizes in pool.map(_sizes_of, chunks):
             yield from sizes
 
 
-def _sizes_of(paths: list[str]) -> list[int]:
+def _sizes_of(paths: Sequence[str]) -> list[int]:
     return [_size(path) for path in paths]
 
 

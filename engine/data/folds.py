@@ -1,25 +1,26 @@
-"""One fold of a cross-validation: all images of a source, split anew into training and test images.
+"""One fold of a cross-validation: all images of a source, split anew into training and val images.
 
-Each image is a test image in exactly one fold. Folds have each class in its share (stratified); images of one group,
+Each image is a val image in exactly one fold. Folds have each class in its share (stratified); images of one group,
 such as the pictures of one patient, are never on both sides.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Sequence
 
 import numpy as np
 
-from engine.data.sources.source import DataError, Source, Split
+from engine.data.sources.groups import groups_of
+from engine.data.sources.joined import joined
+from engine.data.sources.source import DataError, Source
 
 SEED = 20
 """Of the assignment, which is the same for every run: the folds of one sweep are comparable."""
 
 
 def fold_numbers(labels: np.ndarray, folds: int, groups: Sequence[str] | None = None) -> np.ndarray:
-    """int64 [N]: the fold in which each image is a test image.
+    """int64 [N]: the fold in which each image is a val image.
 
     labels  int64 [N]
     groups  N names; images of one name share a fold
@@ -51,32 +52,8 @@ def fold_of(source: Source, folds: int, fold: int, group_by: str = "") -> Source
     """
     if not folds:
         return source
-    both = (source.train, source.val)
-    labels = np.concatenate([split.labels for split in both])
-    paths = None if source.train.paths is None or source.val.paths is None else source.train.paths + source.val.paths
-    arrays = None
-    if paths is None:
-        if source.train.arrays is None or source.val.arrays is None:
-            raise DataError(f"{source.name} keeps its two splits in different ways; folds need one")
-        arrays = np.concatenate([source.train.arrays, source.val.arrays])
-    numbers = fold_numbers(labels, folds, groups_of(paths, group_by) if group_by else None)
-
-    def part(chosen: np.ndarray) -> Split:
-        places = np.flatnonzero(chosen)
-        listed = None if paths is None else [paths[place] for place in places]
-        return Split(labels[places], listed, None if arrays is None else arrays[places])
-
-    return dataclasses.replace(source, train=part(numbers != fold), val=part(numbers == fold))
-
-
-def groups_of(paths: Sequence[str] | None, pattern: str) -> list[str]:
-    """The group of each image. Raises DataError where a path has none."""
-    if paths is None:
-        raise DataError("images that are no files have no path that could name their group")
-    found = []
-    for path in paths:
-        match = re.search(pattern, path)
-        if match is None:
-            raise DataError(f"no group in {path}: the pattern {pattern} does not match")
-        found.append(match[1] if match.groups() else match[0])
-    return found
+    whole = joined(source.train, source.val, source.name)
+    groups = groups_of(whole.paths, group_by) if group_by else None
+    numbers = fold_numbers(whole.labels, folds, groups)
+    train, val = (whole.take(np.flatnonzero(chosen)) for chosen in (numbers != fold, numbers == fold))
+    return dataclasses.replace(source, train=train, val=val)

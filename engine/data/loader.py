@@ -32,6 +32,7 @@ logger = logging.getLogger("hcr")
 
 Window = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 """From sizes and draws to the start and the shape of each image's training window (engine.data.graph.crops)."""
+SplitName = Literal["train", "val", "test"]
 MOST_WORKERS = 8
 CROPS = 1
 """Stream of the crops of images that an epoch shows again."""
@@ -122,7 +123,7 @@ class Schedule:
 class Loader(ABC):
     """Batches of one split for one rank, forever resumable at any (epoch, step).
 
-    source         what to read; its train split is shuffled and augmented, its val split is read in order
+    source         what to read; its train split is shuffled and augmented, the others are read in order
     config         the run's data settings (engine.config.DataConfig); the pixels are made as it says, else as the
                    source does
     global_batch   images a step over all ranks
@@ -142,7 +143,7 @@ class Loader(ABC):
     def __init__(
         self,
         source: Source,
-        split: Literal["train", "val"],
+        split: SplitName,
         *,
         config: DataConfig,
         global_batch: int,
@@ -158,7 +159,8 @@ class Loader(ABC):
     ) -> None:
         self.source, self.config, self.device, self.dtype = source, config, torch.device(device), dtype
         self.train = split == "train"
-        self.data: Split = source.train if self.train else source.val
+        self.split = split
+        self.data: Split = source.split(split)
         chosen = sampling.subset(len(self.data), config.limit if self.train else 0, seed) if only is None else only
         if minimum_share is None:
             minimum_share = 2 if self.train else 1
@@ -195,8 +197,8 @@ class Loader(ABC):
     @property
     def place(self) -> str:
         """Where its images are, for messages."""
-        split = "train" if self.train else "val"
-        return f"{split}/" if self.data.paths is not None else f"the {split} split of {self.source.name}"
+        files = self.data.paths is not None and self.data.stored is None
+        return self.data.place or (f"{self.split}/" if files else f"the {self.split} split of {self.source.name}")
 
     @property
     def class_counts(self) -> np.ndarray:
@@ -207,7 +209,7 @@ class Loader(ABC):
         """Let the watch know which files are with the decoder."""
         if self.watch is not None and self.data.paths is not None:
             names = [self.data.path(int(index)) for request in requests for index in request.share.indices]
-            self.watch.note("train" if self.train else "val", names)
+            self.watch.note(self.split, names)
 
     @abstractmethod
     def avoid(self, crashes: Mapping[str, str]) -> None:

@@ -105,7 +105,7 @@ def other_images(trained: Fingerprint, given: Fingerprint) -> str | None:
         f"{before:,} -> {now:,} {name} images"
         for name, before, now in (
             ("training", trained.train_images, given.train_images),
-            ("test", trained.val_images, given.val_images),
+            ("val", trained.val_images, given.val_images),
         )
         if before != now
     ]

@@ -16,8 +16,8 @@ from engine.runs.wording import DASH, duration, gib, number, percent
 TEMPLATE = "page.html.jinja"
 
 ALT_TEXTS = {
-    "accuracy": "Line chart: accuracy on the training and the test images by epoch, in percent",
-    "loss": "Line chart: loss on the training and the test images by epoch",
+    "accuracy": "Line chart: accuracy on the training and the validation images by epoch, in percent",
+    "loss": "Line chart: loss on the training and the validation images by epoch",
     "throughput": "Line chart: images per second, and the share of the time in which training waited for data",
     "memory": "Line chart: memory over time",
     "learning_rate": "Line chart: learning rate by epoch",
@@ -66,14 +66,14 @@ def summary_table(run_folders: Iterable[Path]) -> str:
                 history.arch or DASH,
                 history.data or DASH,
                 epochs_done(history),
-                percent(best.get("test_accuracy")),
+                percent(best.get("val_accuracy")),
                 str(best.get("epoch", DASH)),
-                number(best.get("test_loss"), 4),
+                number(best.get("val_loss"), 4),
                 number(history.images_per_second, 0),
                 gib(history.peak_memory_bytes),
                 duration(history.seconds),
                 history.state,
             )
         )
-    heads = ("run", "arch", "data", "epochs", "best test", "at", "loss", "images/s", "memory", "time", "state")
+    heads = ("run", "arch", "data", "epochs", "best val", "at", "loss", "images/s", "memory", "time", "state")
     return text_table(heads, rows, left=3)

@@ -49,7 +49,7 @@ class Line:
     theirs: float | None = None
     """Percent."""
     ours: float | None = None
-    """Percent: the best test accuracy of an epoch."""
+    """Percent: the best val accuracy of an epoch."""
     parameters: int | None = None
     multiply_adds: float | None = None
     """Of one image at the run's size."""
@@ -152,7 +152,7 @@ def line_of(history: History) -> Line:
     return Line(
         network=network,
         theirs=THEIRS.get(network) if on_cifar else None,
-        ours=100 * best["test_accuracy"] if best else None,
+        ours=100 * best["val_accuracy"] if best else None,
         parameters=parameters,
         multiply_adds=adds,
         image_size=size,

@@ -87,11 +87,11 @@ def cards(history: History) -> list[tuple[str, str, str]]:
     """(label, value, small print) of the figures at the head of the page."""
     best, summary = history.best, history.summary
     last = history.epochs[-1] if history.epochs else None
-    found = [("best test accuracy", percent(best["test_accuracy"]), f"after epoch {best['epoch']}")] if best else []
+    found = [("best val accuracy", percent(best["val_accuracy"]), f"after epoch {best['epoch']}")] if best else []
     if last is not None:
         top5 = f"top-5 {percent(last.get('test_top5'))}"
-        found.append(("last test accuracy", percent(last.get("test_accuracy")), top5))
-        found.append(("last test loss", number(last.get("test_loss"), 4), f"train {number(last.get('train_loss'), 4)}"))
+        found.append(("last val accuracy", percent(last.get("val_accuracy")), top5))
+        found.append(("last val loss", number(last.get("val_loss"), 4), f"train {number(last.get('train_loss'), 4)}"))
     elif history.steps:
         step = history.steps[-1]
         found.append(("loss", number(step.get("loss"), 4), f"at step {step['step']}, no epoch has ended"))
@@ -120,9 +120,9 @@ def epoch_row(row: Row, best: bool) -> dict[str, Any]:
             str(row["epoch"]),
             number(row.get("train_loss"), 4),
             percent(row.get("train_accuracy")),
-            number(row.get("test_loss"), 4),
-            percent(row.get("test_accuracy")),
-            percent(row.get("test_top5")),
+            number(row.get("val_loss"), 4),
+            percent(row.get("val_accuracy")),
+            percent(row.get("val_top5")),
             number(row.get("images_per_second"), 0),
             duration(row.get("seconds")),
             number(row.get("lr"), 3, significant=True),

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def accuracy(history: History, theme: Theme) -> Figure | None:
-    """Train and test accuracy in percent by epoch, the best marked; before the first epoch ends, by step."""
+    """Train and val accuracy in percent by epoch, the best marked; before the first epoch ends, by step."""
     figure, axes = _by_epoch(history, theme, "accuracy in %", rising=True)
     drawn = _step_line(axes, history, "accuracy", theme, scale=100)
     drawn |= _epoch_lines(axes, history, "accuracy", theme, scale=100)
@@ -30,8 +30,8 @@ def accuracy(history: History, theme: Theme) -> Figure | None:
         return None
     subtitle = ""
     if (best := history.best) is not None:
-        value = 100 * best["test_accuracy"]
-        subtitle = f"best on test {value:.2f} % after epoch {best['epoch']}"
+        value = 100 * best["val_accuracy"]
+        subtitle = f"best on val {value:.2f} % after epoch {best['epoch']}"
         axes.plot(
             best["epoch"], value, "*", ms=15, mec=theme.background, mfc=theme.test, mew=1.2, zorder=5, clip_on=False
         )
@@ -42,7 +42,7 @@ def accuracy(history: History, theme: Theme) -> Figure | None:
 
 
 def loss(history: History, theme: Theme) -> Figure | None:
-    """Train and test loss by epoch over the loss at the logged steps; logarithmic where it spans two decades."""
+    """Train and val loss by epoch over the loss at the logged steps; logarithmic where it spans two decades."""
     figure, axes = _by_epoch(history, theme, "loss")
     drawn = _step_line(axes, history, "loss", theme)
     drawn |= _epoch_lines(axes, history, "loss", theme)
@@ -53,11 +53,11 @@ def loss(history: History, theme: Theme) -> Figure | None:
     if len(values) and values.min() > 0 and values.max() > 100 * values.min():
         axes.set_yscale("log")
         axes.set_ylabel("loss, logarithmic")
-    tested = column(history.epochs, "test_loss")
+    tested = column(history.epochs, "val_loss")
     subtitle = ""
     if np.isfinite(tested).any():
         best = int(np.nanargmin(tested))
-        subtitle = f"lowest on test {tested[best]:.4f} after epoch {history.epochs[best]['epoch']}"
+        subtitle = f"lowest on val {tested[best]:.4f} after epoch {history.epochs[best]['epoch']}"
     head(axes, theme, "Loss", subtitle, legend=3)
     return figure
 
@@ -179,7 +179,7 @@ def _mark_sessions(panels: Sequence[Axes], history: History, theme: Theme, top: 
 
 def _epoch_lines(axes: Axes, history: History, what: str, theme: Theme, scale: float = 1.0) -> bool:
     x, drawn = column(history.epochs, "epoch"), False
-    for split, colour, dash, marker in (("train", theme.train, (0, (5, 2)), "o"), ("test", theme.test, "-", "s")):
+    for split, colour, dash, marker in (("train", theme.train, (0, (5, 2)), "o"), ("val", theme.test, "-", "s")):
         values = scale * column(history.epochs, f"{split}_{what}")
         if np.isfinite(values).any():
             axes.plot(x, values, color=colour, ls=dash, lw=2.2, label=split, **markers(values, marker))

@@ -37,6 +37,7 @@ NUMBERS_END += ("_percent", "_watts", "_celsius", "_mhz")
 """Fields of a row that are numbers, and how the names of others end."""
 PLAN = {"global_batch_size": 1, "micro_batch_size": 1, "accumulation": 1, "ranks": 1, "zero_stage": 0}
 """Fields of plan.json that are counted with."""
+OLD, NEW = "test_", "val_"
 MOST = 1e15
 """What is larger than any figure of a run."""
 
@@ -91,11 +92,11 @@ class History:
 
     @property
     def best(self) -> Row | None:
-        """The first epoch of the highest test accuracy; by another --best, that whose weights are kept."""
+        """The first epoch of the highest val accuracy; by another --best, that whose weights are kept."""
         if self.config.get("log", {}).get("best", "accuracy") != "accuracy":
             return next((row for row in reversed(self.epochs) if row.get("best")), None)
-        judged = [row for row in self.epochs if row.get("test_accuracy") is not None]
-        return max(judged, key=lambda row: row["test_accuracy"], default=None)
+        judged = [row for row in self.epochs if row.get("val_accuracy") is not None]
+        return max(judged, key=lambda row: row["val_accuracy"], default=None)
 
     @property
     def bad_images(self) -> list[Row]:
@@ -147,7 +148,7 @@ def read_history(folder: Path) -> History:
         inside = sorted(path.parent.name for path in folder.glob("*/config.yaml"))
         hint = f"; runs inside it: {', '.join(inside)}" if inside else ""
         raise NotARun(f"{folder} is not a run folder: neither config.yaml nor metrics.jsonl is there{hint}")
-    rows = [checked(row) for row in read_records(folder / "metrics.jsonl")]
+    rows = [checked(under_todays_names(row)) for row in read_records(folder / "metrics.jsonl")]
     steps, epochs, events = timeline(rows)
     return History(
         folder=folder,
@@ -159,6 +160,13 @@ def read_history(folder: Path) -> History:
         monitor=[checked(row) for row in read_records(folder / "monitor.jsonl")],
         seconds=time_in_training(rows),
     )
+
+
+def under_todays_names(row: Row) -> Row:
+    """An epoch's row as it is written today: runs of before called what was measured on val/ `test_…`."""
+    if row.get("kind") != "epoch" or not any(key.startswith(OLD) for key in row):
+        return row
+    return {NEW + key.removeprefix(OLD) if key.startswith(OLD) else key: value for key, value in row.items()}
 
 
 def checked(row: Row) -> Row:

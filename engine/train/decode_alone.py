@@ -18,29 +18,29 @@ import numpy as np
 
 from engine.config import from_yaml
 from engine.data.backend import make_loader
-from engine.data.bad_images import Unreadable, decode, read
+from engine.data.bad_images import decode
 from engine.data.decoding_watch import DecoderDied
-from engine.data.folds import fold_of
-from engine.data.sources.open import open_source
+from engine.data.opened import open_data
+from engine.data.sources.reading import Unreadable
 from engine.step.plan import use_cuda
 
 
 def main() -> None:
     """Decode what standard input asks for."""
     asked = json.load(sys.stdin)
-    if asked["way"] == "pillow":
-        for place, name in enumerate(asked["names"]):
-            print(place, flush=True)
-            with suppress(Unreadable):  # told by the run itself, which meets it again
-                decode(read(name))
-        return
-    config = from_yaml(Path(asked["run"]) / "config.yaml")
+    run = Path(asked["run"])
+    config = from_yaml(run / "config.yaml")
     data = replace(config.data, limit=0, on_bad_image="skip", workers=0 if asked["way"] == "together" else 1)
-    source = open_source(data.name, None if data.root is None else Path(data.root), download=False)
-    source = fold_of(source, data.folds, data.fold)
-    split = source.train if asked["split"] == "train" else source.val
+    source = open_data(data, download=False, run=run)
+    split = source.split(asked["split"])
     index_of = {path: index for index, path in enumerate(split.paths or [])}
     there = [(place, index_of[name]) for place, name in enumerate(asked["names"]) if name in index_of]
+    if asked["way"] == "pillow":
+        for place, index in there:
+            print(place, flush=True)
+            with suppress(Unreadable):  # told by the run itself, which meets it again
+                decode(split.read(index))
+        return
     groups = [there] if asked["way"] == "together" else [[one] for one in there]
     for group in filter(None, groups):
         print(group[0][0], flush=True)

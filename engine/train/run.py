@@ -7,13 +7,11 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from textwrap import indent
 from typing import TYPE_CHECKING, Literal
 
-from engine.config import ConfigError, RankError, RunConfig, changed_yaml
-from engine.data.folds import fold_of
-from engine.data.sources.open import open_source
+from engine.config import ConfigError, RankError, RunConfig, changed_yaml, find_run
+from engine.data.opened import open_data
 from engine.data.sources.source import DataError, Source
 from engine.recovery.interrupt import Interrupt
 from engine.recovery.relaunch import Relaunch
@@ -107,7 +105,7 @@ def train(config: RunConfig, command: Sequence[str] = (), work: Callable[[Sessio
 def choose_data(config: RunConfig) -> tuple[RunConfig, Source]:
     """The config with its data source named, and that source opened.
 
-    Raises DataError for data that is not there.
+    Raises DataError for data that is not there, ConfigError for a run to resume that is not.
     """
     data = config.data
     if data.name == "auto":
@@ -115,9 +113,8 @@ def choose_data(config: RunConfig) -> tuple[RunConfig, Source]:
         if name == "digits":
             say(
                 "No data named: training on scikit-learn's handwritten digits. "
-                "Your own: --data.root FOLDER with train/CLASS/*.jpg and val/CLASS/*.jpg, or --data.name mnist|cifar10."
+                "Your own: --data.root FOLDER with a folder of pictures a class, or --data.name mnist|cifar10."
             )
         config = replace(config, data=replace(data, name=name))
-    root = None if config.data.root is None else Path(config.data.root)
-    source = open_source(config.data.name, root, download=config.data.download)
-    return config, fold_of(source, config.data.folds, config.data.fold)
+    run = None if config.resume is None else find_run(config.resume, str(config.log.output or "") or None)
+    return config, open_data(config.data, run=run)

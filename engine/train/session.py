@@ -287,7 +287,7 @@ class Session:
             return
         source, plan = self.source, self.plan
         launched = time.time() - psutil.Process().create_time()
-        images = f"{len(self.train_loader)} training and {len(self.val_loader)} test images"
+        images = f"{len(self.train_loader)} training and {len(self.val_loader)} val images"
         sizes = f"{images}, {len(source.classes)} classes"
         size, backend = self.config.data.side, self.train_loader.backend
         print(f"{self.config.model.arch} on {source.name}: {sizes}, {size} px, {backend}")
@@ -342,7 +342,7 @@ class Session:
                 print(f"warning: no image of {listed(lost)} in {each.place} could be read")
         print(f"finished {progress.epoch} epochs, {progress.step} steps in {clock(seconds)}")
         by = "" if (best := self.config.log.best) == "accuracy" else f", the best by {best.replace('_', ' ')}"
-        print(f"best test accuracy {progress.best_accuracy:.2%} (epoch {progress.best_epoch}{by})")
+        print(f"best val accuracy {progress.best_accuracy:.2%} (epoch {progress.best_epoch}{by})")
         if bad:
             print(f"unreadable images left out: {bad} (listed in {folder.metrics})")
         print(f"weights {folder.weights}")

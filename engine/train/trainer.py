@@ -326,7 +326,7 @@ class Trainer:
             raise DataError(f"no readable image in {self.train_loader.place}{told(self.train_loader.bad_images)}")
         result = self.evaluate()
         if not math.isfinite(result.loss):
-            raise Diverged(self._diverged(progress.step, "the loss on the test images"))
+            raise Diverged(self._diverged(progress.step, "the loss on the val images"))
         by, score = self.config.log.best, result.score(self.config.log.best)
         best = progress.is_best(by, score, result.top1)
         judged = f"  {by.replace('_', ' ')} {score:6.2%}" if by in ("balanced", "macro_f1") else ""
@@ -337,10 +337,10 @@ class Trainer:
             "train_loss": progress.loss_sum / seen,
             "train_accuracy": progress.hits / seen,
             "train_images": round(progress.images),
-            "test_loss": result.loss,
-            "test_accuracy": result.top1,
-            "test_top5": result.top5,
-            "test_images": result.count,
+            "val_loss": result.loss,
+            "val_accuracy": result.top1,
+            "val_top5": result.top5,
+            "val_images": result.count,
             "balanced_accuracy": result.balanced,
             "macro_f1": result.macro_f1,
             "images_per_second": round(len(self.train_loader) / max(1e-9, progress.seconds), 2),
@@ -358,7 +358,7 @@ class Trainer:
             print(
                 f"epoch {row['epoch']:>{len(str(self.config.optim.epochs))}}/{self.config.optim.epochs}"
                 f"  train {row['train_accuracy']:6.2%} loss {row['train_loss']:.4f}"
-                f"  test {row['test_accuracy']:6.2%} loss {row['test_loss']:.4f}{judged}"
+                f"  val {row['val_accuracy']:6.2%} loss {row['val_loss']:.4f}{judged}"
                 f"  {row['images_per_second']:.0f} img/s  {row['seconds']:.1f} s{'  best' if best else ''}",
                 flush=True,
             )

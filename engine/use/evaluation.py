@@ -9,11 +9,13 @@ from typing import Annotated, Any, Literal
 from engine.config import ConfigError, DataConfig, command_line, require
 from engine.config.flag import TopLevel
 from engine.data.fingerprint import fingerprint_of
-from engine.data.folds import fold_of
+from engine.data.opened import open_data
 from engine.data.preprocessing import Preprocessing
-from engine.data.sources.folder import open_for_evaluation
+from engine.data.sources.found import Wanted, source_to_evaluate
+from engine.data.sources.layouts.which import read_layout
 from engine.data.sources.open import open_source
 from engine.data.sources.source import Source
+from engine.runs.cache import cache_folder
 from engine.use.weights import Weights, for_use, read_weights
 
 NAMED_SOURCES = ("digits", "mnist", "cifar10")
@@ -28,7 +30,11 @@ class EvaluateConfig:
     arch: str | None = None
     """The network, for weights that do not say: timm's and torchvision's files load too."""
     data: str | None = None
-    """digits, mnist, cifar10, or a folder with val/ or with a folder a class; none is what the run was trained on."""
+    """digits, mnist, cifar10, or images in any layout that --data.root takes; none is what the run was trained on."""
+    split: Literal["auto", "val", "test", "train"] = "auto"
+    """Which images; auto is val, or what is there where the data was named and has no val."""
+    columns: str = ""
+    """Columns of a list by what they hold, as 'path=file,label=breed'; empty is guessed and said."""
     root: Path | None = None
     """Folder of mnist or cifar10."""
     image_size: int = 0
@@ -52,16 +58,18 @@ def parse(arguments: list[str] | None = None) -> EvaluateConfig:
     return command_line(EvaluateConfig, arguments, "Evaluate trained weights on a validation split.")
 
 
-def choose_source(config: EvaluateConfig, trained: DataConfig | None, classes: list[str] | None = None) -> Source:
+def choose_source(config: EvaluateConfig, weights: Weights) -> Source:
     """The data that was asked for, else what the run was trained on. Raises DataError and ConfigError."""
+    trained = weights.data
     if config.data is None:
         if trained is None:
             raise ConfigError("--data is needed: digits, mnist, cifar10, or a folder")
-        source = open_source(trained.name, config.root or trained.root, download=trained.download)
-        return fold_of(source, trained.folds, trained.fold)
+        return open_data(trained, root=config.root, run=weights.run)
     if config.data in NAMED_SOURCES:
         return open_source(config.data, config.root)
-    return open_for_evaluation(Path(config.data).expanduser(), classes)
+    columns = Wanted(columns=config.columns)
+    found = read_layout(Path(config.data).expanduser(), columns, cache_folder(None), "--data")
+    return source_to_evaluate(found, weights.classes, None if config.split == "auto" else config.split)
 
 
 def compare_data(config: EvaluateConfig, source: Source, weights: Weights) -> None:
@@ -84,8 +92,11 @@ def run_evaluation(config: EvaluateConfig) -> dict:
     Raises ConfigError and DataError.
     """
     weights = read_weights(config.checkpoint, config.arch)
-    source = choose_source(config, weights.data, weights.classes)
+    source = choose_source(config, weights)
     compare_data(config, source, weights)
+    split: Literal["val", "test"] = "test" if config.split == "test" else "val"
+    if config.split == "train":  # in order and as they are, not shuffled and augmented
+        source = replace(source, val=source.train)
     import torch
 
     from engine.data.backend import make_loader
@@ -112,7 +123,7 @@ def run_evaluation(config: EvaluateConfig) -> dict:
         print(f"{weights.path} does not say which pixels it expects; assumed: {expected.describe()}")
     data = expected.into(data)
     data = replace(data, image_size=config.image_size or data.image_size)
-    loader = make_loader(source, "val", config=data, global_batch=config.batch_size, device=device)
+    loader = make_loader(source, split, config=data, global_batch=config.batch_size, device=device)
 
     try:
         result = measured(forward, refuse_lost(loader), len(source.classes), device, config.batch_size, confusion=True)

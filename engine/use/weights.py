@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from engine.config import ConfigError, DataConfig, find_run, from_yaml, require
 from engine.data.fingerprint import Fingerprint
 from engine.data.preprocessing import Preprocessing
-from engine.data.sources.folder import MEAN, STD
+from engine.data.sources.found import MEAN, STD
 from engine.runs.weights_facts import WeightsFacts, refuse_damaged
 
 if TYPE_CHECKING:
@@ -40,6 +40,8 @@ class Weights:
     """The pixels they expect; None where nobody wrote it down."""
     trained_on: Fingerprint | None = None
     """The data they were trained on; None where nobody wrote it down."""
+    run: Path | None = None
+    """The folder of the run that trained them; None where they lie elsewhere."""
 
     @property
     def class_count(self) -> int:
@@ -120,6 +122,7 @@ def read_weights(path: Path, arch: str | None = None) -> Weights:
         data,
         Preprocessing.named_by(data),
         trained_on,
+        run,
     )
 
 
@@ -149,11 +152,11 @@ def _of_file(path: Path, arch: str | None) -> Weights:
         f"--checkpoint {path} is of a network of one's own: name it with --arch {facts.arch}",
     )
     require(arch in (None, facts.arch), f"--checkpoint {path} is of {facts.arch}, not of {arch}")
-    run = path.parent / "config.yaml"
-    data = from_yaml(run).data if run.is_file() else None
+    run = path.parent if (path.parent / "config.yaml").is_file() else None
+    data = from_yaml(run / "config.yaml").data if run else None
     expected = Preprocessing.from_json(facts.preprocessing) if facts.preprocessing else None
     size, trained_on = facts.image_size, Fingerprint.from_dict(facts.data)
-    return Weights(path, tensors, facts.arch, facts.options, facts.classes, size, data, expected, trained_on)
+    return Weights(path, tensors, facts.arch, facts.options, facts.classes, size, data, expected, trained_on, run)
 
 
 def _foreign(path: Path, arch: str, facts: dict[str, str]) -> Weights:

@@ -202,7 +202,7 @@ def odd_metadata(path: Path, tensors: dict, metadata: dict[str, str]) -> None:
 
 
 ROWS = st.dictionaries(
-    st.sampled_from(["kind", "event", "step", "epoch", "loss", "accuracy", "test_accuracy", "time", "lr", "path", "x"]),
+    st.sampled_from(["kind", "event", "step", "epoch", "loss", "accuracy", "val_accuracy", "time", "lr", "path", "x"]),
     st.one_of(values, st.sampled_from(["step", "epoch", "event", "start", "resume", "bad_image", "finished", 1, 2])),
     max_size=8,
 )
@@ -286,7 +286,9 @@ ENTRIES = st.lists(
 def odd_folders(root: Path, entries: list[tuple[str, str, str, str]]) -> None:
     """A data folder of any shape: listed for training and for evaluation."""
     from engine.data.fingerprint import fingerprint_of
-    from engine.data.sources.folder import open_folder, open_for_evaluation
+    from engine.data.sources.folder import read_folder
+    from engine.data.sources.found import source_to_evaluate
+    from engine.data.sources.open import open_source
 
     shutil.rmtree(root, ignore_errors=True)
     root.mkdir()
@@ -305,7 +307,7 @@ def odd_folders(root: Path, entries: list[tuple[str, str, str, str]]) -> None:
             else:
                 path.symlink_to({"link up": "../..", "link to itself": path.name, "broken link": "nowhere"}[kind])
     with in_time():
-        for work in (lambda: open_folder(root), lambda: open_for_evaluation(root, None)):
+        for work in (lambda: open_source("folder", root), lambda: source_to_evaluate(read_folder(root), None)):
             try:
                 fingerprint_of(work())
             except DataError as error:

@@ -27,7 +27,7 @@ SECONDS = 120
 FLAGS = ["--arch", "convnet_bn", "--image-size", "32", "--batch-size", "4", "--epochs", "2", "--precision", "fp32"]
 FLAGS += ["--log.no-plots", "--log.monitor-interval", "0", "--data.workers", "1", "--data.prefetch", "1"]
 FLAGS += ["--log.every", "1", "--log.checkpoint-steps", "3", "--optim.ema", "0.9", "--parallel.threads", "1"]
-SAME = ("step", "epoch", "loss", "accuracy", "train_loss", "test_loss", "test_accuracy", "lr")
+SAME = ("step", "epoch", "loss", "accuracy", "train_loss", "val_loss", "val_accuracy", "lr")
 """Fields of a row that a disturbed run must have to the last digit."""
 
 

@@ -43,8 +43,8 @@ def compare(rows, folder, reference) -> None:
         assert left["loss"] == pytest.approx(right["loss"], abs=1e-4)
     for left, right in zip(rows(folder, "epoch"), rows(reference, "epoch"), strict=True):
         assert left["train_images"] == right["train_images"] == 260
-        assert left["test_images"] == right["test_images"] == 359
-        assert left["test_loss"] == pytest.approx(right["test_loss"], abs=1e-4)
+        assert left["val_images"] == right["val_images"] == 359
+        assert left["val_loss"] == pytest.approx(right["val_loss"], abs=1e-4)
     expected = load_file(reference / "model.safetensors")
     for name, tensor in load_file(folder / "model.safetensors").items():
         torch.testing.assert_close(tensor, expected[name], rtol=1e-4, atol=1e-5)
@@ -159,7 +159,7 @@ def test_resume_on_another_number_of_processes(launch, tiny, rows, alone, tmp_pa
     launch(*tiny, "--output", run, ranks=2)
     sorted((run / "checkpoints").iterdir())[-1].rename(tmp_path / "lost")
     launch("--resume", run)
-    assert rows(run, "epoch")[-1]["test_loss"] == pytest.approx(rows(alone, "epoch")[-1]["test_loss"], abs=1e-4)
+    assert rows(run, "epoch")[-1]["val_loss"] == pytest.approx(rows(alone, "epoch")[-1]["val_loss"], abs=1e-4)
 
 
 def test_uneven_batch_is_refused_on_all_ranks(launch, tiny, tmp_path):
@@ -184,7 +184,7 @@ def test_bad_images_of_every_rank_are_counted(launch, tmp_path, rows):
     done = launch(*flags, "--log.no-plots", "--output", run, ranks=2)
     assert str(broken) in done.stdout and "unreadable images left out: 1" in done.stdout
     assert [row["path"] for row in rows(run, "event") if row["event"] == "bad_image"] == [str(broken)]
-    assert rows(run, "epoch")[0]["test_images"] == 11
+    assert rows(run, "epoch")[0]["val_images"] == 11
     refused = launch(*flags, "--data.on-bad-image", "error", "--output", tmp_path / "refused", ranks=2, code=1)
     assert str(broken) in refused.stderr and "Repair or remove" in refused.stderr
 

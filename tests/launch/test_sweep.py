@@ -61,4 +61,4 @@ def test_folds_of_the_digits(root, tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     assert "over 2 folds" in done.stdout
     rows = [json.loads(line) for line in (folder / "trial-000" / "fold-1" / "metrics.jsonl").read_text().splitlines()]
-    assert next(row["test_images"] for row in rows if row["kind"] == "epoch") in (898, 899)
+    assert next(row["val_images"] for row in rows if row["kind"] == "epoch") in (898, 899)

@@ -105,7 +105,7 @@ def test_resnext_trains_on_the_digits(launch, tmp_path, rows):
         *("plots", "report.html"),
     }
     assert rows(run, "epoch")[0]["train_images"] == 32
-    assert rows(run, "epoch")[0]["test_images"] == 359
+    assert rows(run, "epoch")[0]["val_images"] == 359
     assert {"accuracy.png", "loss.png"} <= {path.name for path in (run / "plots").iterdir()}
     assert not list(run.rglob("*.tmp"))
 
@@ -123,8 +123,8 @@ def test_own_pictures_are_learnt(launch, photos, tmp_path, rows):
     run = tmp_path / "run"
     launch(*flags("--arch", "resnet18", "--data.root", photos, "--epochs", 3, "--output", run), script=TRAIN)
     last = rows(run, "epoch")[-1]
-    assert last["train_images"] == 24 and last["test_images"] == 8
-    assert max(row["test_accuracy"] for row in rows(run, "epoch")) == 1.0
+    assert last["train_images"] == 24 and last["val_images"] == 8
+    assert max(row["val_accuracy"] for row in rows(run, "epoch")) == 1.0
 
 
 def test_unreadable_pictures_are_named_counted_and_left_out(launch, photos, tmp_path, rows):
@@ -136,7 +136,7 @@ def test_unreadable_pictures_are_named_counted_and_left_out(launch, photos, tmp_
     done = launch(*flags("--arch", "norm_free", "--data.root", photos, "--epochs", 2, "--output", run))
     assert str(broken) in done.stdout and str(text) in done.stdout
     assert "unreadable images left out: 2" in done.stdout
-    assert [(row["train_images"], row["test_images"]) for row in rows(run, "epoch")] == [(23, 7), (23, 7)]
+    assert [(row["train_images"], row["val_images"]) for row in rows(run, "epoch")] == [(23, 7), (23, 7)]
     events = [row["path"] for row in rows(run, "event") if row["event"] == "bad_image"]
     assert sorted(events) == sorted([str(broken), str(text)])
     refused = launch(
@@ -274,7 +274,7 @@ def test_evaluate_reads_what_a_run_left(launch, photos, rows, tmp_path):
     assert results[0]["count"] == 8
     tested = rows(run, "epoch")[-1]
     for result in results:  # their own pixels, though the folder's are others
-        assert result["loss"] == pytest.approx(tested["test_loss"], rel=1e-5)
+        assert result["loss"] == pytest.approx(tested["val_loss"], rel=1e-5)
     assert results[0]["accuracy"] == results[1]["accuracy"] == results[2]["accuracy"]
     done = launch("--checkpoint", run, "--data", "digits", script="launch/evaluate.py", code=2)
     assert "2 classes" in done.stderr and "10" in done.stderr

@@ -64,7 +64,7 @@ def measure(settings: dict[str, Any], options: Options, deadline: float) -> dict
             raise RuntimeError((done.stderr.strip().splitlines() or [f"the run ended with {done.returncode}"])[-1])
         found = run_figures(output)
     del found["command"]  # a temporary folder's, of no use to anyone
-    return found | {"summary": f"{found['best_test_accuracy']:.2%} in {found['seconds']:.0f} s"}
+    return found | {"summary": f"{found['best_val_accuracy']:.2%} in {found['seconds']:.0f} s"}
 
 
 def images(place: Path) -> Path:

@@ -22,7 +22,7 @@ from engine.bench.instrument.peers import NotAvailable, need
 from engine.bench.instrument.rows import Row
 from engine.config import DataConfig
 from engine.data.backend import make_loader
-from engine.data.sources.folder import MEAN, STD
+from engine.data.sources.found import MEAN, STD
 from engine.data.sources.source import Source, Split
 from engine.runs.provenance import ROOT
 from engine.step.plan import Hardware

@@ -22,7 +22,7 @@ def rows(options: Options) -> Iterator[Row]:
 
 def _figures(folder: Path, deadline: float) -> dict[str, Any]:
     found = run_figures(folder)
-    return found | {"summary": f"{found['best_test_accuracy']:.2%} in {found['seconds']:.0f} s"}
+    return found | {"summary": f"{found['best_val_accuracy']:.2%} in {found['seconds']:.0f} s"}
 
 
 def run_figures(folder: Path) -> dict:
@@ -43,9 +43,9 @@ def run_figures(folder: Path) -> dict:
         "ranks": start["ranks"],
         "epochs": len(epochs),
         "train_images": epochs[-1]["train_images"],
-        "test_images": epochs[-1]["test_images"],
-        "test_accuracy": [round(row["test_accuracy"], 4) for row in epochs],
-        "best_test_accuracy": round(max(row["test_accuracy"] for row in epochs), 4),
+        "val_images": epochs[-1]["val_images"],
+        "val_accuracy": [round(row["val_accuracy"], 4) for row in epochs],
+        "best_val_accuracy": round(max(row["val_accuracy"] for row in epochs), 4),
         "images_per_second": [row["images_per_second"] for row in epochs],
         "seconds": events["finished"]["seconds"],
         "startup_seconds": start["startup_seconds"],

@@ -17,10 +17,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from engine.data.bad_images import BadImage, ImageFiles, Unreachable, Unreadable, find_culprits
+from engine.data.bad_images import BadImage, ImageFiles, find_culprits
 from engine.data.graph import crops, pipeline
 from engine.data.graph.pipeline import GraphSettings, build_graph
 from engine.data.loader import Batch, Loader, Position, Request, fill_bad_slots, worker_count
+from engine.data.sources.reading import Unreachable, Unreadable
 
 READERS = 4
 READ_CHUNK = 16
@@ -53,7 +54,7 @@ class DaliLoader(Loader):
 
     def __init__(self, *arguments, **settings) -> None:
         super().__init__(*arguments, **settings)
-        self.files = None if self.data.paths is None else ImageFiles(self.data.paths)
+        self.files = None if self.data.paths is None else ImageFiles(self.data)
         self.graph_settings = GraphSettings(
             encoded=self.files is not None,
             train=self.train,
@@ -80,7 +81,7 @@ class DaliLoader(Loader):
     def avoid(self, crashes: Mapping[str, str]) -> None:
         if self.files is None or not crashes:
             return
-        for index, path in enumerate(self.files.paths):
+        for index, path in enumerate(self.data.paths or ()):
             if reason := crashes.get(path):
                 self._bad[index] = BadImage(path, reason)
             elif reason is not None:

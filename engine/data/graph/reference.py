@@ -17,11 +17,12 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2 import functional
 
-from engine.data.bad_images import BadImage, Unreachable, Unreadable, decode, read
+from engine.data.bad_images import BadImage, decode
 from engine.data.decoding_watch import DecoderDied
 from engine.data.graph import crops
 from engine.data.loader import Batch, Loader, Position, Request, Schedule, Window, fill_bad_slots, worker_count
 from engine.data.preprocessing import Preprocessing
+from engine.data.sources.reading import Unreachable, Unreadable
 from engine.data.sources.source import Split
 
 WORKER_DIED = "DataLoader worker"
@@ -182,7 +183,7 @@ class Pictures(Dataset):
             return Image.fromarray(self.data.array(index))
         if reason := self.crashing.get(index):
             raise Unreadable(reason)
-        return decode(read(self.data.paths[index]))
+        return decode(self.data.read(index))
 
     def _cut(self, picture: Image.Image, draws: np.ndarray | None) -> Image.Image:
         wanted = self.preprocessing

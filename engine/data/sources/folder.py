@@ -1,69 +1,73 @@
-"""A folder of images: train/ and val/, each with one folder a class, images at any depth below it."""
+"""A folder of images: train/ beside val/ or test/, or class folders alone; images at any depth below a class."""
 
-import logging
+from __future__ import annotations
+
 from pathlib import Path
 
 import numpy as np
 
+from engine.data.sources.found import MEAN, STD, Found
 from engine.data.sources.listing import EXTENSIONS, Listing, images_below, is_aside
 from engine.data.sources.source import DataError, Source, Split
-from engine.runs.wording import listed
 
-__all__ = ["EXTENSIONS", "images_below", "list_splits", "open_folder", "open_for_evaluation"]
+__all__ = ["EXTENSIONS", "images_below", "list_splits", "read_folder"]
 
-logger = logging.getLogger("hcr")
+ROLES = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation"), "val"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+"""What a split is for, by its name in small letters."""
 
-# ImageNet's statistics, which photographs and published weights share (torchvision's transforms)
-MEAN = (0.485, 0.456, 0.406)
-STD = (0.229, 0.224, 0.225)
 
+def read_folder(root: Path) -> Found:
+    """List root/train/CLASS/… and what is beside it, or root/CLASS/…; classes are train's, in sorted order.
 
-def open_folder(root: Path) -> Source:
-    """List root/train/CLASS/... and root/val/CLASS/...; classes are train's folder names in sorted order.
+    Names of splits are `ROLES`, in any case. A folder of such a name that holds images and no folders is a class where
+    no other split is there. What is left out is counted and said (engine.data.sources.listing).
 
-    Random-resized crops keep 8 % to 100 % of the area (Szegedy et al. 2014, arXiv:1409.4842), and evaluation takes
-    the centre 87.5 % of the shorter side. What is left out is counted and said (engine.data.sources.listing).
-
-    Raises DataError for a missing root, train/ or val/, a split without class folders, a class without images, and
-    a class in val/ that train/ lacks.
+    Raises DataError for two folders of one role, no class folders, and a class without images.
     """
-    if not root.is_dir():
-        raise DataError(f"--data.root {root}: no such folder; expected a folder with train/ and val/")
-    train_classes = class_folders(root, "train")
-    val_classes = class_folders(root, "val")
-    extra = sorted(set(val_classes) - set(train_classes))
-    if extra:
-        raise DataError(
-            f"{root / 'val'} has classes that {root / 'train'} lacks: {listed(extra, train_classes, most=10)}; "
-            "every class needs training images"
+    names = folders_in(root)
+    splits = {name: ROLES[name.lower()] for name in names if name.lower() in ROLES}
+    whole = {name: role for name, role in splits.items() if folders_in(root / name)}
+    if not whole and len(splits) < len(names):
+        _refuse_one_level_up(root, names)
+        return Found(
+            "folder", root, names, {"train": list_split(root, dict(zip(names, range(len(names)), strict=True)))}
         )
-    if len(train_classes) == 1:
-        logger.info("note: %s has one class (%s): there is nothing to tell it from", root, train_classes[0])
-    return list_splits("folder", root, train_classes, val_classes)
+    called: dict[str, str] = {}
+    for name, role in splits.items():
+        if role in called:
+            raise DataError(f"{root} has {called[role]} and {name}/: two folders for {role}; keep one of them there")
+        called[role] = f"{name}/"
+    if not called:
+        _refuse_empty(root)
+    folders = {role: root / name for role, name in called.items()}
+    own = {role: class_folders(folder) for role, folder in folders.items()}
+    classes = own["train"] if "train" in own else sorted(set().union(*own.values()))
+    known = set(classes)
+    classes = classes + sorted(set().union(*own.values()) - known)
+    label_of = {name: label for label, name in enumerate(classes)}
+    listed = {role: list_split(folders[role], {name: label_of[name] for name in own[role]}) for role in own}
+    return Found("folder", root, classes, listed, called)
 
 
-def open_for_evaluation(root: Path, classes: list[str] | None) -> Source:
-    """The images to evaluate on: root/val, or root itself where it has class folders and neither train/ nor val/.
-
-    classes  those that the weights know, in order: folders of other names are refused, and not all need be there.
-             None: what is there, in sorted order
-
-    Both splits of the source are these images. Raises DataError.
-    """
-    if not root.is_dir():
-        raise DataError(f"--data {root}: no such folder; expected val/, or a folder a class")
-    if (root / "train").is_dir() and (root / "val").is_dir():
-        return open_folder(root)
-    folder = root / "val" if (root / "val").is_dir() else root
-    found = class_folders(folder.parent, folder.name)
-    known = found if classes is None else classes
-    if extra := sorted(set(found) - set(known)):
+def _refuse_empty(root: Path) -> None:
+    if files := images_below(root):
         raise DataError(
-            f"{folder} has classes that the weights lack: {listed(extra, known, most=10)}; they know {listed(known)}"
+            f"{root} has {len(files)} images and no class folders; expected one a class, as in "
+            f"{root / 'cat' / Path(files[0]).name}, or a list of them with their labels (.csv)"
         )
-    label_of = {name: label for label, name in enumerate(known)}
-    split = list_split(folder, {name: label_of[name] for name in known if name in set(found)})
-    return Source("folder", list(known), split, split, MEAN, STD, flip=True, crop_scale=(0.08, 1.0), eval_crop=0.875)
+    raise DataError(
+        f"{root} holds no images; expected train/ and val/ with one folder a class, class folders alone, tar shards, a "
+        "saved dataset, or a list (.csv, .tsv, .jsonl, .parquet)"
+    )
+
+
+def _refuse_one_level_up(root: Path, names: list[str]) -> None:
+    if len(names) == 1 and any(ROLES.get(name.lower()) == "train" for name in folders_in(root / names[0])):
+        raise DataError(f"{root} holds {names[0]}/ alone, which has train/; name it: --data.root {root / names[0]}")
 
 
 def list_splits(name: str, root: Path, train_classes: list[str], val_classes: list[str]) -> Source:
@@ -82,16 +86,14 @@ def list_splits(name: str, root: Path, train_classes: list[str], val_classes: li
     )
 
 
-def class_folders(root: Path, split: str) -> list[str]:
-    """Sorted names of the class folders in root/split."""
-    folder = root / split
-    if not folder.is_dir():
-        found = sorted(entry.name + "/" for entry in root.iterdir() if entry.is_dir())
-        has = f"it has {', '.join(found[:10])}" if found else "it has no folders"
-        raise DataError(
-            f"{root} has no folder {split}/ ({has}); expected train/ and val/, each with one folder a class"
-        )
-    names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not is_aside(entry.name))
+def folders_in(folder: Path) -> list[str]:
+    """Sorted names of the folders in one, hidden and system folders left out."""
+    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not is_aside(entry.name))
+
+
+def class_folders(folder: Path) -> list[str]:
+    """Sorted names of the class folders of a split. Raises DataError for none."""
+    names = folders_in(folder)
     if not names:
         raise DataError(f"{folder} has no class folders; expected one a class, as in {folder / 'cat' / '001.jpg'}")
     return names
@@ -119,4 +121,4 @@ def list_split(folder: Path, label_of: dict[str, int]) -> Split:
         paths += found
         labels += [label] * len(found)
     listing.tell(str(folder))
-    return Split(labels=np.array(labels, dtype=np.int64), paths=paths)
+    return Split(labels=np.array(labels, dtype=np.int64), paths=paths, place=f"{folder.name}/")

@@ -1,28 +1,54 @@
 """Where labelled images come from: what a source is.
 
-A source lists its images and says how they want to be treated; it decodes nothing. Files are listed by path and
-decoded by the loader; small sets that are published as arrays are held as uint8 arrays.
+A source lists its images and says how they want to be treated; it decodes nothing. Encoded images are listed by name,
+files or what lies in larger ones, and decoded by the loader; small published sets are held as uint8 arrays.
 """
 
+from __future__ import annotations
+
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
+
+from engine.data.sources.reading import read
 
 
 class DataError(ValueError):
     """Data that is missing or cannot be meant; the message says what was looked for, where, and what to do."""
 
 
+class Stored(Protocol):
+    """Encoded images inside larger files: members of archives, rows of tables. Threads and processes share one."""
+
+    keys: Sequence[str]
+    """N names that are the same wherever the larger files lie."""
+
+    def read(self, index: int) -> bytes:
+        """One image's bytes. Raises Unreadable, or Unreachable for what may come back."""
+
+    def sizes(self) -> Sequence[int]:
+        """N sizes in bytes."""
+
+    def take(self, places: np.ndarray) -> Stored:
+        """Those at `places`, int64 [M]."""
+
+
 @dataclass(frozen=True)
 class Split:
-    """Labelled images, as paths of encoded files or as one array, never both."""
+    """Labelled images, encoded or as one array, never both."""
 
     labels: np.ndarray
     """int64 [N], an index into the source's classes."""
-    paths: list[str] | None = None
-    """N paths of encoded images."""
+    paths: Sequence[str] | None = None
+    """N names of encoded images: paths of files unless they are in `stored`."""
     arrays: np.ndarray | None = None
     """uint8 [N, H, W] (grey) or [N, H, W, 3] (RGB)."""
+    stored: Stored | None = None
+    """What the encoded images are read from; None where each is a file."""
+    place: str = ""
+    """Where its images are, for messages, as `valid/`."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -40,16 +66,34 @@ class Split:
         image = self.arrays[index]
         return image if image.ndim == 3 else np.repeat(image[:, :, None], 3, axis=2)
 
+    def read(self, index: int) -> bytes:
+        """Encoded bytes of one image. Raises Unreadable where there are none."""
+        return read(self.path(index)) if self.stored is None else self.stored.read(index)
+
+    def take(self, places: np.ndarray) -> Split:
+        """The images at `places`, int64 [M], in that order."""
+        paths: Any = self.paths
+        if paths is not None:
+            paths = [paths[place] for place in places.tolist()] if isinstance(paths, list) else paths.take(places)
+        return Split(
+            self.labels[places],
+            paths,
+            None if self.arrays is None else self.arrays[places],
+            None if self.stored is None else self.stored.take(places),
+            self.place,
+        )
+
 
 @dataclass(frozen=True)
 class Source:
-    """Two splits of images with the same classes, and how they are augmented and normalised."""
+    """Splits of images with the same classes, and how they are augmented and normalised."""
 
     name: str
     classes: list[str]
     """Class names in label order; the order depends on nothing but the names."""
     train: Split
     val: Split
+    """Evaluated after each epoch; it chooses the weights that are kept."""
     mean: tuple[float, float, float]
     """Mean of each RGB channel, on a scale where white is 1."""
     std: tuple[float, float, float]
@@ -60,3 +104,14 @@ class Source:
     """Smallest and largest share of the area that a training crop keeps."""
     eval_crop: float
     """Side of the centre crop over the shorter side in evaluation: 0.875 is 224 out of 256."""
+    test: Split | None = None
+    """Evaluated once, with the weights that are kept; None where there is none."""
+    made: dict[str, Any] | None = None
+    """How val was taken out of the training images, as split.json holds it; None where it was there."""
+
+    def split(self, name: str) -> Split:
+        """By its name. Raises DataError for a test split that is not there."""
+        found: Split | None = {"train": self.train, "val": self.val, "test": self.test}[name]
+        if found is None:
+            raise DataError(f"{self.name} has no {name} split")
+        return found

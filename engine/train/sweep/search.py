@@ -121,7 +121,7 @@ def search(study: Any, space: Mapping[str, Range], base: RunConfig, folder: Path
 
 
 def run_folds(trial: Any, config: RunConfig, folder: Path, folds: int) -> list[float] | None:
-    """Best test accuracy of each fold's run, or of the one run without folds; None where it was stopped early.
+    """Best val accuracy of each fold's run, or of the one run without folds; None where it was stopped early.
 
     Without folds a trial is judged after each epoch, with folds after each fold, by the mean so far.
     """

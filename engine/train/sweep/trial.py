@@ -38,15 +38,15 @@ def is_finished(folder: Path, epochs: int) -> bool:
 
 
 def accuracies(folder: Path) -> list[float]:
-    """Test accuracy after each epoch so far, as shares."""
+    """Val accuracy after each epoch so far, as shares."""
     try:
-        return [row["test_accuracy"] for row in read_history(folder).epochs if row.get("test_accuracy") is not None]
+        return [row["val_accuracy"] for row in read_history(folder).epochs if row.get("val_accuracy") is not None]
     except NotARun:
         return []
 
 
 def run_trial(config: RunConfig, folder: Path, stop: Callable[[list[float]], bool] = lambda seen: False) -> list[float]:
-    """Train `config` in `folder`, or go on with what is there; returns the test accuracy after each epoch.
+    """Train `config` in `folder`, or go on with what is there; returns the val accuracy after each epoch.
 
     stop  asked after each epoch with the accuracies so far: True ends the run, which then is no failure
 

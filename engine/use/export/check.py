@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 from engine.config import require
-from engine.data.bad_images import Unreadable, decode, read
+from engine.data.bad_images import decode
+from engine.data.sources.reading import Unreadable, read
 from engine.use.export.graph import Prepare
 from engine.use.export.graph_files import open_onnx
 from engine.use.pictures import named_pictures

@@ -48,9 +48,9 @@ def test_every_row_has_its_result_date_commit_and_command(tmp_path):
 
 
 def test_a_file_of_one_set_of_figures(tmp_path):
-    runs = {"x": {"best_test_accuracy": 0.9833, "seconds": 12.3}}
+    runs = {"x": {"best_val_accuracy": 0.9833, "seconds": 12.3}}
     put(tmp_path, "learn", figures=runs)
-    assert "| `learn.json` | x | 98.33 % test accuracy in 12 s | 2026-01-02 | abc1234 |" in index(tmp_path)
+    assert "| `learn.json` | x | 98.33 % val accuracy in 12 s | 2026-01-02 | abc1234 |" in index(tmp_path)
 
 
 def test_many_rows_are_told_in_one_line(tmp_path):

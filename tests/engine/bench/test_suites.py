@@ -201,14 +201,14 @@ def test_run_figures_come_from_the_runs_rows(tmp_path):
         start = {"event": "start", "command": "launch/train.py", "device": "CPU", "threads": 2, "ranks": 1}
         rows.write({"kind": "event", **start, "startup_seconds": 4.0})
         for accuracy in (0.5, 0.9, 0.8):
-            epoch = {"train_images": 8, "test_images": 4, "images_per_second": 10.0, "test_accuracy": accuracy}
+            epoch = {"train_images": 8, "val_images": 4, "images_per_second": 10.0, "val_accuracy": accuracy}
             rows.write({"kind": "epoch", **epoch})
     with pytest.raises(ValueError, match="not a finished run"):
         run_figures(tmp_path)
     with RecordWriter(tmp_path / "metrics.jsonl") as rows:
         rows.write({"kind": "event", "event": "finished", "seconds": 12.5, "unreadable_images": 0})
     figures = run_figures(tmp_path)
-    assert figures["best_test_accuracy"] == 0.9 and figures["epochs"] == 3 and figures["seconds"] == 12.5
+    assert figures["best_val_accuracy"] == 0.9 and figures["epochs"] == 3 and figures["seconds"] == 12.5
 
 
 def test_tables_show_what_became_of_every_row():

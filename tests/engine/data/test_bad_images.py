@@ -10,7 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from engine.data.bad_images import ImageFiles, Unreadable, decode, find_culprits, look, read
+from engine.data.bad_images import ImageFiles, decode, find_culprits, look
+from engine.data.sources.reading import Unreadable, read
+from engine.data.sources.source import Split
 
 
 def encode(image: Image.Image, kind: str, **options) -> bytes:
@@ -116,7 +118,7 @@ def test_reasons_for_files_that_cannot_be_read(tmp_path):
 def test_sizes_are_remembered_and_looked_at_once(photo, tmp_path, monkeypatch):
     path = tmp_path / "a.png"
     photo(6, 30, 50).save(path)
-    files = ImageFiles([str(path)])
+    files = ImageFiles(Split(np.zeros(1, dtype=np.int64), [str(path)]))
     assert files.sizes.tolist() == [[0, 0]]
     assert files.load(0) == path.read_bytes()
     monkeypatch.setattr("engine.data.bad_images.look", None)
@@ -127,7 +129,7 @@ def test_sizes_are_remembered_and_looked_at_once(photo, tmp_path, monkeypatch):
 def test_what_dali_lacks_comes_as_bmp(photo, tmp_path):
     path = tmp_path / "a.gif"
     photo(6, 30, 50).save(path)
-    files = ImageFiles([str(path)])
+    files = ImageFiles(Split(np.zeros(1, dtype=np.int64), [str(path)]))
     with Image.open(io.BytesIO(files.load(0))) as image, Image.open(path) as original:
         assert image.format == "BMP"
         np.testing.assert_array_equal(np.asarray(image), np.asarray(original.convert("RGB")))

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from engine.data.fingerprint import Fingerprint, fingerprint_of
-from engine.data.sources.folder import open_folder
+from engine.data.sources.open import open_source
 from engine.data.sources.source import Source, Split
 
 
@@ -23,20 +23,20 @@ def pictures(tmp_path):
 
 
 def test_a_moved_folder_is_the_same_data(pictures, tmp_path, monkeypatch):
-    before = fingerprint_of(open_folder(pictures))
+    before = fingerprint_of(open_source("folder", pictures))
     assert (before.classes, before.train_images, before.val_images) == (["cat", "dog"], 8, 4)
     shutil.move(pictures, tmp_path / "elsewhere" / "deeper")
-    assert fingerprint_of(open_folder(tmp_path / "elsewhere" / "deeper")) == before
+    assert fingerprint_of(open_source("folder", tmp_path / "elsewhere" / "deeper")) == before
     monkeypatch.chdir(tmp_path / "elsewhere")
     from pathlib import Path
 
-    assert fingerprint_of(open_folder(Path("deeper"))) == before
+    assert fingerprint_of(open_source("folder", Path("deeper"))) == before
     assert Fingerprint.from_dict(before.as_dict()) == before
 
 
 @pytest.mark.parametrize("change", ["renamed", "gone", "new", "other size", "moved to the other class"])
 def test_other_images_have_another_fingerprint(pictures, change):
-    before = fingerprint_of(open_folder(pictures))
+    before = fingerprint_of(open_source("folder", pictures))
     image = pictures / "val" / "cat" / "0.bmp"
     if change == "renamed":
         image.rename(image.with_name("5.bmp"))
@@ -48,7 +48,7 @@ def test_other_images_have_another_fingerprint(pictures, change):
         Image.new("RGB", (8, 9)).save(image)
     else:
         image.rename(pictures / "val" / "dog" / "9.bmp")
-    after = fingerprint_of(open_folder(pictures))
+    after = fingerprint_of(open_source("folder", pictures))
     assert after.digest != before.digest and after.classes == before.classes
 
 

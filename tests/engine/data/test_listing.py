@@ -7,8 +7,14 @@ from pathlib import Path
 import pytest
 
 from engine.data.sources import listing
-from engine.data.sources.folder import open_folder, open_for_evaluation
-from engine.data.sources.source import DataError
+from engine.data.sources.folder import read_folder
+from engine.data.sources.found import source_to_evaluate
+from engine.data.sources.open import open_source
+from engine.data.sources.source import DataError, Source
+
+
+def evaluated(root: Path, classes: list[str] | None) -> Source:
+    return source_to_evaluate(read_folder(root), classes)
 
 
 @pytest.fixture
@@ -40,7 +46,7 @@ def test_each_folder_is_listed_once(pictures, kind, caplog):
     """W8."""
     for link, target in LINKS[kind]:
         (pictures / link).symlink_to(target)
-    source = open_folder(pictures)
+    source = open_source("folder", pictures)
     assert len(source.train) == 6 and source.train.labels.tolist() == [0, 0, 0, 1, 1, 1]
     followed = LINKS[kind] and kind != "broken"
     assert bool(followed) == ("links to folders that are listed already" in caplog.text)
@@ -52,16 +58,16 @@ def test_a_link_to_pictures_elsewhere_is_followed_once(pictures, tmp_path_factor
     (elsewhere / "deep" / "9.jpg").touch()
     for name in ("a", "b"):
         (pictures / "train" / "cat" / name).symlink_to(elsewhere)
-    assert len(open_folder(pictures).train) == 7
+    assert len(open_source("folder", pictures).train) == 7
     (pictures / "train" / "bird").symlink_to(elsewhere)  # a whole class by a link
-    assert open_folder(pictures).classes == ["bird", "cat", "dog"]
-    assert open_folder(pictures).train.labels.tolist() == [0, 1, 1, 1, 2, 2, 2]
+    assert open_source("folder", pictures).classes == ["bird", "cat", "dog"]
+    assert open_source("folder", pictures).train.labels.tolist() == [0, 1, 1, 1, 2, 2, 2]
 
 
 def test_two_classes_that_are_one_folder_are_refused(pictures):
     (pictures / "train" / "kitten").symlink_to("cat")
     with pytest.raises(DataError, match="train/kitten is a link to another class's folder"):
-        open_folder(pictures)
+        open_source("folder", pictures)
 
 
 @pytest.mark.parametrize("name", [".ipynb_checkpoints", "__MACOSX", "@eaDir", "$RECYCLE.BIN", ".git", "lost+found"])
@@ -70,7 +76,7 @@ def test_hidden_and_system_folders_are_left_out_and_counted(pictures, name, capl
     for place in (pictures / "train" / "cat" / name / "deeper", pictures / "train" / name):
         place.mkdir(parents=True)
         (place / "copy.jpg").touch()
-    source = open_folder(pictures)
+    source = open_source("folder", pictures)
     assert len(source.train) == 6 and source.classes == ["cat", "dog"]
     assert "1 images in hidden or system folders" in caplog.text and name in caplog.text
 
@@ -78,11 +84,11 @@ def test_hidden_and_system_folders_are_left_out_and_counted(pictures, name, capl
 def test_formats_that_are_not_read_are_counted(pictures, caplog, monkeypatch):
     for name in ("a.heic", "b.HEIC", "c.jp2", "d.gif", "e.jfif", "f.avif", "notes.txt"):
         (pictures / "train" / "cat" / name).touch()
-    assert len(open_folder(pictures).train) == 9
+    assert len(open_source("folder", pictures).train) == 9
     assert "not read (2 .heic, 1 .jp2)" in caplog.text and "1 .gif files: of each the first" in caplog.text
     monkeypatch.setattr(listing, "readable_extensions", lambda: (".jpg",))
     caplog.clear()
-    assert len(open_folder(pictures).train) == 6
+    assert len(open_source("folder", pictures).train) == 6
     assert "1 .avif, 1 .gif, 2 .heic, 1 .jfif, 1 .jp2" in caplog.text
 
 
@@ -90,7 +96,7 @@ def test_a_class_of_only_such_formats_says_which(pictures):
     (pictures / "train" / "cow").mkdir()
     (pictures / "train" / "cow" / "1.heic").touch()
     with pytest.raises(DataError, match=r"cow holds no images .*there are 1 \.heic, which are not read"):
-        open_folder(pictures)
+        open_source("folder", pictures)
 
 
 def test_one_class_is_said(pictures, caplog):
@@ -98,7 +104,7 @@ def test_one_class_is_said(pictures, caplog):
         for path in (pictures / split / "dog").iterdir():
             path.unlink()
         (pictures / split / "dog").rmdir()
-    assert open_folder(pictures).classes == ["cat"]
+    assert open_source("folder", pictures).classes == ["cat"]
     assert "has one class (cat)" in caplog.text
 
 
@@ -108,7 +114,7 @@ def test_names_that_look_alike_are_spelt_out(pictures):
     for folder in (pictures / "train" / "caf\u00e9", pictures / "val" / "cafe\u0301"):
         (folder / "1.jpg").touch()
     with pytest.raises(DataError, match=r"lacks: 'cafe\\u0301'"):
-        open_folder(pictures)
+        open_source("folder", pictures)
 
 
 @pytest.mark.skipif(os.uname().sysname != "Linux", reason="file names are any bytes on Linux")
@@ -117,7 +123,10 @@ def test_names_that_are_no_text(pictures):
     for split in ("train", "val"):
         (pictures / split / name).mkdir()
         (pictures / split / name / os.fsdecode(b"\xff.jpg")).touch()
-    assert open_folder(pictures).classes == [name, "cat", "dog"] or name in open_folder(pictures).classes
+    assert (
+        open_source("folder", pictures).classes == [name, "cat", "dog"]
+        or name in open_source("folder", pictures).classes
+    )
 
 
 @pytest.mark.parametrize("layout", ["whole", "val alone", "class folders"])
@@ -128,11 +137,11 @@ def test_what_can_be_evaluated_on(pictures, layout):
     else:
         (pictures / "train").rename(pictures.with_name("aside" + pictures.name))
     root = pictures / "val" if layout == "class folders" else pictures
-    source = open_for_evaluation(root, classes)
+    source = evaluated(root, classes)
     assert source.classes == classes and [classes[label] for label in source.val.labels] == ["cat", "dog"]
-    assert open_for_evaluation(root, None).classes == ["cat", "dog"]
+    assert evaluated(root, None).classes == ["cat", "dog"]
 
 
 def test_evaluating_on_classes_that_the_weights_lack_is_refused(pictures):
     with pytest.raises(DataError, match=r"classes that the weights lack: dog; they know bird, cat"):
-        open_for_evaluation(pictures / "val", ["bird", "cat"])
+        evaluated(pictures / "val", ["bird", "cat"])

@@ -109,7 +109,7 @@ def assert_rescued(ranks: list[dict], undisturbed: list[dict], step: int) -> Non
         for name, tensor in expected["state"].items():
             torch.testing.assert_close(rank["state"][name], tensor, rtol=0, atol=0, msg=name)
     for epoch, expected in zip(ranks[0]["epochs"], undisturbed[0]["epochs"], strict=True):
-        for figure in ("train_images", "train_loss", "test_loss"):
+        for figure in ("train_images", "train_loss", "val_loss"):
             assert epoch[figure] == expected[figure], figure
 
 

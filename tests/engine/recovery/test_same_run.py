@@ -27,7 +27,7 @@ def test_the_same_run_on_the_same_data_goes_on():
 
 def test_other_images_between_epochs_are_said():
     said = refuse_other(state(), CONFIG, Fingerprint(["cat", "dog"], 316, 7, "two"), 8, HERE)
-    assert said == "the data changed (16 -> 316 training images, 8 -> 7 test images)"
+    assert said == "the data changed (16 -> 316 training images, 8 -> 7 val images)"
     said = refuse_other(state(3), CONFIG, replace(DATA, digest="two"), 8, HERE)
     assert said == "the data changed (as many images, other names or sizes)"
 

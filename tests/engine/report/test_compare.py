@@ -88,7 +88,7 @@ def test_a_finished_run(page, drawn_run):
     for text in ("train/cat/1.jpg", "BatchNorm sees micro-batches of 64 images", "cosine", "87.7 MiB", "torch 2.15.0"):
         assert text in page.words
     best = max(
-        json.loads(line).get("test_accuracy", 0) for line in (drawn_run / "metrics.jsonl").read_text().splitlines()
+        json.loads(line).get("val_accuracy", 0) for line in (drawn_run / "metrics.jsonl").read_text().splitlines()
     )
     assert f"{100 * best:.2f} %" in page.words
     assert page.words.count("(best)") == 1

@@ -31,7 +31,7 @@ def runs(make_run, metrics, finished, gpu_rows, tmp_path):
     """A folder of three runs: two of ResNet-18 on CIFAR-10, one on the digits."""
     rows = [row | {"train_images": 1000} if row["kind"] == "epoch" else row for row in finished(metrics(3))]
     rows[0] |= {"command": "launch/train.py --recipe 'resnet18/paper' --x a|b"}
-    worse = [row | {"test_accuracy": 0.6} if row["kind"] == "epoch" else row for row in rows]
+    worse = [row | {"val_accuracy": 0.6} if row["kind"] == "epoch" else row for row in rows]
     make_run("first", rows=worse, config=config("resnet18"))
     make_run("second", rows=rows, monitor=gpu_rows(10), config=config("resnet18", size=32))
     make_run("digits", rows=rows, config=config("vgg11", "digits"))

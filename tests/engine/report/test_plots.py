@@ -49,7 +49,7 @@ def test_a_whole_gpu_run_has_every_chart(make_run, metrics, gpu_rows, finished, 
 def test_accuracy_is_in_percent_and_the_best_is_marked(make_run, metrics):
     rows = metrics(10)
     peak = [row for row in rows if row["kind"] == "epoch"][6]
-    peak["test_accuracy"] = 0.999
+    peak["val_accuracy"] = 0.999
     figure = accuracy(read_history(make_run(rows=rows)), LIGHT)
     drawn = lines(figure)
     assert drawn["test"][6] == pytest.approx(99.9)
@@ -108,7 +108,7 @@ def test_rows_that_miss_fields_draw_what_is_there(make_run):
     rows = [
         {"kind": "step", "step": n, "epoch": n / 10, "loss": None if n == 2 else 1.0, "lr": 0.1} for n in range(1, 5)
     ]
-    rows += [{"kind": "epoch", "epoch": 1, "step": 10, "test_accuracy": None, "test_loss": float("nan")}]
+    rows += [{"kind": "epoch", "epoch": 1, "step": 10, "val_accuracy": None, "val_loss": float("nan")}]
     assert set(draw(read_history(make_run(rows=rows)))) == {"loss", "learning_rate"}
 
 

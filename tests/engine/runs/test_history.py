@@ -84,7 +84,7 @@ def test_a_finished_run(make_run, metrics, gpu_rows, finished):
     assert (history.name, history.arch, history.data, history.epochs_asked) == ("run", "resnext50", "digits", 10)
     assert history.state == "finished"
     assert len(history.epochs) == 10
-    assert history.best["test_accuracy"] == max(row["test_accuracy"] for row in history.epochs)
+    assert history.best["val_accuracy"] == max(row["val_accuracy"] for row in history.epochs)
     assert history.images_per_second == pytest.approx(610, abs=15)
     assert history.peak_memory_bytes == history.summary["peak_gpu_process_bytes"]
     assert history.resumed_at == []
@@ -92,9 +92,7 @@ def test_a_finished_run(make_run, metrics, gpu_rows, finished):
 
 
 def test_the_first_of_equally_good_epochs_is_the_best():
-    history = History(
-        None, epochs=[epoch(1, test_accuracy=0.5), epoch(2, test_accuracy=0.9), epoch(3, test_accuracy=0.9)]
-    )
+    history = History(None, epochs=[epoch(1, val_accuracy=0.5), epoch(2, val_accuracy=0.9), epoch(3, val_accuracy=0.9)])
     assert history.best["epoch"] == 2
 
 

@@ -149,8 +149,8 @@ def test_training_is_as_without_and_the_average_is_kept(make_trainer):
     # what is evaluated is what is kept
     trainer.model.load_state_dict(load_file(trainer.folder.weights))
     trainer.average = None
-    assert rows(trainer, "epoch")[-1]["test_loss"] == trainer.evaluate().loss
-    assert rows(trainer, "epoch")[-1]["test_loss"] != rows(plain, "epoch")[-1]["test_loss"]
+    assert rows(trainer, "epoch")[-1]["val_loss"] == trainer.evaluate().loss
+    assert rows(trainer, "epoch")[-1]["val_loss"] != rows(plain, "epoch")[-1]["val_loss"]
 
 
 @pytest.mark.parametrize("options", [{}, {"micro": 8}, {"recompute": "block"}], ids=["whole", "split", "recompute"])
@@ -169,7 +169,7 @@ def test_stopped_and_resumed_equals_never_stopped(make_trainer, options):
     assert_same(weights(whole), weights(second))
     assert_same(averaged(whole), averaged(second))
     assert_same(load_file(whole.folder.weights), load_file(second.folder.weights))
-    assert [row["test_loss"] for row in rows(whole, "epoch")] == [row["test_loss"] for row in rows(second, "epoch")]
+    assert [row["val_loss"] for row in rows(whole, "epoch")] == [row["val_loss"] for row in rows(second, "epoch")]
     assert whole.average.updates == second.average.updates == 9
 
 

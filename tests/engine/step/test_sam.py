@@ -230,7 +230,7 @@ def test_stopped_and_resumed_equals_never_stopped(make_trainer, options):
     assert_same(weights(whole), weights(second))
     assert_same(whole.average.state_dict()["tensors"], second.average.state_dict()["tensors"])
     assert whole.average.updates == second.average.updates == whole.progress.step == 6
-    assert [row["test_loss"] for row in rows(whole, "epoch")] == [row["test_loss"] for row in rows(second, "epoch")]
+    assert [row["val_loss"] for row in rows(whole, "epoch")] == [row["val_loss"] for row in rows(second, "epoch")]
 
 
 @pytest.mark.parametrize("where", ["forward", "backward"])

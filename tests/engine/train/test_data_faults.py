@@ -97,12 +97,12 @@ def photo_loader(photos):
     """A training loader over the photos, read one batch at a time in this process, and the path of one of them."""
     from engine.config import DataConfig
     from engine.data.backend import make_loader
-    from engine.data.sources.folder import open_folder
+    from engine.data.sources.open import open_source
 
     made = []
 
     def build(backend: str):
-        source = open_folder(photos)
+        source = open_source("folder", photos)
         config = DataConfig(image_size=32, backend=backend, workers=1, prefetch=1)
         made.append(make_loader(source, "train", config=config, global_batch=4, device="cpu"))
         if backend == "torchvision":
@@ -146,7 +146,7 @@ def test_other_images_are_said_between_epochs_and_refused_within_one(photos, run
 def test_an_evaluation_that_is_not_finite_is_divergence(run_here, tmp_path):
     """W2: the last step of an epoch ruins the weights; neither they nor a checkpoint of them are kept."""
     done = run_here("--batch-size", 16, "--lr", "1e30", code=1)
-    assert "the loss on the test images is not finite" in done.err and "Try a lower --lr" in done.err
+    assert "the loss on the val images is not finite" in done.err and "Try a lower --lr" in done.err
     assert not kept(tmp_path / "run") and not (tmp_path / "run/model.safetensors").exists()
     rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert rows[-1]["event"] == "nan" and not [row for row in rows if row["kind"] == "epoch"]

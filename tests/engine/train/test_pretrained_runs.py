@@ -53,7 +53,7 @@ def test_a_checkpoint_is_evaluated_as_its_run_does(averaged, photos, capsys):
     (photos / "val" / "cat" / "000.jpg").unlink()
     capsys.readouterr()
     run_evaluation(EvaluateConfig(averaged, precision="fp32"))
-    assert "the data changed (8 -> 7 test images) since the weights were trained" in capsys.readouterr().out
+    assert "the data changed (8 -> 7 val images) since the weights were trained" in capsys.readouterr().out
 
 
 def test_flipped_weights_are_not_evaluated(averaged):

@@ -44,4 +44,4 @@ def test_an_epoch_on_the_digits(run_here, tmp_path, name):
     run_here(*flags, *schedule(name), base=False)
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     (epoch,) = [row for row in rows if row["kind"] == "epoch"]
-    assert epoch["test_images"] == 359 and math.isfinite(epoch["test_loss"])
+    assert epoch["val_images"] == 359 and math.isfinite(epoch["val_loss"])

@@ -53,9 +53,9 @@ def test_a_run_learns_and_leaves_its_rows(make_trainer):
     trainer.fit()
     epochs = rows(trainer, "epoch")
     assert [row["epoch"] for row in epochs] == list(range(1, 13))
-    assert all(row["train_images"] == 44 and row["test_images"] == 30 for row in epochs)
+    assert all(row["train_images"] == 44 and row["val_images"] == 30 for row in epochs)
     assert epochs[-1]["train_loss"] < 0.8 * epochs[0]["train_loss"]
-    assert trainer.progress.best_accuracy == max(row["test_accuracy"] for row in epochs)
+    assert trainer.progress.best_accuracy == max(row["val_accuracy"] for row in epochs)
     assert trainer.folder.weights.is_file()
     assert len(checkpoint_folders(trainer.folder.checkpoints)) == 2
     assert all(row["lr"] == 0.03 for row in rows(trainer, "step"))
@@ -151,7 +151,7 @@ def test_stopped_and_resumed_equals_never_stopped(make_trainer, stop):
     second.resume(checkpoint_to_resume(second.folder.path, second.folder.checkpoints))
     second.fit()
     assert_same(weights(whole), weights(second))
-    keys = ("epoch", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "train_images")
+    keys = ("epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "train_images")
     for left, right in zip(rows(whole, "epoch"), rows(second, "epoch"), strict=True):
         assert [left[key] for key in keys] == pytest.approx([right[key] for key in keys], rel=1e-12)
 

@@ -29,7 +29,7 @@ if BROKEN:
     print("error: no such data", file=sys.stderr)
     sys.exit(2)
 for epoch in range(1, 4):
-    tell(kind="epoch", epoch=epoch, step=epoch, test_accuracy=epoch / 10)
+    tell(kind="epoch", epoch=epoch, step=epoch, val_accuracy=epoch / 10)
     time.sleep(PAUSE)
 tell(kind="event", event="finished", step=3)
 """
