@@ -69,11 +69,12 @@ def summary_table(run_folders: Iterable[Path]) -> str:
                 percent(best.get("val_accuracy")),
                 str(best.get("epoch", DASH)),
                 number(best.get("val_loss"), 4),
+                percent((history.test or {}).get("test_accuracy")),
                 number(history.images_per_second, 0),
                 gib(history.peak_memory_bytes),
                 duration(history.seconds),
                 history.state,
             )
         )
-    heads = ("run", "arch", "data", "epochs", "best val", "at", "loss", "images/s", "memory", "time", "state")
+    heads = ("run", "arch", "data", "epochs", "best val", "at", "loss", "test", "images/s", "memory", "time", "state")
     return text_table(heads, rows, left=3)

@@ -24,7 +24,14 @@ WORST = 10
 
 
 def write_evaluation(
-    out_dir: Path, confusion: np.ndarray, classes: Sequence[str], loss: float, top1: float, top5: float, count: int
+    out_dir: Path,
+    confusion: np.ndarray,
+    classes: Sequence[str],
+    loss: float,
+    top1: float,
+    top5: float,
+    count: int,
+    split: str = "",
 ) -> dict[str, Any]:
     """Write `out_dir`/evaluation.json and confusion.png (the folder is made) and return what the JSON holds.
 
@@ -32,9 +39,10 @@ def write_evaluation(
     classes    K names
     loss       mean over the images; top1 and top5 shares of them, 0..1
     count      images
+    split      which of the data's; empty where that is not known
 
-    The result: accuracy, top5, loss, count; mean_class_accuracy (over the classes that have images); per_class, K of
-    {name, recall, precision, support, predicted}, where recall is None without images and precision None without
+    The result: split; accuracy, top5, loss, count; mean_class_accuracy (over the classes that have images); per_class,
+    K of {name, recall, precision, support, predicted}, where recall is None without images and precision None without
     predictions; most_confused, at most PAIRS of {truth, predicted, count, share of the truth's images}, most first.
 
     Raises ValueError where the matrix is not K by K counts, or does not agree with `count` and `top1`.
@@ -48,6 +56,7 @@ def write_evaluation(
     recalls = np.diagonal(row_shares(matrix))
     result = finite(
         {
+            "split": split,
             "accuracy": float(top1),
             "top5": float(top5),
             "loss": float(loss),
@@ -106,8 +115,9 @@ def evaluation_text(result: dict[str, Any]) -> str:
     """`write_evaluation`'s result in words: overall, classes (each up to TABLED, else the WORST), confused pairs."""
     classes = result["per_class"]
     judged = sorted((row for row in classes if row["recall"] is not None), key=lambda row: row["recall"])
+    of = f"{result['split']} " if result.get("split") else ""
     parts = [
-        f"accuracy {percent(result['accuracy'])} · top-5 {percent(result['top5'])} · "
+        f"{of}accuracy {percent(result['accuracy'])} · top-5 {percent(result['top5'])} · "
         f"loss {number(result['loss'], 4)} · {result['count']:,} images, {len(classes):,} classes"
     ]
     if len(classes) <= TABLED:

@@ -49,7 +49,7 @@ class Line:
     theirs: float | None = None
     """Percent."""
     ours: float | None = None
-    """Percent: the best val accuracy of an epoch."""
+    """Percent: on the test split where the run had one, else the best val accuracy of an epoch."""
     parameters: int | None = None
     multiply_adds: float | None = None
     """Of one image at the run's size."""
@@ -146,13 +146,14 @@ def line_of(history: History) -> Line:
     classes, width = len(facts.get("classes") or ()) or 10, _group(history, "model").get("width") or 1.0
     parameters, adds = network_facts(history.arch, classes, size or 0, width)
     best, start = history.best, next((row for row in history.events if row.get("event") == "start"), {})
+    reached = (history.test or {}).get("test_accuracy") or (best or {}).get("val_accuracy")
     on_cifar = data.get("name") == "cifar10" or set(facts.get("classes") or ()) == CIFAR10
     energy = history.summary["energy_joules"]
     images = sum(row.get("train_images") or 0 for row in history.epochs)
     return Line(
         network=network,
         theirs=THEIRS.get(network) if on_cifar else None,
-        ours=100 * best["val_accuracy"] if best else None,
+        ours=100 * reached if reached is not None else None,
         parameters=parameters,
         multiply_adds=adds,
         image_size=size,

@@ -88,8 +88,11 @@ def cards(history: History) -> list[tuple[str, str, str]]:
     best, summary = history.best, history.summary
     last = history.epochs[-1] if history.epochs else None
     found = [("best val accuracy", percent(best["val_accuracy"]), f"after epoch {best['epoch']}")] if best else []
+    if history.test is not None:
+        images = f"{history.test.get('test_images') or 0:,} images, once at the end"
+        found.append(("test accuracy", percent(history.test.get("test_accuracy")), images))
     if last is not None:
-        top5 = f"top-5 {percent(last.get('test_top5'))}"
+        top5 = f"top-5 {percent(last.get('val_top5'))}"
         found.append(("last val accuracy", percent(last.get("val_accuracy")), top5))
         found.append(("last val loss", number(last.get("val_loss"), 4), f"train {number(last.get('train_loss'), 4)}"))
     elif history.steps:

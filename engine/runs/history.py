@@ -59,6 +59,8 @@ class History:
     epochs: list[Row] = field(default_factory=list)
     events: list[Row] = field(default_factory=list)
     """Every event of every session, in the order of the file."""
+    test: Row | None = None
+    """What the kept weights reached on the test split; None where there is none, or training has not ended."""
     monitor: list[Row] = field(default_factory=list)
     """Rows of monitor.jsonl, as engine/monitor/monitor.py describes them."""
     seconds: float = 0.0
@@ -157,6 +159,7 @@ def read_history(folder: Path) -> History:
         steps=steps,
         epochs=epochs,
         events=events,
+        test=next((row for row in reversed(rows) if row.get("kind") == "test"), None),
         monitor=[checked(row) for row in read_records(folder / "monitor.jsonl")],
         seconds=time_in_training(rows),
     )

@@ -51,6 +51,7 @@ from engine.step.weights.pretrained import with_preprocessing
 from engine.step.wrap import AUTOCAST_DTYPES, Launch, build_accelerator, prepare_device, wrap
 from engine.train.class_terms import class_terms
 from engine.train.decoder_crash import known_crashes
+from engine.train.kept_weights import measure_test
 from engine.train.memory_verdict import compare_memory
 from engine.train.shared_folder import choose_checkpoint, describe, open_folder
 from engine.train.trainer import Diverged, Trainer
@@ -104,7 +105,7 @@ class Session:
         self.accelerator = build_accelerator(plan, launch, config.optim)
         self.main = self.accelerator.is_main_process
         folder = self.folder = open_folder(config, self.asked, model.arch, source.name, self.accelerator)
-        loader = partial(
+        loader = self._loader = partial(
             make_loader,
             source,
             global_batch=plan.global_batch_size,
@@ -155,7 +156,7 @@ class Session:
         if self.resumed is not None:
             self.trainer.resume(self.resumed)
         if self.main:
-            describe(folder, config, self.planned)
+            describe(folder, config, self.planned, source.made)
 
     def _plan(self, config: RunConfig, model, classes: int, hardware: Hardware, launch: Launch) -> Planned:
         """The plan for the memory that is there, or that --gpu-memory names; nothing is searched on a bare CPU."""
@@ -239,6 +240,7 @@ class Session:
         try:
             with monitor:
                 self._fit()
+                self._measure_test()
         except MemoryExhausted as error:
             self._start_again(error)
             print(f"error: {error}", file=sys.stderr, flush=True)  # each rank: one alone may know of it
@@ -282,13 +284,24 @@ class Session:
         finally:
             self.trainer.profile.close()
 
+    def _measure_test(self) -> None:
+        """Once, when training has ended: the weights that are kept, on the test split."""
+        if self.source.test is None or self.trainer.progress.epoch < self.config.optim.epochs:
+            return
+        loader = self._loader("test", minimum_share=1, config=self.config.data)
+        self.loaders.append(loader)
+        loader.on_bad, loader.watch = self._bad_image, self.watch
+        loader.avoid(known_crashes(self.run_folder.path))
+        measure_test(self.trainer, loader)
+
     def _announce(self) -> None:
         if not self.main:
             return
         source, plan = self.source, self.plan
         launched = time.time() - psutil.Process().create_time()
         images = f"{len(self.train_loader)} training and {len(self.val_loader)} val images"
-        sizes = f"{images}, {len(source.classes)} classes"
+        tested = "" if source.test is None else f", {len(source.test)} test images for the end"
+        sizes = f"{images}{tested}, {len(source.classes)} classes"
         size, backend = self.config.data.side, self.train_loader.backend
         print(f"{self.config.model.arch} on {source.name}: {sizes}, {size} px, {backend}")
         print("\n".join(plan_lines(self.planned)))

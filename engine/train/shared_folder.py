@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from engine.config import ConfigError, RunConfig, find_run, to_yaml
+from engine.data.sources.holdout import NAME as HOLDOUT
 from engine.plan.workload import Planned
 from engine.recovery.checkpoint import Checkpointer, named_checkpoint, newest_whole
 from engine.recovery.same_run import refuse_other_run
@@ -83,9 +85,16 @@ def choose_checkpoint(
     return None if chosen is None else Path(chosen)
 
 
-def describe(folder: RunFolder, config: RunConfig, planned: Planned) -> None:
-    """Write what is known before the first step: the description, the plan, its picture. Raises ConfigError."""
+def describe(folder: RunFolder, config: RunConfig, planned: Planned, split: dict[str, Any] | None = None) -> None:
+    """Write what is known before the first step: the description, the plan, its picture, what was held out.
+
+    split  engine.data.sources.holdout's record; one that is there already stays
+
+    Raises ConfigError.
+    """
     try:
+        if split is not None and not (folder.path / HOLDOUT).exists():
+            folder.write_json(HOLDOUT, split)
         if config.resume is not None:
             folder.write_text("config.yaml", to_yaml(config))
         folder.write_json("plan.json", planned.plan.as_dict())

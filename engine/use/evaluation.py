@@ -94,6 +94,7 @@ def run_evaluation(config: EvaluateConfig) -> dict:
     weights = read_weights(config.checkpoint, config.arch)
     source = choose_source(config, weights)
     compare_data(config, source, weights)
+    judged = config.split if config.split != "auto" else "val" if config.data is None else ""
     split: Literal["val", "test"] = "test" if config.split == "test" else "val"
     if config.split == "train":  # in order and as they are, not shuffled and augmented
         source = replace(source, val=source.train)
@@ -143,6 +144,7 @@ def run_evaluation(config: EvaluateConfig) -> dict:
         top1=result.top1,
         top5=result.top5,
         count=result.count,
+        split=judged,
     ) | {"output": str(output)}
 
 

@@ -40,14 +40,13 @@ def test_auto_is_a_folder_where_a_root_is_given(tmp_path):
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (["train/a/1.jpg"], r"has no folder val/ \(it has train/\)"),
-        (["val/a/1.jpg", "test/a/1.jpg"], r"has no folder train/ \(it has test/, val/\)"),
+        (["val/a/1.jpg", "test/a/1.jpg"], r"has no split train/ \(it has test/, val/\)"),
         (["train/1.jpg", "val/a/1.jpg"], r"train has no class folders; expected .*train/cat/001.jpg"),
         (["train/a/1.jpg", "train/b/readme.txt", "val/a/1.jpg"], r"class folder .*train/b holds no images .*\.webp"),
         (["train/a/1.jpg", "val/a/readme.txt"], r"class folder .*val/a holds no images"),
         (
             ["train/a/1.jpg", "val/a/1.jpg", "val/dog/1.jpg", "val/cat/1.jpg"],
-            r"val has classes that .*train lacks: cat, dog",
+            r"val/ has classes that train/ lacks: cat, dog",
         ),
     ],
 )
@@ -58,9 +57,7 @@ def test_what_is_wrong_is_said_with_its_place(tmp_path, names, message):
 
 
 def test_a_missing_root_is_named(tmp_path):
-    with pytest.raises(
-        DataError, match=r"--data.root .*nowhere: no such folder; expected a folder with train/ and val/"
-    ):
+    with pytest.raises(DataError, match=r"--data.root .*nowhere: no such file or folder; expected images in class"):
         open_source("folder", tmp_path / "nowhere")
 
 
@@ -70,7 +67,7 @@ def test_folder_without_a_root(tmp_path):
 
 
 def test_a_split_without_folders(tmp_path):
-    with pytest.raises(DataError, match="it has no folders"):
+    with pytest.raises(DataError, match="holds no images; expected train/ and val/"):
         open_source("folder", touch(tmp_path, "readme.txt"))
 
 

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from engine.data import bad_images
+from engine.data.sources import reading
 from engine.recovery.checkpoint import checkpoint_folders
 
 
@@ -77,7 +77,7 @@ def test_a_read_error_is_tried_again_and_a_decode_error_is_not(photo_loader, mon
     """F4: a disk that failed once does not bar an image for the session."""
     loader, path = photo_loader(backend)
     asked = []
-    original = bad_images.Path.read_bytes
+    original = reading.Path.read_bytes
 
     def read_bytes(self):
         if str(self) == path:
@@ -86,7 +86,7 @@ def test_a_read_error_is_tried_again_and_a_decode_error_is_not(photo_loader, mon
                 raise OSError(5, "Input/output error")
         return original(self)
 
-    monkeypatch.setattr(bad_images.Path, "read_bytes", read_bytes)
+    monkeypatch.setattr(reading.Path, "read_bytes", read_bytes)
     counts = [sum(batch.readable for batch in loader.epoch(epoch)) for epoch in range(3)]
     assert counts == [15, 16, 16] and len(loader.bad_images) == 1
     assert loader.bad_images[0].transient and loader.bad_images[0].reason == "Input/output error"

@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(),
 def losses(trainer) -> list[float]:
     rows = [json.loads(line) for line in trainer.folder.metrics.read_text().splitlines()]
     return [row["loss"] for row in rows if row["kind"] == "step"] + [
-        row["test_loss"] for row in rows if row["kind"] == "epoch"
+        row["val_loss"] for row in rows if row["kind"] == "epoch"
     ]
 
 

@@ -52,7 +52,7 @@ def test_what_is_evaluated_and_kept_is_the_average(make_trainer, micro):
     images = torch.cat([batch.images for batch in trainer.val_loader.epoch(0)])
     labels = torch.cat([batch.labels for batch in trainer.val_loader.epoch(0)])
     loss = F.cross_entropy(expected(images), labels).item()
-    assert rows(trainer, "epoch")[-1]["test_loss"] == pytest.approx(loss, rel=1e-4)
+    assert rows(trainer, "epoch")[-1]["val_loss"] == pytest.approx(loss, rel=1e-4)
     live = weights(trainer)
     assert (live["stem.weight"] - kept["stem.weight"]).abs().max() > 1e-4
 
@@ -95,7 +95,7 @@ def test_stopped_and_resumed_equals_never_stopped(make_trainer, optimizer):
     second.fit()
     assert_same(weights(whole), weights(second))
     assert_same(load_file(whole.folder.weights), load_file(second.folder.weights))
-    assert [row["test_loss"] for row in rows(whole, "epoch")] == [row["test_loss"] for row in rows(second, "epoch")]
+    assert [row["val_loss"] for row in rows(whole, "epoch")] == [row["test_loss"] for row in rows(second, "epoch")]
 
 
 def test_frozen_statistics_stay(make_trainer):

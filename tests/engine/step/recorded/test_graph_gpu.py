@@ -67,7 +67,7 @@ def same_run(one, other, bits=True):
             assert torch.equal(ours, theirs), name
         else:
             torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
-    for key in ("train_loss", "train_accuracy", "train_images", "test_loss", "lr"):
+    for key in ("train_loss", "train_accuracy", "train_images", "val_loss", "lr"):
         ours, theirs = ([row[key] for row in rows_of(run, "epoch")] for run in (one, other))
         assert ours == (theirs if bits else pytest.approx(theirs)), key
 
