@@ -52,11 +52,11 @@ def test_accuracy_is_in_percent_and_the_best_is_marked(make_run, metrics):
     peak["val_accuracy"] = 0.999
     figure = accuracy(read_history(make_run(rows=rows)), LIGHT)
     drawn = lines(figure)
-    assert drawn["test"][6] == pytest.approx(99.9)
+    assert drawn["val"][6] == pytest.approx(99.9)
     assert drawn["train"][0] == pytest.approx(100 * (1 - 0.9 * np.exp(-0.5)))
     star = next(line for line in figure.axes[0].get_lines() if line.get_marker() == "*")
     assert [value.item() for value in star.get_xydata()[0]] == pytest.approx([7, 99.9])
-    assert "best on test 99.90 % after epoch 7" in texts(figure)
+    assert "best on val 99.90 % after epoch 7" in texts(figure)
     assert figure.axes[0].get_ylim()[1] <= 101
 
 
@@ -80,8 +80,8 @@ def test_train_and_test_differ_in_more_than_colour(make_run, metrics):
         line.get_label(): (line.get_linestyle(), line.get_marker())
         for line in loss(read_history(make_run(rows=metrics(3))), LIGHT).axes[0].get_lines()
     }
-    assert styles["train"][0] != styles["test"][0]
-    assert styles["train"][1] != styles["test"][1]
+    assert styles["train"][0] != styles["val"][0]
+    assert styles["train"][1] != styles["val"][1]
 
 
 @pytest.mark.parametrize("theme", THEMES.values(), ids=THEMES)

@@ -21,7 +21,7 @@ from engine.data import bad_images
 load = bad_images.ImageFiles.load
 
 def crashing(files, index):
-    if "crashes" in files.paths[index] and index not in files.by_pillow:
+    if "crashes" in files.split.path(index) and index not in files.by_pillow:
         os.kill(os.getpid(), signal.SIGSEGV)
     return load(files, index)
 
