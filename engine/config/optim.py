@@ -15,6 +15,7 @@ SCHEDULES = (
     *("constant", "cosine", "linear", "polynomial", "exponential", "step", "multistep"),
     *("one-cycle", "triangular", "triangular2", "exp-range"),
 )
+LOSSES = ("cross-entropy", "bce", "focal")
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,13 @@ class OptimConfig:
     step_per_epoch: bool = False
     """The schedule moves on once an epoch and takes epochs for steps: the learning repository's mistake, for its
     figures."""
+    loss: Literal[*LOSSES] = "cross-entropy"
+    """What is minimised: cross-entropy, a binary cross-entropy a class (bce), or focal loss, which counts images that
+    are right already less."""
+    bce_threshold: float | None = None
+    """bce: shares of a class in a mixed or smoothed image above this are 1, others 0; none leaves them as they are."""
+    focal_gamma: float = 2.0
+    """Exponent of focal (Lin et al. 2017, arXiv:1708.02002); 0 is cross-entropy."""
     label_smoothing: float = 0.0
     """Share of the target spread over all classes (Szegedy et al. 2015, arXiv:1512.00567, section 7)."""
     logit_adjust: float = 0.0
@@ -104,6 +112,7 @@ class OptimConfig:
         self._check_schedule()
         require(self.warmup_epochs >= 0, f"--optim.warmup-epochs must be 0 or more, not {self.warmup_epochs}")
         require(0 <= self.label_smoothing < 1, f"--optim.label-smoothing must be in [0, 1), not {self.label_smoothing}")
+        self._check_loss()
         require(0 <= self.logit_adjust < math.inf, f"--optim.logit-adjust must be 0 or more, not {self.logit_adjust}")
         require(self.clip_norm >= 0, f"--optim.clip-norm must be 0 (off) or more, not {self.clip_norm}")
         require(0 <= self.ema < 1, f"--optim.ema must be 0 (off) or a decay between 0 and 1, not {self.ema}")
@@ -138,6 +147,16 @@ class OptimConfig:
         require(not self.ema, f"{name} keeps an average of the weights itself; leave --optim.ema out")
         momentum = self.momentum > 0 or "momentum" not in OPTIMIZERS[self.optimizer].reads
         require(momentum, f"{name} needs an --optim.momentum above 0: it is the share of the average in a step")
+
+    def _check_loss(self) -> None:
+        """Raise ConfigError for what the loss cannot take, or does not read."""
+        given = self.bce_threshold is not None
+        require(not given or self.loss == "bce", "--optim.bce-threshold has no effect without --optim.loss bce")
+        threshold = self.bce_threshold or 0.0
+        require(0 <= threshold < 1, f"--optim.bce-threshold must be in [0, 1), not {self.bce_threshold}")
+        chosen = self.focal_gamma == OptimConfig.focal_gamma or self.loss == "focal"
+        require(chosen, "--optim.focal-gamma has no effect without --optim.loss focal")
+        require(0 <= self.focal_gamma <= 10, f"--optim.focal-gamma must be from 0 to 10, not {self.focal_gamma}")
 
     def _check_schedule(self) -> None:
         """Raise ConfigError for a schedule that cannot be meant."""

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from engine.config import OptimConfig
-from engine.step.loss import PLAIN, ClassTerms, loss_and_hits
+from engine.step.loss import LossTerms, loss_and_hits
 from engine.step.micro_batches import is_whole, micro_batches
 from engine.step.optim import forget_step, set_learning_rate
 from engine.step.plan import Plan
@@ -50,8 +50,8 @@ class OptimizerStep:
         fail together. `last`: no other backward pass follows in this step."""
         self.rate: Callable[[int], float] = lambda step: learning_rate(step, steps_per_epoch, config)
         """Learning rate of a 0-based step of the run: the schedule's, unless somebody looks for a rate."""
-        self.terms: ClassTerms = PLAIN
-        """What the loss does about classes of unlike size."""
+        self.terms = LossTerms.of(config)
+        """Which loss; whoever knows the images adds what it does about classes of unlike size."""
         self.meter = torch.zeros(6, dtype=torch.float64, device=accelerator.device)
         """Loss, hits, images, the first step with a bad loss, and two places for the training loop."""
         self._number = torch.zeros((), dtype=torch.float64, device=accelerator.device)

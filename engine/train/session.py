@@ -49,9 +49,9 @@ from engine.step.plan import Hardware
 from engine.step.single_values import refuse_single_values
 from engine.step.weights.pretrained import with_preprocessing
 from engine.step.wrap import AUTOCAST_DTYPES, Launch, build_accelerator, prepare_device, wrap
-from engine.train.class_terms import class_terms
 from engine.train.decoder_crash import known_crashes
 from engine.train.kept_weights import measure_test
+from engine.train.loss_terms import loss_terms
 from engine.train.memory_verdict import compare_memory
 from engine.train.shared_folder import choose_checkpoint, describe, open_folder
 from engine.train.trainer import Diverged, Trainer
@@ -151,7 +151,7 @@ class Session:
             self.planned.ladder,
             fingerprint_of(source),
         )
-        self.trainer.step.terms = class_terms(config, self.train_loader.class_counts, device)
+        self.trainer.step.terms = loss_terms(config, self.train_loader.class_counts, device)
         self.resumed = choose_checkpoint(config, folder, self.accelerator, self.trainer.checkpointer)
         if self.resumed is not None:
             self.trainer.resume(self.resumed)

@@ -22,7 +22,7 @@ from engine.plan.memory.replay import Replay
 from engine.plan.memory.trace import PRIME, SECOND_FORWARD, Category, Trace, Unit
 from engine.plan.memory.tracker import DeviceModel, Tracker
 from engine.step.ema import WeightAverage
-from engine.step.loss import PLAIN, ClassTerms, loss_and_hits
+from engine.step.loss import LossTerms, loss_and_hits
 from engine.step.optim import build_optimizer
 from engine.step.recompute import Policy, apply_policy, clear_policy
 from engine.step.sam import SharpnessAware
@@ -200,7 +200,7 @@ class Stepper:
         with step.policy.around_forward(parameters, fake=tracker.batch > 0), autocast(dtype, step.cuda):
             output = self._forward(images)
         output = output if dtype == torch.float32 else _widen(output)
-        terms = ClassTerms(shift=weights.new_zeros(step.num_classes)) if self.optim.logit_adjust else PLAIN
+        terms = LossTerms.of(self.optim, None, weights.new_zeros(step.num_classes) if self.optim.logit_adjust else None)
         loss, hits = loss_and_hits(output, labels, weights, self.optim.label_smoothing, terms)
         scaled = loss * 1.0
         tracker.settle_alive(Category.SAVED)

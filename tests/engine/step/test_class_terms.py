@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from engine.config import OptimConfig
-from engine.step.loss import ClassTerms, loss_and_hits
+from engine.step.loss import LossTerms, loss_and_hits
 
 WEIGHTS, SHIFT = torch.tensor([0.5, 1.0, 4.0]), torch.tensor([-0.1, -1.0, -3.0])
 
@@ -14,11 +14,11 @@ WEIGHTS, SHIFT = torch.tensor([0.5, 1.0, 4.0]), torch.tensor([-0.1, -1.0, -3.0])
 def test_losses_are_torchs(smoothing):
     torch.manual_seed(0)
     logits, labels, counts = torch.randn(6, 3), torch.tensor([0, 1, 2, 2, 1, 0]), torch.ones(6)
-    loss, hits = loss_and_hits(logits, labels, counts, smoothing, ClassTerms(WEIGHTS, SHIFT))
+    loss, hits = loss_and_hits(logits, labels, counts, smoothing, LossTerms(WEIGHTS, SHIFT))
     expected = F.cross_entropy(logits + SHIFT, labels, WEIGHTS, reduction="sum", label_smoothing=smoothing)
     torch.testing.assert_close(loss, expected)
     assert hits == (logits.argmax(1) == labels).sum()  # without the shift
-    soft, _ = loss_and_hits(logits, F.one_hot(labels, 3).float(), counts, smoothing, ClassTerms(WEIGHTS, SHIFT))
+    soft, _ = loss_and_hits(logits, F.one_hot(labels, 3).float(), counts, smoothing, LossTerms(WEIGHTS, SHIFT))
     torch.testing.assert_close(soft, expected)
 
 
@@ -27,7 +27,7 @@ def test_auxiliary_losses_have_the_terms_too():
 
     logits, extra, labels = torch.randn(4, 3), torch.randn(4, 3), torch.tensor([0, 1, 2, 0])
     output = AuxiliaryOutput(logits, (extra,), (0.4,))
-    loss, _ = loss_and_hits(output, labels, torch.ones(4), 0.0, ClassTerms(WEIGHTS))
+    loss, _ = loss_and_hits(output, labels, torch.ones(4), 0.0, LossTerms(WEIGHTS))
     parts = [F.cross_entropy(one, labels, WEIGHTS, reduction="sum") for one in (logits, extra)]
     torch.testing.assert_close(loss, parts[0] + 0.4 * parts[1])
 
@@ -46,7 +46,7 @@ def test_micro_batches_do_not_change_a_step(make_trainer, optim):
             micro=micro,
             optim=OptimConfig(epochs=1, batch_size=16, optimizer="sgd", lr=0.1, **optim),
         )
-        trainer.step.terms = ClassTerms(torch.tensor([0.3, 2.0]), torch.tensor([-0.2, -2.0]))
+        trainer.step.terms = LossTerms(torch.tensor([0.3, 2.0]), torch.tensor([-0.2, -2.0]))
         trainer.fit()
         results.append({name: tensor.clone() for name, tensor in trainer.model.state_dict().items()})
     for name, tensor in results[0].items():

@@ -52,3 +52,19 @@ def test_a_resumed_run_goes_on_bit_for_bit(make_trainer, name):
     again.fit()
     for name, tensor in whole.model.state_dict().items():
         assert torch.equal(tensor, again.model.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize("loss", [{"loss": "bce", "bce_threshold": 0.2}, {"loss": "focal"}], ids=["bce", "focal"])
+def test_every_loss_as_on_a_cpu(make_trainer, loss, precision):
+    optim = OptimConfig(epochs=1, batch_size=8, lr=0.003, label_smoothing=0.1, **loss)
+    ended = []
+    for place, kind, device in (("cpu", "fp32", "cpu"), ("gpu", precision, "cuda")):
+        torch.manual_seed(0)
+        trainer = make_trainer(
+            place, TinyNet(dropout=0.0), optim=optim, precision=kind, device=device, log=LogConfig(every=1)
+        )
+        trainer.fit()
+        ended.append(losses(trainer))
+    assert ended[1] == pytest.approx(ended[0], abs=0.03)
+    assert len({round(one, 4) for one in ended[1]}) > 3

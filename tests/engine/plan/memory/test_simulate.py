@@ -295,3 +295,13 @@ def test_every_optimizer_as_counted_on_real_tensors(name):
     assert 4 * state_elements(model, step.optim) == real
     scalars = 8 * len(list(model.parameters()))  # counts of steps, and NAdam's products
     assert real <= predicted.timeline(4).live[Category.OPTIMIZER][0] <= real + scalars
+
+
+@pytest.mark.parametrize("loss", [{"loss": "bce", "bce_threshold": 0.2}, {"loss": "focal"}], ids=["bce", "focal"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_every_loss_as_counted_on_real_tensors(loss, precision):
+    build = partial(archs.build, "convnet_bn", 10)
+    step = replace(SMALL, precision=precision, optim=OptimConfig(**loss))
+    predicted, model = simulate(build, step), build().to(memory_format=torch.channels_last).train()
+    counted = Stepper(model, step.optim).record(step, 4, Tracker())
+    assert predicted.peak(4) == counted.peak(4) and predicted.saved(4) == counted.saved(4)

@@ -1,4 +1,4 @@
-"""What a run's loss does about classes of unlike size, from the counts of its training images."""
+"""A run's loss, and what it does about classes of unlike size, from the counts of its training images."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from torch import Tensor
 
 from engine.config import RunConfig
 from engine.data.balance import class_weights, logit_shift
-from engine.step.loss import ClassTerms
+from engine.step.loss import LossTerms
 
 
-def class_terms(config: RunConfig, counts, device: torch.device) -> ClassTerms:
+def loss_terms(config: RunConfig, counts, device: torch.device) -> LossTerms:
     """The terms on `device` that `--data.balance` and `--optim.logit-adjust` name.
 
     counts  int64 [classes], the training images of each
@@ -19,7 +19,8 @@ def class_terms(config: RunConfig, counts, device: torch.device) -> ClassTerms:
     def there(values) -> Tensor | None:
         return None if values is None else torch.tensor(values, dtype=torch.float32, device=device)
 
-    return ClassTerms(
+    return LossTerms.of(
+        config.optim,
         there(class_weights(counts, config.data.balance, config.data.balance_beta)),
         there(logit_shift(counts, config.optim.logit_adjust)),
     )
