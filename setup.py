@@ -30,6 +30,7 @@ REQUIREMENTS = [
     "jinja2>=3.1",  # the report page
     "timm>=1.0.31",  # optimizers that torch has not, `timm:NAME` networks and weights; the reference in tests
     "schedulefree>=1.4",  # its authors' optimizer, which timm has not
+    "pyarrow>=20.0",  # lists of images: CSV, JSON lines, Parquet; predict's Parquet tables
     "optuna>=4.0",  # sweeps: TPE, successive halving, and a store that a kill leaves whole
 ]
 
@@ -37,7 +38,6 @@ EXPORT_REQUIREMENTS = [
     "onnx>=1.18",  # ONNX files
     "onnxscript>=0.5",  # torch.onnx writes through it
     "onnxruntime>=1.22",  # runs them, for export's --check
-    "pyarrow>=20.0",  # predict's Parquet tables
 ]
 
 TEST_REQUIREMENTS = [

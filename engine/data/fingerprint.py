@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.data.sources.source import Source, Split
+from engine.data.sources.texts import Texts
 
 THREADS = 16
 """For sizes: on a network's disk each question waits for an answer."""
@@ -67,6 +68,10 @@ def _add_images(digest: Any, split: Split) -> None:
     if split.stored is not None:
         for key, size in zip(split.stored.keys, split.stored.sizes(), strict=True):
             digest.update(f"{key} {size}\n".encode("utf-8", "surrogateescape"))
+        return
+    if isinstance(split.paths, Texts):  # as the list has them, relative to it
+        for name, size in zip(split.paths.bare(), _sizes(split.paths), strict=True):
+            digest.update(f"{name} {size}\n".encode("utf-8", "surrogateescape"))
         return
     ends = min(split.paths), max(split.paths)
     start = len(os.path.commonpath([Path(path).parent for path in ends]).rstrip(os.sep)) + 1

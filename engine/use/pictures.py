@@ -11,6 +11,8 @@ from typing import BinaryIO
 
 from engine.config import ConfigError
 from engine.data.sources.folder import EXTENSIONS, images_below
+from engine.data.sources.layouts.image_list import listed_paths
+from engine.data.sources.layouts.table_file import ENDINGS
 
 LISTS = (".txt", ".lst")
 """Endings of a file that names pictures, a path a line."""
@@ -20,7 +22,7 @@ def named_pictures(given: Sequence[str], standard_input: BinaryIO | None = None)
     """The paths that `given` names, in its order.
 
     A folder is its pictures at any depth, sorted; a pattern (`*`, `?`, `[…]`, `**`) what matches it, sorted; a .txt or
-    .lst file, or `@FILE`, a path a line; `-` the same on standard input. Anything else is a path, whether it is there
+    .lst file, or `@FILE`, a path a line; a .csv, .tsv, .jsonl or .parquet the paths of its column, beside it; `-` the same on standard input. Anything else is a path, whether it is there
     or not: what cannot be read becomes a row with the reason.
 
     Raises ConfigError for a folder, pattern or list that names nothing, and for a list that cannot be read.
@@ -53,6 +55,8 @@ def _named_by(given: str, standard_input: BinaryIO | None) -> Iterator[str]:
         if not paths:
             raise ConfigError(f"{given}: the list names no pictures")
         yield from paths
+    elif path.suffix.lower() in ENDINGS and path.is_file():
+        yield from listed_paths(path)
     elif glob.has_magic(given) and not path.exists():
         matches = sorted(match for match in glob.glob(given, recursive=True) if Path(match).is_file())  # noqa: PTH207
         if not matches:

@@ -26,8 +26,8 @@ class PredictConfig:
     """Which network, on which pictures, and what is written."""
 
     images: Annotated[tuple[str, ...], Positional] = ()
-    """Files, folders (at any depth), patterns such as 'in/*.jpg', a list in a .txt file or @FILE, or - for paths on
-    standard input."""
+    """Files, folders (at any depth), patterns such as 'in/*.jpg', a list (.txt, @FILE, .csv, .tsv, .jsonl,
+    .parquet), or - for paths on standard input."""
     checkpoint: Path | None = None
     """A run folder (its best weights), a checkpoint in one, or a file of weights."""
     arch: str | None = None

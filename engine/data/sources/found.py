@@ -17,6 +17,7 @@ import numpy as np
 from engine.data.sources.groups import groups_of, refuse_shared_groups
 from engine.data.sources.holdout import Holdout, held_out
 from engine.data.sources.source import DataError, Source, Split
+from engine.data.sources.texts import Texts
 from engine.runs.wording import listed
 
 logger = logging.getLogger("hcr")
@@ -105,6 +106,18 @@ def _source(found: Found, splits: dict[str, Split], made: Holdout | None = None)
     )
 
 
+def _by_number(found: Found, known: list[str]) -> list[str] | None:
+    """The known classes that the found ones mean where these are numbers and those are names; None where not.
+
+    Raises DataError for a number that no class has.
+    """
+    if not all(name.isdecimal() for name in found.classes) or all(name.isdecimal() for name in known):
+        return None
+    if high := [name for name in found.classes if int(name) >= len(known)]:
+        raise DataError(f"{found.root} has label {high[0]}, and the weights know {len(known)} classes, from 0")
+    return [known[int(name)] for name in found.classes]
+
+
 def refuse_untrained(found: Found, splits: dict[str, Split]) -> None:
     """Raise DataError for classes without a training image, naming where their images are."""
     trained = np.bincount(splits["train"].labels, minlength=len(found.classes)) > 0
@@ -139,7 +152,8 @@ def _held_out(found: Found, wanted: Wanted, groups: Sequence[str] | None) -> tup
         made = recorded
     else:
         chosen = held_out(whole.labels, wanted.val_share, wanted.split_seed, groups)
-        val = [names[place] for place in np.flatnonzero(chosen).tolist()]
+        places = np.flatnonzero(chosen)
+        val = list(names.take(places)) if isinstance(names, Texts) else [names[place] for place in places.tolist()]
         made = Holdout(wanted.val_share, wanted.split_seed, wanted.group_by, val)
     place = whole.place or str(root)
     train, val_split = (
@@ -158,6 +172,8 @@ def _names(split: Split, root: Path) -> Sequence[str]:
     """The images' names relative to the data."""
     if split.stored is not None:
         return split.stored.keys
+    if isinstance(split.paths, Texts):
+        return split.paths.bare()
     base = str(root if root.is_dir() else root.parent)
     return [os.path.relpath(path, base) for path in split.paths or ()]
 
@@ -176,13 +192,14 @@ def source_to_evaluate(found: Found, classes: list[str] | None, name: str | None
         has = ", ".join(found.called.values()) or "no named splits"
         raise DataError(f"{found.root} has no {name or 'val or test'} split (it has {has}); name one with --split")
     split, known = there[name], found.classes if classes is None else classes
-    present = [found.classes[label] for label in np.unique(split.labels)]
+    names = _by_number(found, known) or found.classes
+    present = [names[label] for label in np.unique(split.labels)]
     if extra := sorted(set(present) - set(known)):
         raise DataError(
             f"{found.root} has classes that the weights lack: {listed(extra, known, most=10)}; "
             f"they know {listed(known)}"
         )
     label_of = {one: label for label, one in enumerate(known)}
-    numbers = np.array([label_of.get(one, -1) for one in found.classes], dtype=np.int64)
+    numbers = np.array([label_of.get(one, -1) for one in names], dtype=np.int64)
     split = replace(split, labels=numbers[split.labels])
     return _source(replace(found, classes=list(known)), {"train": split, "val": split, "test": split})

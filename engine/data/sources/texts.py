@@ -9,6 +9,7 @@ from typing import Any, overload
 import numpy as np
 
 CHUNK = 65536
+SPREAD = 8
 
 
 class Texts(Sequence[str]):
@@ -57,9 +58,25 @@ class Texts(Sequence[str]):
     def _several(self, places: Sequence[int]) -> list[str]:
         rows: Any = np.asarray(places, dtype=np.int64)
         rows = rows if self.rows is None else self.rows[rows]
-        pairs = zip(self.starts[rows].tolist(), self.ends[rows].tolist(), strict=True)
-        found = [os.fsdecode(bytes(self.blob[start:end])) for start, end in pairs]
-        return [os.path.join(self.folder, one) for one in found] if self.folder else found  # noqa: PTH118 (many paths)
+        if not len(rows):
+            return []
+        starts, ends = self.starts[rows], self.ends[rows]
+        first, last = int(starts.min()), int(ends.max())
+        if last - first > SPREAD * (ends - starts).sum() + CHUNK:  # far apart: one by one
+            pairs = zip(starts.tolist(), ends.tolist(), strict=True)
+            found = [os.fsdecode(bytes(self.blob[start:end])) for start, end in pairs]
+        else:
+            near = bytes(self.blob[first:last])
+            pairs = zip((starts - first).tolist(), (ends - first).tolist(), strict=True)
+            found = [os.fsdecode(near[start:end]) for start, end in pairs]
+        if not self.folder:
+            return found
+        before = self.folder.rstrip("/") + "/"
+        return [one if one.startswith("/") else before + one for one in found]
+
+    def bare(self) -> Texts:
+        """The same without the folder."""
+        return Texts(self.blob, self.starts, self.ends, self.rows)
 
     def take(self, places: np.ndarray) -> Texts:
         """Those at `places`, int64 [M], over the same bytes."""

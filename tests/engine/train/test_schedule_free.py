@@ -95,7 +95,7 @@ def test_stopped_and_resumed_equals_never_stopped(make_trainer, optimizer):
     second.fit()
     assert_same(weights(whole), weights(second))
     assert_same(load_file(whole.folder.weights), load_file(second.folder.weights))
-    assert [row["val_loss"] for row in rows(whole, "epoch")] == [row["test_loss"] for row in rows(second, "epoch")]
+    assert [row["val_loss"] for row in rows(whole, "epoch")] == [row["val_loss"] for row in rows(second, "epoch")]
 
 
 def test_frozen_statistics_stay(make_trainer):

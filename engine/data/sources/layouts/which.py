@@ -6,16 +6,20 @@ from pathlib import Path
 
 from engine.data.sources.folder import read_folder
 from engine.data.sources.found import Found, Wanted
+from engine.data.sources.layouts.image_list import read_list
+from engine.data.sources.layouts.table_file import ENDINGS
 from engine.data.sources.source import DataError
 
 
 def read_layout(root: Path, wanted: Wanted, cache: Path, flag: str = "--data.root") -> Found:
-    """What lies at `root`: folders of images.
+    """What lies at `root`: folders of images, or a list of them.
 
     Raises DataError for what is missing or none of these.
     """
     if not root.exists():
         raise DataError(f"{flag} {root}: no such file or folder; expected images in class folders, a list, or shards")
     if not root.is_dir():
-        raise DataError(f"{flag} {root}: a file of no kind that is read")
+        if root.suffix.lower() in ENDINGS:
+            return read_list(root, wanted.columns)
+        raise DataError(f"{flag} {root}: neither a folder nor a list ({' '.join(ENDINGS)}) nor a .tar of images")
     return read_folder(root)
