@@ -22,8 +22,9 @@ def named_pictures(given: Sequence[str], standard_input: BinaryIO | None = None)
     """The paths that `given` names, in its order.
 
     A folder is its pictures at any depth, sorted; a pattern (`*`, `?`, `[…]`, `**`) what matches it, sorted; a .txt or
-    .lst file, or `@FILE`, a path a line; a .csv, .tsv, .jsonl or .parquet the paths of its column, beside it; `-` the same on standard input. Anything else is a path, whether it is there
-    or not: what cannot be read becomes a row with the reason.
+    .lst file, or `@FILE`, a path a line; a .csv, .tsv, .jsonl or .parquet file the paths of its column, relative to it;
+    `-` a path a line of standard input. Anything else is a path, whether it is there or not: what cannot be read
+    becomes a row with the reason.
 
     Raises ConfigError for a folder, pattern or list that names nothing, and for a list that cannot be read.
     """

@@ -32,6 +32,11 @@ def test_files_folders_patterns_and_lists_in_the_order_given(folder, tmp_path):
     assert named_pictures([f"@{tmp_path / 'list.txt'}"])[0] == "x/1.jpg"
 
 
+def test_a_table_names_its_column(tmp_path):
+    (tmp_path / "list.csv").write_text("name,file\nx,a/1.jpg\ny,/2.png\n")
+    assert named_pictures([str(tmp_path / "list.csv")]) == [f"{tmp_path}/a/1.jpg", "/2.png"]
+
+
 def test_paths_on_standard_input():
     assert named_pictures(["-"], io.BytesIO(b"a.jpg\nb\xff.jpg\nlast.png")) == [
         "a.jpg",
