@@ -15,6 +15,7 @@ from dataclasses import replace
 from engine.config.byte_sizes import enough
 from engine.plan.memory.cuda import workspace_cap
 from engine.plan.memory.simulate import Untraceable
+from engine.plan.memory.trace import Category
 from engine.plan.segments import best_segments
 from engine.plan.simulated import Simulated
 from engine.plan.workload import Candidate, Result, Workload
@@ -151,11 +152,18 @@ class Search(Simulated):
         """The largest micro-batches that fit with a policy, if any do; all of them have the same shape."""
         counts = self.accumulations()
 
+        def have_room(count: int) -> bool:
+            micro = -(-self.workload.share // count)
+            return self.tensors(precision, policy, micro, count, cap)[0].peak <= budget
+
         def fits(count: int) -> bool:
             micro = -(-self.workload.share // count)
             return self.timeline(precision, policy, micro, count, cap, budget).peak <= budget
 
-        where = bisect.bisect_left(counts, True, key=fits)
+        # a replay is dear: it begins where the tensors alone fit, and mostly ends there
+        where = bisect.bisect_left(counts, True, key=have_room)
+        if where < len(counts) and not fits(counts[where]):
+            where = bisect.bisect_left(counts, True, where + 1, key=fits)
         return self.candidate(precision, policy, counts[where], cap) if where < len(counts) else None
 
     def confirmed(self, found: Candidate, budget: int, cap: int) -> Candidate:
@@ -252,17 +260,31 @@ class Search(Simulated):
         counts = [*([] if self.micro else [1]), *self.accumulations()[-1:]]
         self.within = 0
         while True:
-            found = min(
-                (
-                    self.candidate(precision, replace(policy, offload=offload), count, cap)
+            found = self._smallest(
+                [
+                    (precision, replace(policy, offload=offload), count)
                     for precision in self.precisions
                     for offload in dict.fromkeys(offload for _, offload in self._stages())
                     for policy in self.policies(precision, offload)
                     for count in counts
-                ),
-                key=lambda candidate: candidate.peak,
+                ],
+                cap,
             )
             larger = workspace_cap(enough(found.peak))
             if larger <= cap:
                 return found
             cap = larger
+
+    def _smallest(self, ways: list[tuple[str, Policy, int]], cap: int) -> Candidate:
+        """The candidate of the smallest peak, the first of equal ones; none is replayed whose tensors are above it."""
+        share, alone = self.workload.share, []
+        for place, (precision, policy, count) in enumerate(ways):
+            alone.append((self.tensors(precision, policy, -(-share // count), count, cap)[0].peak, place))
+        best: tuple[int, int, Candidate] | None = None
+        for tensors, place in sorted(alone):
+            if best is not None and tensors - len(Category) > best[0]:  # a candidate's categories are whole bytes
+                break
+            found = self.candidate(*ways[place], cap)
+            best = min(best or (found.peak, place, found), (found.peak, place, found))
+        assert best is not None
+        return best[2]

@@ -106,6 +106,17 @@ class Simulated:
 
         within  a budget: where the tensors alone are above it, what the allocator loses is not replayed; 0 is none
         """
+        timeline, allocator = self.tensors(precision, policy, micro, accumulation, cap)
+        if self.workload.cuda:
+            if within and timeline.peak > within:
+                timeline.live[Category.FRAGMENTATION] += TYPICAL * allocator
+            else:
+                lost = self.fragmentation(precision, policy, micro, accumulation, cap)
+                timeline.live[Category.FRAGMENTATION] += lost
+        return timeline
+
+    def tensors(self, precision: str, policy: Policy, micro: int, accumulation: int, cap: int) -> tuple[Timeline, int]:
+        """(the step without what the allocator loses, the peak of what operators alone allocate in it)."""
         load = self.workload
         timeline = self._recorded(precision, policy, micro, accumulation).timeline(micro, load.share, cap)
         live, allocator = timeline.live, timeline.peak
@@ -123,11 +134,7 @@ class Simulated:
             live[Category.CONTEXT] += load.device.outside + factors.context
             live[Category.LOADER] += load.feed.device_bytes(load.share, load.image_size, precision == "fp16")
             live[Category.FRAGMENTATION] += (factors.fragmentation - 1) * allocator
-            if within and timeline.peak > within:
-                live[Category.FRAGMENTATION] += TYPICAL * allocator
-            else:
-                live[Category.FRAGMENTATION] += self.fragmentation(precision, policy, micro, accumulation, cap)
-        return timeline
+        return timeline, allocator
 
     def requests(self, precision: str, policy: Policy, micro: int, accumulation: int, cap: int) -> Requests:
         """What a run asks of torch's allocator: its start and some steps."""
@@ -145,7 +152,9 @@ class Simulated:
 
     def fragmentation(self, precision: str, policy: Policy, micro: int, accumulation: int, cap: int) -> int:
         """Bytes that torch's allocator has to hold beside those that are live at the peak: its rules, replayed."""
-        key = precision, policy, micro, accumulation, cap, self._only(precision, policy, micro)
+        only = self._only(precision, policy, micro)
+        largest = self.trace(precision, policy, only=only).largest_workspace(micro)
+        key = precision, policy, micro, accumulation, min(cap, largest), only
         if key not in self._fragmentation:
             asked = self.requests(precision, policy, micro, accumulation, cap)
             live = self._recorded(precision, policy, micro, accumulation).peak(micro, self.workload.share, cap)

@@ -11,8 +11,10 @@ back to it, and the request is tried once more.
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+
+import numpy as np
 
 MIB = 1 << 20
 ROUND = 512
@@ -84,32 +86,18 @@ class Pool:
         self.addresses = 0
         self.before_growth: Callable[[], None] | None = None
 
-    def allocate(self, size: int) -> Block | None:
-        """A block of at least `size` bytes, already rounded; None where there is none and no memory for one."""
+    def find(self, size: int) -> Block | None:
+        """A block of at least `size` bytes, already rounded, no longer among the free ones but not yet cut."""
         where = bisect_left(self.cached, (size,))
-        if where == len(self.cached):
-            if self.before_growth is not None:
-                self.before_growth()
-            block = self._grow(size)
-            if block is None:
-                return None
-        else:
-            where = self._better(where)
-            block = self.cached.pop(where)[2]
-        block.free = False
-        if block.size - size >= self.spare:
-            rest = Block(block.address + size, block.size - size, block, block.next, True)
-            if block.next is not None:
-                block.next.previous = rest
-            block.next, block.size = rest, size
-            insort(self.cached, (rest.size, rest.address, rest))
-        return block
+        if where < len(self.cached):
+            return self.cached.pop(self._better(where))[2]
+        return self.grown(size)
 
-    def free(self, block: Block) -> None:
-        """Take a block back, merged with free neighbours."""
-        block.free = True
-        self._merge(block)
-        insort(self.cached, (block.size, block.address, block))
+    def grown(self, size: int) -> Block | None:
+        """The same where no free block is large enough; None where there is no memory for one."""
+        if self.before_growth is not None:
+            self.before_growth()
+        return self._grow(size)
 
     def release(self) -> None:
         """Give back to the device what is free and whole."""
@@ -172,7 +160,7 @@ class ExpandablePool(Pool):
 
     def release(self) -> None:
         """Unmap the whole pages of what is free."""
-        for _, _, block in list(self.cached):
+        for _, _, block in self.cached[bisect_left(self.cached, (self.page,)) :]:  # no smaller one has a whole page
             first = -(-block.address // self.page) * self.page
             last = (block.address + block.size) // self.page * self.page
             if last <= first:
@@ -268,61 +256,113 @@ class ExpandablePool(Pool):
             self._unlist(block)
 
 
-def rounded(size: int) -> int:
-    """Bytes of the block that a request gets, before a larger one is split."""
-    return max(ROUND, -(-size // ROUND) * ROUND)
+class Sequence:
+    """Requests and frees in order, as a replay goes through them.
+
+    sizes    bytes of each request, by row; those of 0 bytes are none
+    events   row + 1 where it is made, minus that where it is freed
+    """
+
+    def __init__(self, sizes: Iterable[int], events: list[int]) -> None:
+        whole = np.asarray(sizes, dtype=np.int64)
+        whole = np.where(whole > 0, np.maximum(ROUND, -(-whole // ROUND) * ROUND), 0)
+        self.whole = [0, *whole.tolist()]
+        """Bytes of the block that a request gets, before a larger one is split; from row 1 on."""
+        self.events = events
+        self.following = [*events[1:], 0]
+
+    def replay(self, limit: float, expandable: bool = True, card: float = 0, sparing: bool = False) -> Outcome:
+        """Whether the requests can be met in `limit` bytes of a device.
+
+        card     bytes of the whole device, which decides on the range of addresses; 0 is the limit
+        sparing  give back what is cached before any growth, as if the device were always full
+        """
+        memory = Memory(limit)
+        if expandable:
+            addresses = int((card or limit) * 9 // 8)
+            small: Pool = ExpandablePool(memory, True, addresses)
+            large: Pool = ExpandablePool(memory, False, addresses)
+        else:
+            small, large = Pool(memory, True), Pool(memory, False)
+
+        def release() -> None:
+            large.release()
+            small.release()
+
+        if sparing:
+            small.before_growth = large.before_growth = release
+        whole, retries = self.whole, 0
+        blocks: list[Block | None] = [None] * len(whole)
+        for place, (event, following) in enumerate(zip(self.events, self.following, strict=True)):
+            # both ways are written out: a plan takes millions of them
+            if event < 0:
+                block = blocks[-event]
+                if block is None:
+                    continue
+                blocks[-event] = None
+                cached = small.cached if whole[-event] <= SMALL else large.cached
+                block.free = True
+                before, after = block.previous, block.next
+                if before is not None and before.free and before.mapped:
+                    del cached[bisect_left(cached, (before.size, before.address))]
+                    block.address, block.previous = before.address, before.previous
+                    block.size += before.size
+                    if before.previous is not None:
+                        before.previous.next = block
+                if after is not None and after.free and after.mapped:
+                    del cached[bisect_left(cached, (after.size, after.address))]
+                    block.size += after.size
+                    block.next = after.next
+                    if after.next is not None:
+                        after.next.previous = block
+                insort(cached, (block.size, block.address, block))
+                continue
+            size = whole[event]
+            if not size:
+                continue
+            pool = small if size <= SMALL else large
+            cached = pool.cached
+            if following == -event and cached and cached[-1][0] >= size:
+                continue  # cut off and merged again: as if it had not been
+            where = bisect_left(cached, (size,))
+            if where == len(cached):
+                block = pool.grown(size)
+            else:
+                block = cached[where][2]
+                after = block.next
+                if after is not None and not after.mapped:  # else nothing behind it is better
+                    where = pool._better(where)
+                    block = cached[where][2]
+                del cached[where]
+            if block is None:
+                retries += 1
+                release()
+                block = pool.find(size)
+                if block is None:
+                    return Outcome(False, memory.most, retries, place)
+            block.free = False
+            spare = block.size - size
+            if spare >= pool.spare:
+                after = block.next
+                rest = Block(block.address + size, spare, block, after, True)
+                if after is not None:
+                    after.previous = rest
+                block.next, block.size = rest, size
+                insort(cached, (spare, rest.address, rest))
+            blocks[event] = block
+        return Outcome(True, memory.most, retries, len(self.events))
 
 
 def replay(
-    sizes: Sequence[int],
-    events: Sequence[int],
+    sizes: Iterable[int],
+    events: list[int],
     limit: float,
     expandable: bool = True,
     card: float = 0,
     sparing: bool = False,
 ) -> Outcome:
-    """Whether requests can be met in `limit` bytes of a device.
-
-    sizes    bytes of each request, by row; those of 0 bytes are none
-    events   row + 1 where it is made, minus that where it is freed
-    card     bytes of the whole device, which decides on the range of addresses; 0 is the limit
-    sparing  give back what is cached before any growth, as if the device were always full
-    """
-    memory = Memory(limit)
-    if expandable:
-        addresses = int((card or limit) * 9 // 8)
-        small: Pool = ExpandablePool(memory, True, addresses)
-        large: Pool = ExpandablePool(memory, False, addresses)
-    else:
-        small, large = Pool(memory, True), Pool(memory, False)
-
-    def release() -> None:
-        large.release()
-        small.release()
-
-    if sparing:
-        small.before_growth = large.before_growth = release
-    whole = [rounded(int(size)) if size > 0 else 0 for size in sizes]
-    blocks: dict[int, Block] = {}
-    retries = 0
-    for place, event in enumerate(events):
-        row = abs(event) - 1
-        size = whole[row]
-        if not size:
-            continue
-        pool = small if size <= SMALL else large
-        if event < 0:
-            pool.free(blocks.pop(row))
-            continue
-        block = pool.allocate(size)
-        if block is None:
-            retries += 1
-            release()
-            block = pool.allocate(size)
-            if block is None:
-                return Outcome(False, memory.most, retries, place)
-        blocks[row] = block
-    return Outcome(True, memory.most, retries, len(events))
+    """One replay of a sequence; all of Sequence's arguments."""
+    return Sequence(sizes, events).replay(limit, expandable, card, sparing)
 
 
 ENOUGH = 1 << 50
@@ -331,12 +371,13 @@ STEP = 0.005
 """By which share a limit that does not do is raised."""
 
 
-def least_memory(sizes: Sequence[int], events: Sequence[int], expandable: bool = True) -> int:
+def least_memory(sizes: Iterable[int], events: list[int], expandable: bool = True) -> int:
     """About the smallest limit in which requests can be met: one that does, by a replay of its own.
 
     What a sparing allocator holds at most is within 0.1 % of it where it does; else it is raised until it does.
     """
-    limit = replay(sizes, events, ENOUGH, expandable, sparing=True).reserved
-    while not replay(sizes, events, limit, expandable).fits:
+    asked = Sequence(sizes, events)
+    limit = asked.replay(ENOUGH, expandable, sparing=True).reserved
+    while not asked.replay(limit, expandable).fits:
         limit = int(limit * (1 + STEP))
     return limit

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, in_kernel_invocation_manager
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 CPU = torch.device("cpu")
 PLAIN = (int, float, bool, str, type(None), torch.dtype, torch.layout, torch.device, torch.memory_format)
@@ -40,21 +40,23 @@ class Replay:
         self.mode = mode
         self.known: dict[tuple, Any] = {}
         """(operator, signatures) -> what to make of it; absent or None: run it."""
+        self.attributes: dict[str, Any] = {}
+        """What a FakeTensor of this mode knows beside its shape; its constructor is slow."""
 
     def __call__(self, function: Any, arguments: tuple, keywords: dict[str, Any]) -> Any:
         """The operator's result."""
         inputs = (*arguments, *keywords.values())
-        signatures = _signatures(inputs)
-        if signatures is None:
-            return function(*arguments, **keywords)
-        key = function, *keywords, *signatures
-        if key in self.known:
-            recipe = self.known[key]
+        with torch._C.DisableTorchFunction():
+            signatures = _signatures(inputs)
+            key = None if signatures is None else (function, *keywords, *signatures)
+            recipe = self.known.get(key)
             if recipe is SELF:
                 return arguments[0]
             if recipe is not None:
                 made = [None if part is None else self._make(part, inputs) for part in recipe[1]]
                 return made[0] if recipe[0] else tuple(made)
+        if key is None:
+            return function(*arguments, **keywords)
         result = function(*arguments, **keywords)
         if key not in self.known:
             # what an operator did to its arguments' shapes would be left out
@@ -62,11 +64,16 @@ class Replay:
         return result
 
     def _make(self, part: Made, inputs: Sequence[Any]) -> Tensor:
-        with in_kernel_invocation_manager(self.mode):
+        with torch._C._DisableTorchDispatch():
             empty = torch.empty_strided(part.shape, part.stride, dtype=part.dtype, device="meta")
             if part.base >= 0:
                 empty.set_(inputs[part.base].untyped_storage(), part.offset, part.shape, part.stride)
-        return FakeTensor(self.mode, empty, CPU)
+            if not self.attributes:
+                self.attributes = dict(FakeTensor(self.mode, empty, CPU).__dict__)
+            fake = Tensor._make_subclass(FakeTensor, empty, False, dispatch_device=True, device_for_backend_keys=CPU)
+            torch._C._set_throw_on_mutable_data_ptr(fake)
+        fake.__dict__.update(self.attributes)
+        return fake
 
     def _recipe(self, result: Any, inputs: Sequence[Any]) -> Any:
         """How to make `result` again; None where that cannot be told from shapes."""

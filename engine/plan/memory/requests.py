@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from engine.plan.memory.trace import ONCE, Category, Trace
 
 STEPS = 3
@@ -18,19 +20,30 @@ PASSES = 2
 """Micro-batches of a step that are replayed; the others are like the last."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Requests:
     """A sequence for engine.plan.memory.allocator."""
 
     sizes: list[int]
     """Bytes, a row a request."""
-    events: list[int] = field(default_factory=list)
+    events: list[int]
     """Row + 1 where it is made, minus that where it is freed."""
 
-    def add(self, nbytes: int) -> int:
+
+@dataclass
+class Order:
+    """A sequence before its sizes are known: one does for every micro-batch of a trace."""
+
+    there: list[bool]
+    """Whether a size is of any bytes: the trace's storages, then what was there beside them."""
+    origin: list[int] = field(default_factory=list)
+    """Which size each request has."""
+    events: list[int] = field(default_factory=list)
+
+    def add(self, origin: int) -> int:
         """A row of its own."""
-        self.sizes.append(nbytes)
-        return len(self.sizes) - 1
+        self.origin.append(origin)
+        return len(self.origin) - 1
 
     def make(self, rows: Sequence[int]) -> None:
         """Make these requests."""
@@ -44,7 +57,7 @@ class Requests:
 class Steps:
     """Turns a trace's rows, which a run meets again and again, into requests that are alive once at a time."""
 
-    def __init__(self, trace: Trace, requests: Requests, held: set[int], bucketed: bool) -> None:
+    def __init__(self, trace: Trace, requests: Order, held: set[int], bucketed: bool) -> None:
         self.requests, self.held, self.bucketed = requests, held, bucketed
         self.gradients = {int(row) for row in (trace.category == Category.GRADIENTS).nonzero()[0]}
         self.alive: dict[int, list[int]] = {}
@@ -52,21 +65,21 @@ class Steps:
 
     def run(self, events: Sequence[int]) -> None:
         """One pass over some of the step's events."""
-        sizes, out = self.requests.sizes, self.requests.events
+        there, out = self.requests.there, self.requests.events
         for event in events:
             row = abs(event) - 1
-            if not sizes[row]:
+            if not there[row]:
                 continue
             if event < 0:
                 if self.alive.get(row):
                     out.append(-self.alive[row].pop() - 1)
                 continue
             if row in self.gradients and (self.bucketed or self.alive.get(row)):
-                extra = self.requests.add(sizes[row])  # it is added to what is there
+                extra = self.requests.add(row)  # it is added to what is there
                 out += [extra + 1, -extra - 1]
                 continue
             taken = row in self.held or self.alive.get(row)
-            mine = self.requests.add(sizes[row]) if taken else row
+            mine = self.requests.add(row) if taken else row
             self.alive.setdefault(row, []).append(mine)
             out.append(mine + 1)
 
@@ -95,7 +108,18 @@ def requests_of(
     staged    bytes of a batch's forms on its way to the compute dtype, which are gone when it is there
     """
     size, _ = trace.bytes_at(micro, share, cap)
-    requests = Requests([int(nbytes) for nbytes in size])
+    sizes = np.concatenate([size, fixed, staged]).astype(np.int64)
+    key = (sizes != 0).tobytes(), min(PASSES, accumulation), bucketed, len(fixed), len(staged)
+    if key not in trace.orders:
+        trace.orders[key] = _order(trace, (sizes != 0).tolist(), *key[1:])
+    order = trace.orders[key]
+    return Requests(sizes[order.origin].tolist(), order.events)
+
+
+def _order(trace: Trace, there: list[bool], passes: int, bucketed: bool, fixed: int, staged: int) -> Order:
+    """The sequence of `requests_of`; the last of the sizes that are there, or not, are `fixed` and `staged`."""
+    storages = len(there) - fixed - staged
+    requests = Order(there, list(range(storages)))
     alive: dict[int, None] = {}
     for row, sign in zip(trace.storage[: trace.start].tolist(), trace.sign[: trace.start].tolist(), strict=True):
         if sign > 0:
@@ -104,20 +128,20 @@ def requests_of(
             alive.pop(row, None)
     kinds = {row: Category(int(trace.category[row])) for row in alive}
     parameters = [row for row, kind in kinds.items() if kind == Category.PARAMETERS]
-    inputs = [row for row, kind in kinds.items() if kind == Category.INPUT and requests.sizes[row]]
+    inputs = [row for row, kind in kinds.items() if kind == Category.INPUT and there[row]]
     others = [row for row, kind in kinds.items() if kind not in (Category.PARAMETERS, Category.INPUT)]
     parts = list(_parts(trace))
     born = [abs(event) - 1 for _, events in parts for event in events if event > 0]
     gradients = [row for row in dict.fromkeys(born) if trace.category[row] == Category.GRADIENTS]
-    first = [requests.add(requests.sizes[row]) for row in gradients]
+    first = [requests.add(row) for row in gradients]
     requests.make(parameters)
     requests.make(first)
     requests.make(others)
     if not bucketed:
         requests.free(first)
-    requests.make([requests.add(nbytes) for nbytes in fixed])
-    forms = [requests.add(nbytes) for nbytes in staged]
-    batches = inputs, [requests.add(requests.sizes[row]) for row in inputs]
+    requests.make([requests.add(storages + place) for place in range(fixed)])
+    forms = [requests.add(storages + fixed + place) for place in range(staged)]
+    batches = inputs, [requests.add(row) for row in inputs]
     steps = Steps(trace, requests, set(alive), bucketed)
     for step in range(STEPS):
         requests.make(forms)
@@ -126,7 +150,7 @@ def requests_of(
         if step:
             requests.free(batches[1 - step % 2])
         for once, events in parts:
-            for _ in range(1 if once else min(PASSES, accumulation)):
+            for _ in range(1 if once else passes):
                 steps.run(events)
         steps.end()
     return requests

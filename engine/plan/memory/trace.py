@@ -164,6 +164,8 @@ class Trace:
     operators: Operators
     units: list[Unit] = field(default_factory=list)
     """The network's units of recompute, where they were watched."""
+    orders: dict = field(default_factory=dict, init=False, repr=False, compare=False)
+    """What engine.plan.memory.requests made of this very record before."""
 
     def bytes_at(self, micro: int, share: int, cap: float = float("inf")) -> tuple[np.ndarray, np.ndarray]:
         """(bytes, what rounding adds) of every storage."""
@@ -171,6 +173,10 @@ class Trace:
         size = np.where(self.capped, np.minimum(size, cap), size)
         padding = -size % ROUND
         return size, padding
+
+    def largest_workspace(self, micro: int) -> float:
+        """Bytes of the largest one at a micro-batch: no cap above it changes anything."""
+        return float(self.sizes.at(micro)[self.capped].max(initial=0))
 
     def timeline(self, micro: int, share: int | None = None, cap: float = float("inf")) -> Timeline:
         """The step with `micro` images at a time out of a rank's `share`, workspaces at most `cap` bytes."""

@@ -25,6 +25,7 @@ NORMS = (torch.ops.aten.native_batch_norm.default, torch.ops.aten._native_batch_
 CONVOLUTION_BACKWARD = torch.ops.aten.convolution_backward.default
 DEVICE_OF = torch.ops.prim.device.default
 SUM = torch.ops.aten.add.Tensor
+WITHOUT_FUNCTION_MODES = torch._C.DisableTorchFunction
 
 
 def _run(function: Any, arguments: tuple, keywords: dict[str, Any]) -> Any:
@@ -219,8 +220,13 @@ class Tracker(TorchDispatchMode):
             return arguments[0].fake_device
         self.running, keywords = function, keywords or {}
         result = self.execute(function, arguments, keywords)
-        if self.fused:
-            return result
+        if not self.fused:
+            with WITHOUT_FUNCTION_MODES():  # each question of a tensor's size would go through autocast's rules
+                self._count(function, arguments, keywords, result)
+        return result
+
+    def _count(self, function: Any, arguments: tuple, keywords: dict[str, Any], result: Any) -> None:
+        """What an operator that has run allocated and did."""
         outputs = [tensor for tensor in _tensors((result,)) if tensor.device.type != "meta"]
         inputs = [*_tensors(arguments), *_tensors(keywords.values())]
         read = [row for row in map(self._index, inputs) if row is not None]
@@ -248,7 +254,6 @@ class Tracker(TorchDispatchMode):
             self._traffic.append((grows, sum(sizes) - grows))
             if self.unit >= 0:
                 self.unit_flops[self.unit] = self.unit_flops.get(self.unit, 0) + flops
-        return result
 
     def _correct_statistics(self, features: Tensor, weight: Tensor, outputs: list[Tensor]) -> None:
         """A BatchNorm of 16-bit images with fp32 weights keeps fp32 statistics; FakeTensors say 16-bit ones."""

@@ -298,3 +298,26 @@ def test_the_repositorys_networks_fit_in_micro_batches(arch, gib):
 def test_the_repositorys_networks_are_exact_on_four_gpus(arch):
     chosen = target(arch, 16, ranks=4)
     assert chosen.accumulation == 1 and chosen.micro == 32 and chosen.changes == ()
+
+
+@pytest.fixture(scope="module")
+def on_a_gpu():
+    return Search(replace(workload(norm=False), cuda=True), ["fp32"])
+
+
+def test_parts_are_the_largest_that_fit(on_a_gpu):
+    """As if every number of micro-batches had been replayed: only those next to where it changes are."""
+    cap, counts = workspace_cap(GIB), on_a_gpu.accumulations()
+    peaks = {n: on_a_gpu.timeline("fp32", Policy(), -(-48 // n), n, cap).peak for n in counts}
+    for budget in [one + more for one in peaks.values() for more in (-1, 0)]:
+        first = next((n for n in counts if peaks[n] <= budget), None)
+        found = on_a_gpu.split("fp32", Policy(), budget, cap)
+        assert (found and found.accumulation) == first
+
+
+def test_the_least_is_the_least_of_all_that_are_replayed(on_a_gpu):
+    cap = workspace_cap(GIB)
+    least = on_a_gpu.least(cap)
+    policies = [*on_a_gpu.policies("fp32"), *(replace(one, offload=True) for one in on_a_gpu.policies("fp32", True))]
+    counts = (1, on_a_gpu.accumulations()[-1])
+    assert least.peak == min(on_a_gpu.candidate("fp32", one, n, cap).peak for one in policies for n in counts)

@@ -100,3 +100,49 @@ def test_the_least_limit_does_and_little_less_does_not(expandable):
     assert least <= 1.02 * next(
         limit for limit in range(least // 2, 2 * least, 4 * MIB) if replay(sizes, events, limit, expandable).fits
     )
+
+
+def plainly_held(sizes, events):
+    """Bytes of the segments that best fit makes of small requests: address ranges, looked through one by one."""
+    segments, places = [], {}  # [[start, size, free], ...] a segment
+    for event in events:
+        if event < 0:
+            segment, start = places.pop(-event)
+            [range_] = [one for one in segment if one[0] == start]
+            range_[2] = True
+            for left, right in [(i, i + 1) for i in reversed(range(len(segment) - 1))]:
+                if segment[left][2] and segment[right][2]:
+                    segment[left][1] += segment.pop(right)[1]
+            continue
+        size = -(-sizes[event - 1] // 512) * 512
+        free = [(one[1], n, one[0], one) for n, segment in enumerate(segments) for one in segment if one[2]]
+        fitting = [found for found in free if found[0] >= size]
+        if not fitting:
+            segments.append([[0, 2 * MIB, True]])
+            fitting = [(2 * MIB, len(segments) - 1, 0, segments[-1][0])]
+        _, n, start, range_ = min(fitting)
+        if range_[1] > size:
+            segments[n].insert(segments[n].index(range_) + 1, [start + size, range_[1] - size, True])
+        range_[1], range_[2] = size, False
+        places[event] = segments[n], start
+    return len(segments) * 2 * MIB
+
+
+def test_the_replay_holds_what_a_plain_best_fit_does():
+    """Frees right behind their request included, which the replay passes over where nothing has to grow."""
+    import random
+
+    draw = random.Random(1)
+    for _ in range(6):
+        sizes, events, alive = [], [], []
+        for _ in range(300):
+            if alive and draw.random() < 0.48:
+                events.append(-alive.pop(draw.randrange(len(alive))))
+                continue
+            sizes.append(draw.choice((400, 5_000, 90_000, 600_000)) + draw.randrange(4_000))
+            events.append(len(sizes))
+            if draw.random() < 0.3:
+                events.append(-len(sizes))
+            else:
+                alive.append(len(sizes))
+        assert replay(sizes, events, 1 << 40, expandable=False).reserved == plainly_held(sizes, events)
