@@ -58,7 +58,11 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11,<3.14",
     packages=find_packages(include=["engine*", "archs*", "kernels*", "launch*"]),
-    package_data={"engine.report": ["*.jinja", "*.css"], "engine.bench.pages": ["*.jinja", "*.css"]},
+    package_data={
+        "engine.report": ["*.jinja", "*.css"],
+        "engine.report.data_check": ["*.jinja"],
+        "engine.bench.pages": ["*.jinja", "*.css"],
+    },
     install_requires=REQUIREMENTS,
     entry_points={"console_scripts": ["hcr = launch.hcr:main"]},
     extras_require={"test": TEST_REQUIREMENTS, "export": EXPORT_REQUIREMENTS, "dali13": [DALI_CUDA13]},

@@ -5,6 +5,7 @@ from importlib import import_module
 
 COMMANDS = {
     "train": "train a network",
+    "data": "examine a data set: unreadable files, copies, leaks, what the network will see",
     "plan": "what fits into a GPU's memory, before anything is allocated",
     "evaluate": "accuracy of trained weights on a validation split",
     "predict": "classes of pictures",

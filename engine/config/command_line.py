@@ -31,7 +31,7 @@ def command_line(kind: type[Any], arguments: Sequence[str] | None, description: 
     return tyro.cli(kind, args=arguments, description=description, **more)
 
 
-def parse(arguments: Sequence[str] | None = None) -> RunConfig:
+def parse(arguments: Sequence[str] | None = None, description: str = DESCRIPTION) -> RunConfig:
     """The run described by `arguments` (default: the command line) over --config's file, or over the run to resume.
 
     Prints help or a usage error and exits as argparse does (status 0 and 2); raises ConfigError for a value that
@@ -51,7 +51,7 @@ def parse(arguments: Sequence[str] | None = None) -> RunConfig:
         base = from_yaml(Path(path))
     elif run is not None:
         base = from_yaml(find_run(run, value_of("--output", given)) / "config.yaml", whole=True)
-    return command_line(RunConfig, given, DESCRIPTION, default=base or RunConfig())
+    return command_line(RunConfig, given, description, default=base or RunConfig())
 
 
 def expand_short_flags(arguments: Sequence[str]) -> list[str]:

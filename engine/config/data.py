@@ -60,6 +60,8 @@ class DataConfig:
     """Side of the centre crop in evaluation over the shorter side of the resized image; none as for the mean."""
     interpolation: Literal["bilinear", "bicubic"] | None = None
     """Filter of every resize; none as for the mean, bilinear where no weights say."""
+    on_leak: Literal["warn", "error"] = "warn"
+    """Held-out images that are training images too: said, or refused after all of the data was examined."""
     balance: Literal["none", "sampler", "weights", "effective"] = "none"
     """For classes of unlike size: each class drawn equally often, or the loss weighted by 1 / images of the class, or
     by the effective number of its images (Cui et al. 2019, arXiv:1901.05555)."""

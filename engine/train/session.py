@@ -49,11 +49,12 @@ from engine.step.plan import Hardware
 from engine.step.single_values import refuse_single_values
 from engine.step.weights.pretrained import with_preprocessing
 from engine.step.wrap import AUTOCAST_DTYPES, Launch, build_accelerator, prepare_device, wrap
+from engine.train.data_check import checked, told
 from engine.train.decoder_crash import known_crashes
 from engine.train.kept_weights import measure_test
 from engine.train.loss_terms import loss_terms
 from engine.train.memory_verdict import compare_memory
-from engine.train.shared_folder import choose_checkpoint, describe, open_folder
+from engine.train.shared_folder import choose_checkpoint, decided, describe, open_folder
 from engine.train.trainer import Diverged, Trainer
 
 EXIT_DIVERGED = 1
@@ -104,6 +105,8 @@ class Session:
         self.config, self.plan, self.interrupt = config, plan, interrupt
         self.accelerator = build_accelerator(plan, launch, config.optim)
         self.main = self.accelerator.is_main_process
+        data = fingerprint_of(source)
+        self.data_lines = decided(self.accelerator, lambda: told(checked(source, data, config), config))
         folder = self.folder = open_folder(config, self.asked, model.arch, source.name, self.accelerator)
         loader = self._loader = partial(
             make_loader,
@@ -149,7 +152,7 @@ class Session:
             folder,
             interrupt,
             self.planned.ladder,
-            fingerprint_of(source),
+            data,
         )
         self.trainer.step.terms = loss_terms(config, self.train_loader.class_counts, device)
         self.resumed = choose_checkpoint(config, folder, self.accelerator, self.trainer.checkpointer)
@@ -304,6 +307,7 @@ class Session:
         sizes = f"{images}{tested}, {len(source.classes)} classes"
         size, backend = self.config.data.side, self.train_loader.backend
         print(f"{self.config.model.arch} on {source.name}: {sizes}, {size} px, {backend}")
+        print(self.data_lines)
         print("\n".join(plan_lines(self.planned)))
         if line := self.config.optim.rate_line():
             print(line)
