@@ -12,6 +12,7 @@ from engine.config.parallel import ParallelConfig
 from engine.config.precision import PrecisionConfig
 from engine.config.resume import find_run
 from engine.config.run_config import RunConfig, changed_yaml, field_names, flatten, from_yaml, to_yaml
+from engine.config.stop import StopConfig
 
 __all__ = [
     "AugmentConfig",
@@ -25,6 +26,7 @@ __all__ = [
     "PrecisionConfig",
     "RankError",
     "RunConfig",
+    "StopConfig",
     "changed_yaml",
     "command_line",
     "field_names",

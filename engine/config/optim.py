@@ -10,10 +10,11 @@ from typing import Annotated, Literal
 from engine.config.checks import ConfigError, require
 from engine.config.flag import TopLevel
 from engine.config.optimizers import OPTIMIZERS
+from engine.config.stop import METRICS
 
 SCHEDULES = (
     *("constant", "cosine", "linear", "polynomial", "exponential", "step", "multistep"),
-    *("one-cycle", "triangular", "triangular2", "exp-range"),
+    *("one-cycle", "triangular", "triangular2", "exp-range", "plateau"),
 )
 LOSSES = ("cross-entropy", "bce", "focal")
 
@@ -59,13 +60,17 @@ class OptimConfig:
     power: float = 1.0
     """Exponent of polynomial."""
     gamma: float = 0.1
-    """Factor of step and multistep at each fall, of exponential an epoch, of exp-range a step."""
+    """Factor of step, multistep and plateau at each fall, of exponential an epoch, of exp-range a step."""
     step_epochs: float = 3.0
     """Epochs between two falls of step."""
     milestones: tuple[float, ...] = ()
     """Epochs at which multistep falls."""
     cycle_steps: tuple[int, int] = (2000, 2000)
     """Steps up and steps down of triangular, triangular2 and exp-range."""
+    plateau_metric: Literal[*METRICS] | None = None
+    """What plateau looks at, on the val images."""
+    plateau_patience: int = 2
+    """Evaluations in a row without a better one that plateau bears; it falls at the next."""
     schedule_steps: int = 0
     """Steps that the schedule is made for, warm-up included; 0 is the run's."""
     warmup_epochs: float = 0.0
@@ -170,6 +175,10 @@ class OptimConfig:
         has = bool(self.milestones) == (self.schedule == "multistep")
         require(has, "--optim.milestones and --optim.schedule multistep go together")
         require(min(self.cycle_steps) >= 1, f"--optim.cycle-steps must be at least 1 each, not {self.cycle_steps}")
+        has = (self.plateau_metric is not None) == (self.schedule == "plateau")
+        require(has, "--optim.plateau-metric and --optim.schedule plateau go together: name what is to improve")
+        patient = self.plateau_patience >= 1
+        require(patient, f"--optim.plateau-patience must be at least 1 evaluation, not {self.plateau_patience}")
         require(self.schedule_steps >= 0, f"--optim.schedule-steps must be 0 or more, not {self.schedule_steps}")
         require(self.warmup_steps >= 0, f"--optim.warmup-steps must be 0 or more, not {self.warmup_steps}")
         require(0 <= self.warmup_lr <= self.peak_lr, f"--optim.warmup-lr must be in [0, --lr], not {self.warmup_lr}")

@@ -30,6 +30,7 @@ from engine.config.optim import OptimConfig
 from engine.config.parallel import ParallelConfig
 from engine.config.precision import PrecisionConfig
 from engine.config.recipe import recipe_file
+from engine.config.stop import StopConfig
 from engine.config.yaml_text import as_meant, read_yaml
 
 
@@ -44,6 +45,7 @@ class RunConfig:
     precision: PrecisionConfig = field(default_factory=PrecisionConfig)
     memory: MemoryConfig = field(default_factory=MemoryConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    stop: StopConfig = field(default_factory=StopConfig)
     log: LogConfig = field(default_factory=LogConfig)
     recipe: str | None = None
     """Recipe under configs/recipes/ that the other fields began with, as resnet18/paper; flags win over it."""
@@ -58,6 +60,7 @@ class RunConfig:
         require(0 <= self.seed < 2**63, f"--seed must be in [0, 2^63), not {self.seed}")
         refuse_absurd(self, flags())
         off, epochs = self.augment.mix_off_epochs, self.optim.epochs
+        self.stop.refuse(epochs, self.optim.ema)
         require(off < epochs, f"--augment.mix-off-epochs {off}: of {epochs} epochs none would have mixtures")
         require(
             not self.optim.logit_adjust or self.data.balance == "none",

@@ -16,8 +16,8 @@ FREE_TO_CHANGE = {
     *("data.on_leak", "data.root", "data.workers", "data.prefetch", "parallel.threads"),
     *("memory.gpu_memory", "memory.recompute", "memory.offload", "parallel.micro_batch_size"),
 }
-"""Fields besides the `log` group that a resumed run may change without becoming another run. Micro-batches are among
-them, as a run that is short of memory changes them by itself."""
+"""Fields besides the groups `log` and `stop` that a resumed run may change without becoming another run. Micro-batches
+are among them, as a run that is short of memory changes them by itself."""
 
 
 def run_identity(config: RunConfig) -> dict[str, Any]:
@@ -25,7 +25,7 @@ def run_identity(config: RunConfig) -> dict[str, Any]:
     return {
         name: list(value) if isinstance(value, tuple) else None if value is None else plain(value)
         for name, value in flatten(asdict(config))
-        if name not in FREE_TO_CHANGE and not name.startswith("log.")
+        if name not in FREE_TO_CHANGE and not name.startswith(("log.", "stop."))
     }
 
 

@@ -48,12 +48,16 @@ class OptimizerStep:
         self.agree: Callable[..., None] = lambda batch, last: None
         """Called as (batch, last) after `batch`'s backward pass, before its gradients are used: ranks go on together or
         fail together. `last`: no other backward pass follows in this step."""
-        self.rate: Callable[[int], float] = lambda step: learning_rate(step, steps_per_epoch, config)
+        self.rate: Callable[[int], float] = lambda step: learning_rate(
+            progress.place(step), steps_per_epoch, config, progress.falls
+        )
         """Learning rate of a 0-based step of the run: the schedule's, unless somebody looks for a rate."""
+        self.used_rate = math.nan
+        """Of the last step."""
         self.terms = LossTerms.of(config)
         """Which loss; whoever knows the images adds what it does about classes of unlike size."""
-        self.meter = torch.zeros(6, dtype=torch.float64, device=accelerator.device)
-        """Loss, hits, images, the first step with a bad loss, and two places for the training loop."""
+        self.meter = torch.zeros(7, dtype=torch.float64, device=accelerator.device)
+        """Loss, hits, images, the first step with a bad loss, and three places for the training loop."""
         self._number = torch.zeros((), dtype=torch.float64, device=accelerator.device)
         """The step's, counted from 1, where a recorded step reads it."""
         self._parameters = list(model.parameters())
@@ -73,7 +77,8 @@ class OptimizerStep:
         """One step. With SAM the gradient is taken twice; what is counted is at the weights themselves."""
         if self.graph is not None:
             self.graph.prepare()
-        set_learning_rate(self.optimizer, self.rate(self.progress.in_steps_of(self.steps_per_epoch)))
+        self.used_rate = self.rate(self.progress.in_steps_of(self.steps_per_epoch))
+        set_learning_rate(self.optimizer, self.used_rate)
         self._number.fill_(self.progress.step + 1)
         whole = self.graph is not None and is_whole(batch, self.plan)
         if self.graph is not None and not whole:

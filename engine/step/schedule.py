@@ -1,7 +1,7 @@
 """The learning rate as a function of the step: warm-up, then one of SCHEDULES.
 
-Every schedule is a pure function, so a resumed run needs no state: the step is all. They are torch's classes of the
-same names, in closed form (tests/engine/step/test_schedule.py holds them to each other).
+Every schedule is a pure function of the step and of the plateaus met, so a resumed run needs no state of its own. They
+are torch's classes of the same names, in closed form (tests/engine/step/test_schedule.py holds them to each other).
 """
 
 from __future__ import annotations
@@ -17,12 +17,14 @@ from engine.config import OptimConfig
 class Moment:
     """A step of the schedule, counted from 0 behind the warm-up."""
 
-    step: int
+    step: float
     steps: int
     """Of the whole schedule."""
-    run_step: int
+    run_step: float
     """The same step, counted from the run's first."""
     steps_per_epoch: int
+    falls: int = 0
+    """How often a plateau was met."""
 
     @property
     def share(self) -> float:
@@ -30,8 +32,12 @@ class Moment:
         return min(1.0, self.step / max(1, self.steps))
 
 
-def learning_rate(step: int, steps_per_epoch: int, config: OptimConfig) -> float:
-    """Learning rate of the 0-based `step` of a run; with config.step_per_epoch that of its epoch's number as a step."""
+def learning_rate(step: float, steps_per_epoch: int, config: OptimConfig, falls: int = 0) -> float:
+    """Learning rate of the 0-based `step` of a run; with config.step_per_epoch that of its epoch's number as a step.
+
+    step   a place between two steps where the schedule was refitted (Progress.place)
+    falls  plateaus met so far
+    """
     if config.step_per_epoch:
         step, steps_per_epoch = step // steps_per_epoch, 1
     warmup = config.warmup_steps or round(config.warmup_epochs * steps_per_epoch)
@@ -40,7 +46,7 @@ def learning_rate(step: int, steps_per_epoch: int, config: OptimConfig) -> float
             return config.warmup_lr
         return config.warmup_lr + (config.peak_lr - config.warmup_lr) * (step + 1) / warmup
     whole = config.schedule_steps or config.epochs * steps_per_epoch
-    return SCHEDULES[config.schedule](Moment(step - warmup, whole - warmup, step, steps_per_epoch), config)
+    return SCHEDULES[config.schedule](Moment(step - warmup, whole - warmup, step, steps_per_epoch, falls), config)
 
 
 def constant(at: Moment, config: OptimConfig) -> float:
@@ -124,6 +130,11 @@ def exp_range(at: Moment, config: OptimConfig) -> float:
     return _cyclic(at, config, lambda cycle: config.gamma**at.step)
 
 
+def plateau(at: Moment, config: OptimConfig) -> float:
+    """Times gamma at each plateau, not below min_lr."""
+    return max(config.min_lr, config.peak_lr * config.gamma**at.falls)
+
+
 SCHEDULES: dict[str, Callable[[Moment, OptimConfig], float]] = {
     "constant": constant,
     "cosine": cosine,
@@ -136,5 +147,6 @@ SCHEDULES: dict[str, Callable[[Moment, OptimConfig], float]] = {
     "triangular": triangular,
     "triangular2": triangular2,
     "exp-range": exp_range,
+    "plateau": plateau,
 }
 """By the names that `--optim.schedule` takes (engine.config.optim.SCHEDULES)."""

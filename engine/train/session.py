@@ -255,7 +255,7 @@ class Session:
                 print(f"error: {error}", file=sys.stderr, flush=True)
                 self._report()
             return EXIT_DIVERGED
-        stopped = self.trainer.progress.epoch < self.config.optim.epochs
+        stopped = not self.trainer.over
         code = (self.interrupt.exit_code or 143) if stopped else 0
         bad = self._all_bad()
         if self.main:
@@ -289,7 +289,7 @@ class Session:
 
     def _measure_test(self) -> None:
         """Once, when training has ended: the weights that are kept, on the test split."""
-        if self.source.test is None or self.trainer.progress.epoch < self.config.optim.epochs:
+        if self.source.test is None or not self.trainer.over:
             return
         loader = self._loader("test", minimum_share=1, config=self.config.data)
         self.loaders.append(loader)

@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -35,10 +35,11 @@ from engine.step.micro_batches import is_whole
 from engine.step.network import network_options
 from engine.step.optimizer_step import OptimizerStep
 from engine.step.plan import Plan
-from engine.step.schedule import learning_rate
 from engine.step.standing import Progress
 from engine.step.wrap import bare_module, eager_for_odd_shapes, share_buffers
+from engine.train.ending import Ending
 from engine.train.evaluate import Evaluation, evaluate, refuse_lost, refuse_none, told
+from engine.train.log_point import LogPoint
 from engine.train.schedule_free import AveragedPoint
 
 logger = logging.getLogger("hcr")
@@ -46,17 +47,6 @@ logger = logging.getLogger("hcr")
 
 class Diverged(RuntimeError):
     """The loss is not a number; the message has the step, learning rate, loss scale and last good checkpoint."""
-
-
-@dataclass
-class LogPoint:
-    """State at the last log point of this process."""
-
-    time: float
-    step: int
-    images: int = 0
-    waited: float = 0.0
-    totals: tuple[float, float, float] = field(default=(0.0, 0.0, 0.0))
 
 
 class Trainer:
@@ -109,6 +99,7 @@ class Trainer:
         self.step.span = lambda part: self.profile.span(part)
         if self.step.graph is not None:
             self.step.graph.told = self._recorded
+        self.ending = Ending(config, self.progress, self.steps_per_epoch, val_loader.steps_per_epoch)
         self.rescue = Rescue(self.step, self.checkpointer, folder, ladder)
         self.main = accelerator.is_main_process
         self.peaks = PeakMemory(accelerator.device)
@@ -143,15 +134,24 @@ class Trainer:
             logger.info("note: %s since %s was written", change, checkpoint)
         self.progress.restore(self.checkpointer.restore(checkpoint, state))
         self._started_step = self.progress.step
+        self.ending.resumed()
 
     def fit(self) -> None:
         """Train the epochs that are left."""
         if not self.checkpointer.sharded:
             self.rescue.allocate_state()
-        while self.progress.epoch < self.config.optim.epochs and not self._stopping:
+        while self.progress.epoch < self.config.optim.epochs and not self._stopping and not self.ending.reason:
             self._train_epoch()
-            if self.progress.step_in_epoch >= self.steps_per_epoch:
+            if self.progress.step_in_epoch >= self.steps_per_epoch or self.ending.mid_epoch:
                 self._finish_epoch()
+        if self.ending.reason and self.main:
+            self.folder.append("event", **self.ending.row())
+            print(self.ending.told(), flush=True)
+
+    @property
+    def over(self) -> bool:
+        """Whether there is nothing left to train."""
+        return self.progress.epoch >= self.config.optim.epochs or self.ending.reason is not None
 
     # --- one epoch ---------------------------------------------------------------------------------------------
 
@@ -178,7 +178,7 @@ class Trainer:
                 point.images += batch.global_count
                 point.waited += waited
                 bar.advance(batch.global_count)
-                last = progress.step_in_epoch == self.steps_per_epoch
+                last = self.ending.is_last()
                 periodic = self._due(self.config.log.checkpoint_steps)
                 first = progress.step == self._started_step + 1
                 wanted = self._alone and (self._lost or self.interrupt.received is not None)
@@ -188,7 +188,7 @@ class Trainer:
                     if not last and (self._stopping or periodic):
                         self.save()
                         point.time = time.perf_counter()
-                    if self._stopping:
+                    if self._stopping or self.ending.mid_epoch:
                         return
         finally:
             bar.close()
@@ -235,6 +235,9 @@ class Trainer:
         """Wait for the device, agree with the other ranks, write a row; returns the new log point."""
         self.step.meter[4] = float(self.interrupt.received is not None)
         self.step.meter[5] = float(self._lost)
+        steps = self.progress.step - point.step
+        first = point.step == self._started_step
+        self.step.meter[6] = self.ending.estimate(time.perf_counter() - point.time, steps, first)
         meters = self.step.meter
         if self.accelerator.num_processes > 1:
             meters = self.accelerator.gather(self.step.meter[None])
@@ -242,10 +245,10 @@ class Trainer:
         now = time.perf_counter()
         sums = rows[:, :3].sum(dim=0).tolist()
         self._stopping = bool(rows[:, 4].max() > 0)
+        self.ending.settle(round(rows[0, 6].item()))
         if rows[:, 5].min() > 0:  # on no rank has the last batch an image
             raise DataError(f"no image of a whole batch could be read{told(self.train_loader.bad_images)}")
         progress = self.progress
-        rate = learning_rate(progress.in_steps_of(self.steps_per_epoch) - 1, self.steps_per_epoch, self.config.optim)
         if math.isfinite(first_bad := rows[:, 3].min().item()):
             raise Diverged(self._diverged(int(first_bad)))
         loss, hits, images = (new - old for new, old in zip(sums, point.totals, strict=True))
@@ -266,7 +269,7 @@ class Trainer:
                 epoch=round(progress.epoch + progress.step_in_epoch / self.steps_per_epoch, 4),
                 loss=loss / seen,
                 accuracy=hits / seen,
-                lr=rate,
+                lr=self.step.used_rate,
                 images_per_second=round(speed, 2),
                 memory_bytes=memory,
                 data_wait_fraction=round(point.waited / seconds, 4),
@@ -274,7 +277,7 @@ class Trainer:
         return LogPoint(now, progress.step, totals=(sums[0], sums[1], sums[2]))
 
     def _diverged(self, step: int, what: str = "the loss") -> str:
-        rate = learning_rate(step - 1, self.steps_per_epoch, self.config.optim)
+        rate = self.step.rate(step - 1)
         scaler = self.accelerator.scaler
         scale = f"{scaler.get_scale():g}" if scaler else "none"
         good = self.checkpointer.last or "none yet"
@@ -288,20 +291,23 @@ class Trainer:
 
     # --- the end of an epoch -----------------------------------------------------------------------------------
 
-    def evaluate(self, confusion: bool = False) -> Evaluation:
-        """Loss and accuracy over the validation split, over all ranks; of the averaged weights where there are."""
+    def evaluate(self, confusion: bool = False, raw: bool = False) -> Evaluation:
+        """Loss and accuracy over the validation split, over all ranks; of the averaged weights where there are.
+
+        raw  of the weights themselves all the same
+        """
         model = self.model if self.checkpointer.sharded else bare_module(self.model)
         model.eval()
         if self.step.graph is not None:
             self.step.graph.make_room()
-        if self.average is None:  # it shares its own
+        if raw or self.average is None:  # it shares its own
             share_buffers(model.buffers())
 
         def forward(images: Tensor) -> Tensor:
             with eager_for_odd_shapes(self.plan.compile, len(images) != self.plan.micro_batch_size):
                 return model(images)
 
-        with self._averaged():
+        with nullcontext() if raw else self._averaged():
             result = evaluate(
                 forward,
                 refuse_lost(self.val_loader),
@@ -321,7 +327,7 @@ class Trainer:
 
     def _finish_epoch(self) -> None:
         """Evaluate, keep the best weights, write the row and the checkpoint."""
-        progress, steps = self.progress, self.steps_per_epoch
+        progress, began = self.progress, time.perf_counter()
         if not progress.images:
             raise DataError(f"no readable image in {self.train_loader.place}{told(self.train_loader.bad_images)}")
         result = self.evaluate()
@@ -345,11 +351,15 @@ class Trainer:
             "macro_f1": result.macro_f1,
             "images_per_second": round(len(self.train_loader) / max(1e-9, progress.seconds), 2),
             "seconds": round(progress.seconds, 3),
-            "lr": learning_rate(progress.in_steps_of(steps) - 1, steps, self.config.optim),
+            "lr": self.step.used_rate,
             "best": best,
         }
+        raw = self.evaluate(raw=True) if self.config.stop.weights == "raw" else result
+        if raw is not result:
+            row |= {"raw_val_loss": raw.loss, "raw_val_accuracy": raw.top1}
         if best or not self.config.log.save_best:
             self._save_weights()
+        self.ending.evaluated(result, raw, time.perf_counter() - began)
         progress.epoch += 1
         progress.step_in_epoch = 0
         progress.loss_sum = progress.hits = progress.images = progress.seconds = 0.0

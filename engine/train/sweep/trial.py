@@ -34,7 +34,8 @@ def is_finished(folder: Path, epochs: int) -> bool:
         history = read_history(folder)
     except NotARun:
         return False
-    return history.state == "finished" and len(history.epochs) >= epochs
+    early = any(row.get("event") == "ended_early" for row in history.events)
+    return history.state == "finished" and (len(history.epochs) >= epochs or early)
 
 
 def accuracies(folder: Path) -> list[float]:
