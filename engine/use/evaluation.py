@@ -91,7 +91,12 @@ def run_evaluation(config: EvaluateConfig) -> dict:
 
     Raises ConfigError and DataError.
     """
+    beside = config.checkpoint if config.checkpoint.is_dir() else config.checkpoint.parent
+    output = config.output or beside / "evaluation"
+    for folder in (output, *output.parents):
+        require(not folder.exists() or folder.is_dir(), f"--output {output}: {folder} is a file, not a folder")
     weights = read_weights(config.checkpoint, config.arch)
+    count = weights.class_count
     source = choose_source(config, weights)
     compare_data(config, source, weights)
     judged = config.split if config.split != "auto" else "val" if config.data is None else ""
@@ -107,8 +112,8 @@ def run_evaluation(config: EvaluateConfig) -> dict:
     from engine.train.evaluate import refuse_lost, refuse_none
 
     require(
-        weights.class_count == len(source.classes),
-        f"{weights.path} is for {weights.class_count} classes, and the data has {len(source.classes)}",
+        count == len(source.classes),
+        f"{weights.path} is for {count} classes, and the data has {len(source.classes)}",
     )
     device = torch.device("cuda" if use_cuda() else "cpu")
     model, forward = for_use(weights, device, config.precision)
@@ -134,8 +139,6 @@ def run_evaluation(config: EvaluateConfig) -> dict:
     assert result.confusion is not None  # it was asked for
     for bad in loader.bad_images:
         print(f"unreadable image, left out: {bad.path} ({bad.reason})")
-    beside = config.checkpoint if config.checkpoint.is_dir() else config.checkpoint.parent
-    output = config.output or beside / "evaluation"
     return write_evaluation(
         output,
         result.confusion.numpy(),

@@ -103,7 +103,8 @@ def run_prediction(config: PredictConfig) -> int:
     for written in (config.output, config.embeddings):
         if written:
             print(f"written to {written}")
-    print(f"{len(paths)} pictures, {bad} of them unreadable" if bad else f"{len(paths)} pictures")
+    counted = "1 picture" if len(paths) == 1 else f"{len(paths)} pictures"
+    print(f"{counted}, {bad} of them unreadable" if bad else counted)
     return 0
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -68,14 +68,14 @@ class Weights:
         """The network with these weights, in evaluation mode on the CPU. Raises ConfigError where they do not fit."""
         import archs
 
+        count = self.class_count
         try:  # of what the file says, all may be wrong
-            model = archs.build(self.arch, self.class_count, image_size=self.image_size, **self.options)
+            model = archs.build(self.arch, count, image_size=self.image_size, **self.options)
         except (ValueError, TypeError) as error:
             raise ConfigError(f"{self.path}: {error}") from None
-        try:
-            model.load_state_dict(self.tensors)
-        except RuntimeError as error:
-            raise ConfigError(f"{self.path}: not the weights of {self.arch}: {_short(str(error))}") from None
+        if other := _differences(model.state_dict(), self.tensors):
+            raise ConfigError(f"{self.path}: not the weights of {self.arch}: {other}")
+        model.load_state_dict(self.tensors)
         return model.eval()
 
     def digest(self) -> str:
@@ -84,9 +84,24 @@ class Weights:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _short(text: str) -> str:
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return " ".join(lines)[:300]
+def _differences(wanted: Mapping[str, torch.Tensor], found: Mapping[str, torch.Tensor]) -> str:
+    """How the tensors of a file are not those that a network wants, in words; empty where they are."""
+    shapes = [
+        f"{key} is {list(found[key].shape)}, not {list(tensor.shape)}"
+        for key, tensor in wanted.items()
+        if key in found and found[key].shape != tensor.shape
+    ]
+    kinds = {
+        "missing": [key for key in wanted if key not in found],
+        "not of it": [key for key in found if key not in wanted],
+        "of another shape": shapes,
+    }
+    told = [
+        f"{len(keys)} tensors {kind} ({', '.join(keys[:2])}{', …' if len(keys) > 2 else ''})"
+        for kind, keys in kinds.items()
+        if keys
+    ]
+    return "; ".join(told)
 
 
 def read_weights(path: Path, arch: str | None = None) -> Weights:
@@ -154,9 +169,16 @@ def _of_file(path: Path, arch: str | None) -> Weights:
     require(arch in (None, facts.arch), f"--checkpoint {path} is of {facts.arch}, not of {arch}")
     run = path.parent if (path.parent / "config.yaml").is_file() else None
     data = from_yaml(run / "config.yaml").data if run else None
-    expected = Preprocessing.from_json(facts.preprocessing) if facts.preprocessing else None
+    expected = _named_pixels(facts.preprocessing, path) if facts.preprocessing else None
     size, trained_on = facts.image_size, Fingerprint.from_dict(facts.data)
     return Weights(path, tensors, facts.arch, facts.options, facts.classes, size, data, expected, trained_on, run)
+
+
+def _named_pixels(text: str, path: Path) -> Preprocessing:
+    try:
+        return Preprocessing.from_json(text)
+    except ConfigError as error:
+        raise ConfigError(f"--checkpoint {path}: {error}") from None
 
 
 def _foreign(path: Path, arch: str, facts: dict[str, str]) -> Weights:
@@ -180,7 +202,7 @@ def _foreign(path: Path, arch: str, facts: dict[str, str]) -> Weights:
         named = {key: tensor for key, tensor in named.items() if not key.startswith("auxiliary.")}
     for key in [key for key in named if key.endswith("running_mean")]:  # older files do not count
         named.setdefault(key.replace("running_mean", "num_batches_tracked"), torch.zeros((), dtype=torch.int64))
-    expected = Preprocessing.from_json(facts["preprocessing"]) if "preprocessing" in facts else None
+    expected = _named_pixels(facts["preprocessing"], path) if "preprocessing" in facts else None
     classes = json.loads(facts["classes"]) if "classes" in facts else None
     size = expected.image_size if expected else info.image_size
     return Weights(path, named, info.name, options, classes, size, None, expected)

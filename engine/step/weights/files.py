@@ -7,6 +7,7 @@ Nothing is read that would run code: beside tensors, plain values and what train
 from __future__ import annotations
 
 import json
+import struct
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -108,6 +109,8 @@ def _torch(path: Path, origin: str) -> Any:
         what = f"it holds more than tensors and plain values ({found}), which would have to be run as code"
         what = what if found else "it is no torch file, or damaged"
         raise ConfigError(f"{origin} cannot be read as weights: {what}; save the network's state_dict()") from None
+    except (LookupError, EOFError, struct.error):  # of bytes that are no pickle; what they say is the reader's affair
+        raise ConfigError(f"{origin} cannot be read as weights: it is no torch file, or damaged") from None
     except Exception as error:  # a damaged archive raises nearly anything
         raise ConfigError(f"{origin} cannot be read as weights: {_line(error)}") from None
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from engine.config import command_line, require
+from engine.config import ConfigError, command_line, require
+from engine.data.bad_images import Unreadable, decode, read
 from engine.use.pictures import named_pictures
 from engine.use.weights import Weights, read_weights
 
@@ -55,7 +57,7 @@ def parse(arguments: list[str] | None = None) -> ExportConfig:
 def run_export(config: ExportConfig) -> int:
     """Write the file, check it where asked; returns the exit code. Raises ConfigError with nothing written."""
     if config.check is not None:
-        named_pictures([config.check])  # an empty folder is told at once
+        refuse_unreadable(config.check)
     weights = read_weights(config.checkpoint, config.arch)
     library = config.format.partition("-")[2] if config.format.startswith("safetensors") else ""
     name = f"model-{library}" if library else "model"
@@ -76,6 +78,16 @@ def run_export(config: ExportConfig) -> int:
     agreement = check(Predictor(weights, precision="fp32"), runner, config.check)
     print(agreement.describe())
     return 0 if agreement.same >= ENOUGH else 1
+
+
+def refuse_unreadable(folder: str) -> None:
+    """Raise ConfigError, before anything is written, where there is no picture to compare on."""
+    paths = named_pictures([folder])
+    for path in paths:
+        with suppress(Unreadable):
+            decode(read(path))
+            return
+    raise ConfigError(f"--check {folder}: none of its {len(paths)} pictures can be read")
 
 
 def facts_of(config: ExportConfig, weights: Weights) -> dict[str, str]:
