@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from engine.config import ConfigError, command_line, require
-from engine.data.bad_images import Unreadable, decode, read
+from engine.data.bad_images import decode
+from engine.data.sources.reading import Unreadable, read
 from engine.use.pictures import named_pictures
 from engine.use.weights import Weights, read_weights
 
