@@ -11,6 +11,7 @@ COMMANDS = {
     "predict": "classes of pictures",
     "export": "ONNX, torch.export, or weights under a library's keys",
     "sweep": "search ranges of a run's fields, or cross-validate it",
+    "shard": "make, verify and unpack tar shards of images",
     "report": "draw and compare runs",
     "bench": "measure this machine",
 }

@@ -7,19 +7,11 @@ size in bytes is not noticed.
 from __future__ import annotations
 
 import hashlib
-import os
-from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
+from engine.data.encoded import encoded_sizes, relative_names
 from engine.data.sources.source import Source, Split
-from engine.data.sources.texts import Texts
-
-THREADS = 16
-"""For sizes: on a network's disk each question waits for an answer."""
-CHUNK = 1024
 
 
 @dataclass(frozen=True)
@@ -63,35 +55,5 @@ def _add_images(digest: Any, split: Split) -> None:
         assert split.arrays is not None
         digest.update(memoryview(split.arrays).cast("B"))
         return
-    if not split.paths:
-        return
-    if split.stored is not None:
-        for key, size in zip(split.stored.keys, split.stored.sizes(), strict=True):
-            digest.update(f"{key} {size}\n".encode("utf-8", "surrogateescape"))
-        return
-    if isinstance(split.paths, Texts):  # as the list has them, relative to it
-        for name, size in zip(split.paths.bare(), _sizes(split.paths), strict=True):
-            digest.update(f"{name} {size}\n".encode("utf-8", "surrogateescape"))
-        return
-    ends = min(split.paths), max(split.paths)
-    start = len(os.path.commonpath([Path(path).parent for path in ends]).rstrip(os.sep)) + 1
-    for path, size in zip(split.paths, _sizes(split.paths), strict=True):
-        digest.update(f"{path[start:]} {size}\n".encode("utf-8", "surrogateescape"))
-
-
-def _sizes(paths: Sequence[str]) -> Iterable[int]:
-    chunks = [paths[begin : begin + CHUNK] for begin in range(0, len(paths), CHUNK)]
-    with ThreadPoolExecutor(min(THREADS, len(chunks))) as pool:
-        for sizes in pool.map(_sizes_of, chunks):
-            yield from sizes
-
-
-def _sizes_of(paths: Sequence[str]) -> list[int]:
-    return [_size(path) for path in paths]
-
-
-def _size(path: str) -> int:
-    try:
-        return os.stat(path).st_size  # noqa: PTH116 (a million paths: strings, not Path objects)
-    except OSError:
-        return 0
+    for name, size in zip(relative_names(split), encoded_sizes(split), strict=True):
+        digest.update(f"{name} {size}\n".encode("utf-8", "surrogateescape"))

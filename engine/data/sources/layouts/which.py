@@ -4,22 +4,29 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from engine.data.shards.read import read_shards, shards_in
 from engine.data.sources.folder import read_folder
 from engine.data.sources.found import Found, Wanted
 from engine.data.sources.layouts.image_list import read_list
 from engine.data.sources.layouts.table_file import ENDINGS
 from engine.data.sources.source import DataError
 
+COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
+
 
 def read_layout(root: Path, wanted: Wanted, cache: Path, flag: str = "--data.root") -> Found:
-    """What lies at `root`: folders of images, or a list of them.
+    """What lies at `root`: folders of images, a list of them, or shards.
 
     Raises DataError for what is missing or none of these.
     """
     if not root.exists():
         raise DataError(f"{flag} {root}: no such file or folder; expected images in class folders, a list, or shards")
+    if root.suffix.lower() == ".tar" or (root.is_dir() and shards_in(root)):
+        return read_shards(root)
     if not root.is_dir():
         if root.suffix.lower() in ENDINGS:
             return read_list(root, wanted.columns)
         raise DataError(f"{flag} {root}: neither a folder nor a list ({' '.join(ENDINGS)}) nor a .tar of images")
+    if packed := sorted(path.name for path in root.iterdir() if path.name.lower().endswith(COMPRESSED)):
+        raise DataError(f"{flag} {root} holds {packed[0]}: unpack it; shards are plain .tar files, read at random")
     return read_folder(root)
