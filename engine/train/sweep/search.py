@@ -19,7 +19,7 @@ from typing import Any
 from engine.config import ConfigError, RunConfig, require, to_yaml
 from engine.runs.door import CannotWrite, reason, state_of
 from engine.train.sweep.space import Range, with_fields
-from engine.train.sweep.trial import TrialFailed, is_finished, run_trial, write_result
+from engine.train.sweep.trial import TrialFailed, run_trial, write_result
 
 STARTUP = 8
 """Trials that are drawn at random before TPE has seen enough."""
@@ -126,12 +126,15 @@ def run_folds(trial: Any, config: RunConfig, folder: Path, folds: int) -> list[f
     Without folds a trial is judged after each epoch, with folds after each fold, by the mean so far.
     """
     if not folds:
+        worse = False
 
         def stop(seen: list[float]) -> bool:
-            return len(seen) < config.optim.epochs and _judged(trial, len(seen), max(seen))
+            nonlocal worse
+            worse = len(seen) < config.optim.epochs and _judged(trial, len(seen), max(seen))
+            return worse
 
         seen = run_trial(config, folder, stop)
-        return [max(seen)] if is_finished(folder, config.optim.epochs) else None
+        return None if worse else [max(seen)]  # a run may end before its epochs by itself: --stop.patience
     scores: list[float] = []
     for fold in range(folds):
         scores.append(max(run_trial(with_fields(config, {"data.fold": fold}), folder / f"fold-{fold}")))
