@@ -47,6 +47,8 @@ class DataConfig:
     """Decoding threads (DALI) or processes (torchvision); 0 is one a core, at most 8."""
     prefetch: int = 2
     """Batches prepared ahead."""
+    readers: int = 16
+    """Threads that read files for DALI: on storage that answers late, images a second × seconds an answer."""
     flip: Literal["auto", "on", "off"] = "auto"
     """Random horizontal flip in training; auto is on for photographs and off for digits."""
     crop_scale: tuple[float, float] | None = None
@@ -96,6 +98,7 @@ class DataConfig:
         require(not self.group_by or _is_pattern(self.group_by), f"--data.group-by {self.group_by!r} is no pattern")
         require(self.workers >= 0, f"--data.workers must be 0 (one a core) or more, not {self.workers}")
         require(self.prefetch >= 1, f"--data.prefetch must be at least 1 batch, not {self.prefetch}")
+        require(self.readers >= 1, f"--data.readers must be at least 1 thread, not {self.readers}")
         require(self.limit >= 0, f"--data.limit must be 0 (all images) or more, not {self.limit}")
         require(self.folds == 0 or self.folds >= 2, f"--data.folds must be 0 (none) or at least 2, not {self.folds}")
         require(

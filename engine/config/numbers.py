@@ -17,6 +17,7 @@ LARGEST = {
     "progressive_stages": 10_000,
     "workers": 1024,
     "prefetch": 1024,
+    "readers": 1024,
     "threads": 4096,
     "batch_size": 2**24,
     "micro_batch_size": 2**24,

@@ -58,7 +58,7 @@ class Header(NamedTuple):
 
 
 def look(data: bytes) -> Header:
-    """What the header alone tells; about 20 microseconds.
+    """What the header alone tells; 20 to 50 microseconds for a JPEG, twice that with EXIF.
 
     Raises Unreadable for data that no image format claims, an image of more than MAX_PIXELS, and a cut file. Only a
     JPEG or PNG without its end mark costs a full decode, to tell a cut file from one with something appended.

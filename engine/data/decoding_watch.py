@@ -10,6 +10,7 @@ from __future__ import annotations
 import faulthandler
 import json
 import os
+import threading
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,6 +48,7 @@ class DecodingWatch:
         self._noted: dict[str, list[str]] = {}
         self._file: IO[bytes] | None = None
         self._list = -1
+        self._lock = threading.Lock()  # training's batches are prepared while an evaluation's are
         with suppress(OSError):  # a host without the folder, or without room in it
             self._file = self._crash.open("wb")
             self._list = os.open(self._decoding, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
@@ -54,11 +56,11 @@ class DecodingWatch:
 
     def note(self, split: str, names: list[str]) -> None:
         """Images of a split that are with the decoder from now on, in place of those noted before."""
-        if self._list < 0:
-            return
-        self._noted[split] = names
-        text = json.dumps(self._noted).encode()
-        with suppress(OSError):
+        with self._lock, suppress(OSError):
+            if self._list < 0:
+                return
+            self._noted[split] = names
+            text = json.dumps(self._noted).encode()
             os.pwrite(self._list, f"{len(text):{LENGTH}d}".encode() + text, 0)
 
     def worker_died(self, signal: str) -> None:
@@ -75,9 +77,10 @@ class DecodingWatch:
         crashed = os.fstat(self._file.fileno()).st_size > 0
         self._file.close()
         self._file = None
-        if self._list >= 0:
-            os.close(self._list)
-            self._list = -1
+        with self._lock:
+            if self._list >= 0:
+                os.close(self._list)
+                self._list = -1
         for path in () if crashed else (self._crash, self._decoding):
             with suppress(OSError):
                 path.unlink()

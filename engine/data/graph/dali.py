@@ -1,7 +1,8 @@
 """Runs the DALI graph over a schedule: reads ahead, keeps batches in flight, survives bad files.
 
 The graph is fed, not left to read by itself: that makes the position a plain (epoch, step), and a failed batch can be
-fed again without the file at fault. Threads read the next batches' bytes while DALI decodes those before.
+fed again without the file at fault. Threads read the next batches' bytes while DALI decodes those before, and one more
+prepares them for it while the training thread takes its step.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import io
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,9 +24,8 @@ from engine.data.graph.pipeline import GraphSettings, build_graph
 from engine.data.loader import Batch, Loader, Position, Request, fill_bad_slots, worker_count
 from engine.data.sources.reading import Unreachable, Unreadable
 
-READERS = 4
 READ_CHUNK = 16
-"""Files that one task of a reading thread takes."""
+"""Files that one task of a reading thread takes at most."""
 FAILURES = (RuntimeError, ValueError, IndexError)
 """What DALI raises for a batch that it cannot process; the class depends on the operator, not on the cause."""
 
@@ -68,11 +68,15 @@ class DaliLoader(Loader):
         self._graph: Any = None
         self._flight: deque[Item] = deque()
         self._reading: deque[tuple[Request, list[Future]]] = deque()
-        self._threads = ThreadPoolExecutor(READERS, thread_name_prefix="hcr-read")
+        self._threads = ThreadPoolExecutor(self.config.readers, thread_name_prefix="hcr-read")
+        self._preparer: Executor = ThreadPoolExecutor(1, thread_name_prefix="hcr-prepare")
+        self._prepared: Future | None = None
+        """What comes of the flight being filled in the other thread: until it is there, the flight is that thread's."""
 
     def close(self) -> None:
         """Stop the reading threads and free the graph; harmless when repeated."""
         self._iterator_number += 1
+        self._preparer.shutdown(wait=True)
         self._threads.shutdown(wait=True, cancel_futures=True)
         self._reading.clear()
         self._graph = None
@@ -81,13 +85,21 @@ class DaliLoader(Loader):
     def avoid(self, crashes: Mapping[str, str]) -> None:
         if self.files is None or not crashes:
             return
+        self._wait()
         for index, path in enumerate(self.data.paths or ()):
             if reason := crashes.get(path):
                 self._bad[index] = BadImage(path, reason)
             elif reason is not None:
                 self.files.by_pillow.add(index)
 
+    def _wait(self) -> None:
+        """Until the other thread has filled the flight; raises what it met there."""
+        prepared, self._prepared = self._prepared, None
+        if prepared is not None:
+            prepared.result()
+
     def _batch(self, position: Position) -> Batch:
+        self._wait()
         if not self._flight or self._flight[0].request.position != position:
             self._discard_flight()
         self._fill_flight(position)
@@ -98,7 +110,7 @@ class DaliLoader(Loader):
         self._report(bad)
         following = self.schedule.following(position)
         if following is not None:
-            self._fill_flight(following)
+            self._prepared = self._preparer.submit(self._fill_flight, following)
         indices = item.request.share.indices
         shown = indices if item.slots is None else indices[item.slots]
         return self._assemble(item.request, images, shown, item.good, bad)
@@ -122,7 +134,8 @@ class DaliLoader(Loader):
         request = self.schedule.request(position)
         self.note([*(item.request for item in self._flight), *(ahead for ahead, _ in self._reading), request])
         indices = request.share.indices
-        chunks = [indices[i : i + READ_CHUNK].tolist() for i in range(0, len(indices), READ_CHUNK)]
+        size = max(1, min(READ_CHUNK, len(indices) // self.config.readers))
+        chunks = [indices[i : i + size].tolist() for i in range(0, len(indices), size)]
         return request, [self._threads.submit(self._load, chunk) for chunk in chunks]
 
     def _read(self, position: Position) -> Item:

@@ -2,6 +2,7 @@
 
 import gc
 import threading
+from concurrent.futures import Executor, Future
 from dataclasses import replace
 
 import numpy as np
@@ -126,6 +127,7 @@ def test_the_graph_is_built_once_and_works_on_across_epochs(photo_files, files_s
     for epoch in range(3):
         for _ in loader.epoch(epoch):
             pass
+    loader._wait()
     assert len(built) == 1
     assert [item.request.position.epoch for item in loader._flight] == [3, 3]
 
@@ -260,3 +262,61 @@ def test_memory_does_not_grow_with_the_epochs(photo_files, files_source, loader_
         sizes.append(psutil.Process().memory_info().rss)
     batch_bytes = 12 * 3 * 128 * 128 * 4
     assert np.mean(sizes[-5:]) - np.mean(sizes[20:25]) < 4 * batch_bytes
+
+
+class AtOnce(Executor):
+    """Runs what it is given in the thread that gives it."""
+
+    def submit(self, function, /, *arguments, **keywords):
+        done = Future()
+        done.set_result(function(*arguments, **keywords))
+        return done
+
+
+def test_batches_are_prepared_beside_the_training_thread_and_are_the_same(photo_files, files_source, loader_of):
+    """All but the first, which is waited for."""
+    beside, inline = (loader_of(files_source(photo_files), global_batch=4) for _ in range(2))
+    inline._preparer = AtOnce()
+    threads = {loader: [] for loader in (beside, inline)}
+    for loader, seen in threads.items():
+        feed = loader._feed
+        loader._feed = lambda item, feed=feed, seen=seen: (seen.append(threading.current_thread()), feed(item))
+    for epoch, start in ((0, 0), (1, 1), (5, 0)):  # on, from a step of another epoch, and with a flight to discard
+        pairs = zip(beside.epoch(epoch, start), inline.epoch(epoch, start), strict=True)
+        for _, (one, other) in zip(range(3), pairs, strict=False):
+            assert_same(one, other)
+    here = threading.current_thread()
+    assert set(threads[inline]) == {here}
+    assert threads[beside].count(here) < len(threads[beside]) / 2 and threads[beside][2] is not here
+
+
+def test_what_preparing_meets_is_raised_at_the_next_batch(photo_files, files_source, loader_of):
+    loader = loader_of(files_source(photo_files), global_batch=4)
+    batches = loader.epoch(0)
+    next(batches)
+    loader._wait()
+
+    def gone(position):
+        raise OSError("the disk is gone")
+
+    loader._start_reading = gone
+    next(batches)
+    with pytest.raises(OSError, match="the disk is gone"):
+        next(batches)
+    loader.close()
+
+
+def test_as_many_files_are_read_at_once_as_there_are_readers(photo_files, files_source, loader_of):
+    """A file whose bytes take a while to come keeps none of the others waiting."""
+    loader = loader_of(files_source(photo_files), global_batch=12, readers=6)
+    load, together = loader.files.load, threading.Barrier(6)
+    slow = iter(range(6))
+
+    def answers_late(index):
+        if next(slow, None) is not None:
+            together.wait(60)  # only six at once get by
+        return load(index)
+
+    loader.files.load = answers_late
+    next(loader.epoch(0))
+    assert together.n_waiting == 0 and next(slow, None) is None
