@@ -81,8 +81,11 @@ def train(config: RunConfig, command: Sequence[str] = (), work: Callable[[Sessio
     from engine.step.device_memory.out_of_memory import out_of_memory
     from engine.train.session import EXIT_MEMORY, Session
 
-    with Interrupt(announce=first_rank()) as interrupt, relaunch:
+    interrupt = Interrupt(announce=first_rank())
+    with relaunch:
         try:
+            # a stop signal ends this at once: there is nothing to save yet, and a rank that waits for others in native
+            # code would not come to a handler of ours
             session = Session(config, source, interrupt, relaunch)
         except RankError as error:
             return fail(error, one_rank=True)
@@ -93,7 +96,8 @@ def train(config: RunConfig, command: Sequence[str] = (), work: Callable[[Sessio
                 raise
             return fail(before_first_step(error), EXIT_MEMORY, one_rank=True)
         try:
-            return session.run() if work is None else work(session)
+            with interrupt:
+                return session.run() if work is None else work(session)
         except ConfigError as error:
             return fail(error)
         except DataError as error:  # an image that one rank read

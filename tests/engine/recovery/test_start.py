@@ -3,6 +3,7 @@
 import errno
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -118,6 +119,28 @@ def test_a_killed_torchrun_leaves_no_orphans(root, tmp_path, steps):
         until(lambda one=worker: gone(one), 90)
     if steps:
         assert list((run / "checkpoints").glob("step-*/trainer.pt"))
+
+
+@pytest.mark.distributed
+def test_a_rank_that_waits_for_another_ends_with_its_launcher(root, tmp_path):
+    """In the rendezvous it is in native code, where no handler of Python's is reached: it stayed until the time-out."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    flags = "--arch convnet_bn --image-size 16 --data.name digits --precision fp32 --batch-size 4 --output"
+    command = [sys.executable, "launch/train.py", *flags.split(), str(tmp_path / "run")]
+    code = f"import subprocess, sys; subprocess.run({command!r})"
+    rank = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    env = os.environ | rank | {"TORCHELASTIC_RUN_ID": "no", "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    launcher = subprocess.Popen([sys.executable, "-c", code], cwd=root, env=env)
+    try:
+        (child,) = until(lambda: children_of(launcher))
+        until(lambda: any(one.laddr.port == port for one in child.net_connections()), 120)  # it holds the store
+        time.sleep(1)
+    finally:
+        launcher.kill()
+        launcher.wait()
+    until(lambda: gone(child), 30)
 
 
 @pytest.mark.parametrize("gibibytes", [1.0, 2.0, 4.0])
