@@ -49,30 +49,38 @@ def evaluate(
     reduce       sums a tensor over the ranks
     confusion    also count [truth, prediction] pairs
 
-    The host waits for the device once, at the end. `top5` is over min(5, classes) guesses.
+    The host waits for the device once, at the end. `top5` is over min(5, classes) guesses. Raises DataError on every
+    rank where `batches` does on one.
     """
-    totals = torch.zeros(4, dtype=torch.float64, device=device)  # loss, top-1, top-5, images
+    totals = torch.zeros(5, dtype=torch.float64, device=device)  # loss, top-1, top-5, images, ranks that lost theirs
     tallies = torch.zeros(3, num_classes, dtype=torch.float64, device=device)  # images, guesses, hits of each class
     pairs = torch.zeros(num_classes * num_classes if confusion else 0, dtype=torch.float64, device=device)
     guesses = min(5, num_classes)
-    for batch in batches:
-        micro = zip(*(t.split(micro_batch_size) for t in (batch.images, batch.labels, batch.weights)), strict=True)
-        for images, labels, weights in micro:
-            logits = model(images).float()
-            losses = F.cross_entropy(logits, labels, reduction="none")
-            best = logits.topk(guesses, dim=1).indices
-            hits = best == labels[:, None]
-            rows = torch.stack([losses, hits[:, 0].float(), hits.any(dim=1).float(), torch.ones_like(losses)])
-            totals += (torch.where(weights > 0, rows, 0.0) * weights).sum(dim=1, dtype=torch.float64)
-            # bincount would wait for the device; sums of zeros and ones are exact in any order
-            for place, (where, counted) in enumerate(
-                ((labels, weights), (best[:, 0], weights), (labels, hits[:, 0] * weights))
-            ):
-                tallies[place].scatter_add_(0, where, counted.double())
-            if confusion:
-                pairs.scatter_add_(0, labels * num_classes + best[:, 0], weights.double())
+    lost: DataError | None = None
+    try:
+        for batch in batches:
+            micro = zip(*(t.split(micro_batch_size) for t in (batch.images, batch.labels, batch.weights)), strict=True)
+            for images, labels, weights in micro:
+                logits = model(images).float()
+                losses = F.cross_entropy(logits, labels, reduction="none")
+                best = logits.topk(guesses, dim=1).indices
+                hits = best == labels[:, None]
+                rows = torch.stack([losses, hits[:, 0].float(), hits.any(dim=1).float(), torch.ones_like(losses)])
+                totals[:4] += (torch.where(weights > 0, rows, 0.0) * weights).sum(dim=1, dtype=torch.float64)
+                # bincount would wait for the device; sums of zeros and ones are exact in any order
+                for place, (where, counted) in enumerate(
+                    ((labels, weights), (best[:, 0], weights), (labels, hits[:, 0] * weights))
+                ):
+                    tallies[place].scatter_add_(0, where, counted.double())
+                if confusion:
+                    pairs.scatter_add_(0, labels * num_classes + best[:, 0], weights.double())
+    except DataError as error:  # the other ranks wait for this one
+        lost = error
+        totals[4] = 1.0
     totals = reduce(totals)
-    loss, top1, top5, count = totals.tolist()
+    loss, top1, top5, count, several = totals.tolist()
+    if several:
+        raise lost or DataError("the evaluation's images cannot be read on another rank, which says which")
     balanced, macro_f1 = class_means(reduce(tallies))
     matrix = None
     if confusion:
@@ -94,12 +102,20 @@ def class_means(tallies: Tensor) -> tuple[float, float]:
     return recall[there].mean().item(), f1[there].mean().item()
 
 
-def refuse_lost(loader: Any) -> Iterator:
-    """The batches of an evaluation. Raises DataError at one whose images have gone."""
+def refuse_lost(loader: Any, at_end: bool = False) -> Iterator:
+    """The batches of an evaluation. Raises DataError at one whose images have gone.
+
+    at_end  behind the last batch: where each forward pass is one of all ranks
+    """
+    lost: DataError | None = None
     for batch in loader.epoch(0):
-        if batch.gone:
-            raise DataError(f"no image of a whole batch in {loader.place} could be read{told(batch.unread)}")
+        if batch.gone and lost is None:
+            lost = DataError(f"no image of a whole batch in {loader.place} could be read{told(batch.unread)}")
+            if not at_end:
+                raise lost
         yield batch
+    if lost is not None:
+        raise lost
 
 
 def refuse_none(result: Evaluation, loader: Any) -> None:

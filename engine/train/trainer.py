@@ -105,7 +105,7 @@ class Trainer:
         self.peaks = PeakMemory(accelerator.device)
         self.profile: StepProfile | Unprofiled = Unprofiled()
         self._stopping = False
-        self._lost = False
+        self._lost = self._gone = False
         self._started = time.perf_counter()
         self._started_step = 0
 
@@ -171,7 +171,7 @@ class Trainer:
                 if batch.readable or not self._alone:  # several ranks step together, whoever has images
                     with self._following():
                         self.rescue.take(batch)
-                self._lost = batch.lost
+                self._lost, self._gone = batch.lost, self._gone or batch.gone
                 self.profile.step_done(batch.global_count)
                 progress.step += 1
                 progress.step_in_epoch += 1
@@ -234,7 +234,7 @@ class Trainer:
     def _log(self, point: LogPoint, bar: EpochBar) -> LogPoint:
         """Wait for the device, agree with the other ranks, write a row; returns the new log point."""
         self.step.meter[4] = float(self.interrupt.received is not None)
-        self.step.meter[5] = float(self._lost)
+        self.step.meter[5] = 2.0 if self._gone else float(self._lost)
         steps = self.progress.step - point.step
         first = point.step == self._started_step
         self.step.meter[6] = self.ending.estimate(time.perf_counter() - point.time, steps, first)
@@ -246,7 +246,7 @@ class Trainer:
         sums = rows[:, :3].sum(dim=0).tolist()
         self._stopping = bool(rows[:, 4].max() > 0)
         self.ending.settle(round(rows[0, 6].item()))
-        if rows[:, 5].min() > 0:  # on no rank has the last batch an image
+        if rows[:, 5].min() > 0 or rows[:, 5].max() > 1:  # no rank's last batch has an image, or one's disk is gone
             raise DataError(f"no image of a whole batch could be read{told(self.train_loader.bad_images)}")
         progress = self.progress
         if math.isfinite(first_bad := rows[:, 3].min().item()):
@@ -310,7 +310,7 @@ class Trainer:
         with nullcontext() if raw else self._averaged():
             result = evaluate(
                 forward,
-                refuse_lost(self.val_loader),
+                refuse_lost(self.val_loader, at_end=self.checkpointer.sharded),
                 self.num_classes,
                 self.accelerator.device,
                 self.plan.micro_batch_size,
