@@ -1,7 +1,7 @@
 # make train       install, then train ResNeXt-50 on the digits
 # make test        install, then every test that needs no GPU
 # make test-slow   the tests that take minutes
-# make test-faults every fault at random moments, table to profiles/faults.json
+# make test-faults every fault at random moments, table to profiles/faults.json; FAULTS="--moments 5 --dear 2" for fewer
 # make test-gpu    the tests that need an NVIDIA GPU
 # make test-emulated  the same, and more, on an emulated one; needs g++
 # make lint        ruff
@@ -26,7 +26,7 @@ test-slow: .venv/installed-test
 	python -m pytest -m "slow and not gpu and not emulated" --ignore tests/benchmarks
 
 test-faults: .venv/installed-test
-	python -m tests.faults.run --output profiles/faults.json
+	python -m tests.faults.run $(or $(FAULTS),--output profiles/faults.json)
 
 test-gpu: .venv/installed-test
 	python -m pytest -m gpu

@@ -11,7 +11,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.faults import launched
+from tests.faults import over_ranks
+from tests.faults.moments import at_batch
 from tests.faults.trial import FLAGS, Bench, Wrong, refuse_strays, start
 
 KINDS: dict[str, Callable[[Bench, random.Random], str]] = {}
@@ -209,25 +210,6 @@ def full(bench: Bench, chance: random.Random) -> str:
     return go_on(bench, run)
 
 
-def at_batch(number: int, action: Callable[[], None], train: bool = True) -> Callable[[], None]:
-    """Lets `action` happen in the child when it asks for its n-th batch."""
-
-    def before() -> None:
-        from engine.data.graph.dali import DaliLoader
-
-        count, real = [0], DaliLoader._batch
-
-        def batch(self, position):
-            count[0] += 1
-            if count[0] == number:
-                action()
-            return real(self, position)
-
-        DaliLoader._batch = batch
-
-    return before
-
-
 @kind("run folder moved away")
 def moved(bench: Bench, chance: random.Random) -> str:
     """An error, no new folder, and the run goes on where it is now."""
@@ -316,5 +298,9 @@ def renamed(bench: Bench, chance: random.Random) -> str:
     return "refused"
 
 
-kind("SIGKILL of torchrun", dear=True)(launched.kill_launcher)
-kind("SIGKILL of one of two ranks", dear=True)(launched.kill_rank)
+kind("SIGKILL of torchrun", dear=True)(over_ranks.kill_launcher)
+kind("SIGKILL of one of two ranks", dear=True)(over_ranks.kill_rank)
+kind("SIGKILL in an evaluation of two ranks", dear=True)(over_ranks.kill_in_evaluation)
+kind("SIGKILL of the rank with the store", dear=True)(over_ranks.kill_store)
+kind("images gone on one of two ranks", dear=True)(over_ranks.data_gone_on_one_rank)
+kind("SIGKILL in a sharded save", dear=True)(over_ranks.kill_in_sharded_save)

@@ -1,15 +1,24 @@
 """A short selection of the table of faults (tests/faults/run.py); all of it is `make test-faults`."""
 
+import json
 import os
-from pathlib import Path
 
 import pytest
 
 from tests.faults.kinds import DEAR, KINDS
+from tests.faults.table import GROUPS, lines, sentence
 from tests.faults.trial import Bench, Wrong, moment
 
 pytestmark = [pytest.mark.faults, pytest.mark.skipif(not hasattr(os, "fork"), reason="runs are forked")]
-SHORT = ("SIGKILL", "SIGTERM", "flipped bit in a checkpoint", "full disk", "run folder moved away", "data moved away")
+SHORT = (
+    "images gone on one of two ranks",
+    "SIGKILL",
+    "SIGTERM",
+    "flipped bit in a checkpoint",
+    "full disk",
+    "run folder moved away",
+    "data moved away",
+)
 
 
 @pytest.fixture(scope="module")
@@ -27,6 +36,13 @@ def test_a_fault_at_one_moment(bench, name):
 @pytest.mark.parametrize("name", sorted(KINDS.keys() - DEAR))
 def test_a_fault_at_more_moments(bench, name, number):
     KINDS[name](bench, moment(name, number))
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+@pytest.mark.parametrize("name", [name for name in KINDS if name in DEAR])
+def test_a_fault_of_two_ranks(bench, name):
+    KINDS[name](bench, moment(name, 0))
 
 
 def test_the_comparison_sees_what_differs(bench):
@@ -66,13 +82,12 @@ def test_a_hang_and_an_orphan_are_seen(bench, monkeypatch):
     os.killpg(child.pid, 9)
 
 
-def test_every_kind_of_the_table_is_one_that_is_run(root):
-    """profiles/faults.json is of these kinds, and says how many moments were tried."""
-    import json
-
-    path = Path(root) / "profiles" / "faults.json"
-    if not path.exists():
-        pytest.skip("no table was measured yet")
-    table = json.loads(path.read_text())["kinds"]
+def test_the_table_is_of_these_kinds_and_the_readme_shows_it(root):
+    """profiles/faults.json has every kind; the README's lines and counts are the file's."""
+    table = json.loads((root / "profiles" / "faults.json").read_text())["kinds"]
     assert table.keys() == KINDS.keys()
     assert all(sum(row["outcomes"].values()) + len(row["wrong"]) == row["moments"] for row in table.values())
+    assert sorted(name for _, names, _ in GROUPS for name in names) == sorted(KINDS)
+    readme = (root / "README.md").read_text()
+    assert sentence(table) in readme
+    assert "\n".join(lines(table)) in readme

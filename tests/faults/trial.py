@@ -12,9 +12,9 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -52,16 +52,20 @@ class Child:
 
     pid: int
     log: Path
-    began: float
+    began: float = field(default_factory=time.monotonic)
 
     def signal(self, number: signal.Signals) -> None:
         """Send it; a child that has ended hears nothing."""
         with suppress(ProcessLookupError):
             os.kill(self.pid, number)
 
-    def wait(self) -> tuple[int, str]:
-        """(exit code, all that it said); negative is the signal that ended it. Raises Wrong for a hang or orphans."""
-        deadline = time.monotonic() + SECONDS
+    def wait(self, seconds: float = 0.0, frames: bool = False) -> tuple[int, str]:
+        """(exit code, all that it said); negative is the signal that ended it. Raises Wrong for a hang or orphans.
+
+        seconds  until it counts as a hang; 0 is SECONDS
+        frames   a traceback is no fault: of a rank that lost the others
+        """
+        deadline = time.monotonic() + (seconds or SECONDS)
         status = 0
         while True:
             done, status = os.waitpid(self.pid, os.WNOHANG)
@@ -76,7 +80,7 @@ class Child:
         orphans = [one.pid for one in psutil.process_iter() if _session(one.pid) == self.pid and _runs(one)]
         if orphans:
             raise Wrong(f"{len(orphans)} processes outlive it")
-        if "Traceback" in said:
+        if "Traceback" in said and not frames:
             raise Wrong(f"traceback: {said[-600:]}")
         return os.waitstatus_to_exitcode(status), said
 
@@ -97,30 +101,51 @@ def _runs(process: psutil.Process) -> bool:
 
 def start(flags: list[str], log: Path, before: Callable[[], None] = lambda: None) -> Child:
     """Fork a run with these flags; `before` is called in it first."""
+    return Child(forked(lambda: _run(flags, before), log), log)
+
+
+def forked(work: Callable[[], int], log: Path | None = None, environment: Mapping[str, str] | None = None) -> int:
+    """The number of a process of its own session that does `work`, which gives its exit code.
+
+    log          where its streams go; None: to its parent's
+    environment  all of it; None: its parent's
+    """
     import engine.train.session  # noqa: F401  (torch and all are imported here, once)
 
     sys.stdout.flush()
     sys.stderr.flush()
-    began = time.monotonic()
     pid = os.fork()
     if pid:
-        return Child(pid, log, began)
+        return pid
     code = 70
     try:
         os.setsid()
-        descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        os.dup2(descriptor, 1)
-        os.dup2(descriptor, 2)
+        if environment is not None:
+            os.environ.clear()
+            os.environ.update(environment)
+        if log is not None:
+            descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            os.dup2(descriptor, 1)
+            os.dup2(descriptor, 2)
         sys.stdout = open(1, "w", closefd=False, buffering=1)  # noqa: SIM115
         sys.stderr = open(2, "w", closefd=False, buffering=1)  # noqa: SIM115
-        code = _run(flags, before)
+        code = work()
     except BaseException:
         import traceback
 
         traceback.print_exc()
     finally:
-        sys.stdout.flush()
+        with suppress(Exception):
+            sys.stdout.flush()
+            sys.stderr.flush()
         os._exit(code)
+
+
+def train_forked(flags: list[str], before: Callable[[], None]) -> int:
+    """What a forked rank does; torchrun's own handlers and group are not its."""
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_DFL)
+    return _run(flags, before)
 
 
 def _run(flags: list[str], before: Callable[[], None]) -> int:
@@ -209,13 +234,18 @@ class Bench:
         return said
 
     def compare(self, run: Path) -> None:
-        """Raise Wrong unless `run` ended with the undisturbed run's bits and rows, and left nothing lying about."""
-        if read_weights(run) != self.weights:
-            raise Wrong("other weights")
-        if (rows := read_rows(run)) != self.rows:
-            at = next((a for a, b in zip(self.rows, rows, strict=False) if a != b), "their number")
-            raise Wrong(f"other rows: {at}")
-        refuse_strays(run)
+        """`compare` with the undisturbed run."""
+        compare(run, self.weights, self.rows)
+
+
+def compare(run: Path, weights: dict[str, bytes], rows: list[dict]) -> None:
+    """Raise Wrong unless `run` ended with these bits and rows, and left nothing lying about."""
+    if read_weights(run) != weights:
+        raise Wrong("other weights")
+    if (found := read_rows(run)) != rows:
+        at = next((a for a, b in zip(rows, found, strict=False) if a != b), "their number")
+        raise Wrong(f"other rows: {at}")
+    refuse_strays(run)
 
 
 def read_weights(run: Path) -> dict[str, bytes]:
