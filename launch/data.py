@@ -23,7 +23,7 @@ def main() -> int:
         config = parse(description=DESCRIPTION)
     except ConfigError as error:
         return fail(error)
-    from engine.train.data_command import examine_data
+    from engine.train.data.command import examine_data
 
     return examine_data(config)
 

@@ -49,7 +49,7 @@ from engine.step.plan import Hardware
 from engine.step.single_values import refuse_single_values
 from engine.step.weights.pretrained import with_preprocessing
 from engine.step.wrap import AUTOCAST_DTYPES, Launch, build_accelerator, prepare_device, wrap
-from engine.train.data_check import checked, told
+from engine.train.data.check import checked, told
 from engine.train.decoder_crash import known_crashes
 from engine.train.kept_weights import measure_test
 from engine.train.loss_terms import loss_terms

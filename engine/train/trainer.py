@@ -37,7 +37,9 @@ from engine.step.optimizer_step import OptimizerStep
 from engine.step.plan import Plan
 from engine.step.standing import Progress
 from engine.step.wrap import bare_module, eager_for_odd_shapes, share_buffers
+from engine.train.data.verdict import Verdict
 from engine.train.ending import Ending
+from engine.train.epoch_line import epoch_line
 from engine.train.evaluate import Evaluation, evaluate, refuse_lost, refuse_none, told
 from engine.train.log_point import LogPoint
 from engine.train.schedule_free import AveragedPoint
@@ -103,6 +105,7 @@ class Trainer:
         self.rescue = Rescue(self.step, self.checkpointer, folder, ladder)
         self.main = accelerator.is_main_process
         self.peaks = PeakMemory(accelerator.device)
+        self.verdict = Verdict(config.data, accelerator.num_processes, accelerator.device)
         self.profile: StepProfile | Unprofiled = Unprofiled()
         self._stopping = False
         self._lost = self._gone = False
@@ -257,6 +260,7 @@ class Trainer:
         progress.images += images
         progress.seconds += now - point.time
         seconds = max(1e-9, now - point.time)
+        self.verdict.pace.add(point.images, seconds, point.waited)
         speed, seen = point.images / seconds, max(1.0, images)
         memory = memory_in_use(self.accelerator.device)
         remaining = self.config.optim.epochs * self.steps_per_epoch - progress.in_steps_of(self.steps_per_epoch)
@@ -330,12 +334,12 @@ class Trainer:
         progress, began = self.progress, time.perf_counter()
         if not progress.images:
             raise DataError(f"no readable image in {self.train_loader.place}{told(self.train_loader.bad_images)}")
+        pace, verdict = self.verdict.of_epoch(self.train_loader, progress.epoch, self.plan)
         result = self.evaluate()
         if not math.isfinite(result.loss):
             raise Diverged(self._diverged(progress.step, "the loss on the val images"))
         by, score = self.config.log.best, result.score(self.config.log.best)
         best = progress.is_best(by, score, result.top1)
-        judged = f"  {by.replace('_', ' ')} {score:6.2%}" if by in ("balanced", "macro_f1") else ""
         seen = max(1.0, progress.images)
         row = {
             "epoch": progress.epoch + 1,
@@ -353,6 +357,7 @@ class Trainer:
             "seconds": round(progress.seconds, 3),
             "lr": self.step.used_rate,
             "best": best,
+            **pace,
         }
         raw = self.evaluate(raw=True) if self.config.stop.weights == "raw" else result
         if raw is not result:
@@ -366,11 +371,7 @@ class Trainer:
         if self.main:
             self.folder.append("epoch", **row)
             print(
-                f"epoch {row['epoch']:>{len(str(self.config.optim.epochs))}}/{self.config.optim.epochs}"
-                f"  train {row['train_accuracy']:6.2%} loss {row['train_loss']:.4f}"
-                f"  val {row['val_accuracy']:6.2%} loss {row['val_loss']:.4f}{judged}"
-                f"  {row['images_per_second']:.0f} img/s  {row['seconds']:.1f} s{'  best' if best else ''}",
-                flush=True,
+                epoch_line(row, self.config.optim.epochs, by, score), *filter(None, [verdict]), sep="\n  ", flush=True
             )
         self.save()
 

@@ -16,7 +16,7 @@ from engine.report.data_check.sheet import contact_sheet
 from engine.report.data_check.told import lines
 from engine.runs.door import atomic_file
 from engine.step.weights.pretrained import with_preprocessing
-from engine.train.data_check import examined
+from engine.train.data.check import examined
 from engine.train.run import choose_data, fail, show_notices
 
 PICTURES = 40

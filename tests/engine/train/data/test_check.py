@@ -10,7 +10,7 @@ from engine.config import parse
 from engine.data.doctor.examine import examine, keep
 from engine.data.fingerprint import fingerprint_of
 from engine.data.sources.open import open_source
-from engine.train.data_command import examine_data
+from engine.train.data.command import examine_data
 
 
 @pytest.fixture
