@@ -96,6 +96,8 @@ class Plan:
     """In words, what the prediction was multiplied by; empty where it was not."""
     frozen: str = ""
     """In words, what is not trained and what that saves."""
+    tf32: str = "convolutions"
+    """Which fp32 products a GPU may take in TF32, as PrecisionConfig.tf32 says."""
     cuda_graph: bool = False
     """Whole steps are recorded as one CUDA graph (engine.step.recorded)."""
     relative_cost: float = 0.0
@@ -121,7 +123,9 @@ class Plan:
         split = f"batch {self.global_batch_size}"
         if self.ranks > 1 or self.accumulation > 1:
             split += f" = {self.micro_batch_size} × {self.accumulation} accumulated × {self.ranks} ranks"
-        parts = [self.device_name, self.precision + (" with loss scaling" if self.loss_scaling else ""), split]
+        rounded = self.device == "cuda" and self.precision == "fp32" and self.tf32 == "on"
+        precision = self.precision + (" with loss scaling" if self.loss_scaling else " in TF32" if rounded else "")
+        parts = [self.device_name, precision, split]
         parts += ["torch.compile"] if self.compile else []
         parts += ["one CUDA graph a step"] if self.cuda_graph else []
         parts += [f"recompute {self.recompute}"] if self.recompute not in ("none", "compiled") else []
@@ -248,4 +252,5 @@ def make_plan(config: RunConfig, model: nn.Module, hardware: Hardware, ranks: in
         sync_bn=synchronised,
         frozen=frozen_text(model, states / max(1, trained)),
         cuda_graph=recorded,
+        tf32=config.precision.tf32,
     )

@@ -197,7 +197,8 @@ def release_memory() -> None:
 
 @contextmanager
 def fair_settings() -> Iterator[None]:
-    """The same switches for all sides: cuDNN may search its algorithms, a CPU does not crawl through denormals.
+    """The same switches for all sides: cuDNN may search its algorithms, a GPU takes fp32 products in TF32 as a run does
+    by default, a CPU does not crawl through denormals.
 
     What is to be compiled is: all modules that `nn.Module.compile` compiles share one code object and its limit of 8
     graphs (torch._dynamo.config.recompile_limit), and beyond it they would run eager, with a line in a log. So what was
@@ -205,15 +206,15 @@ def fair_settings() -> Iterator[None]:
     """
     import torch._dynamo  # here: it takes seconds to load, and much that imports this file compiles nothing
 
-    before = torch.backends.cudnn.benchmark
-    torch.backends.cudnn.benchmark = True
+    before, rounded = torch.backends.cudnn.benchmark, torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cudnn.benchmark = torch.backends.cuda.matmul.allow_tf32 = True
     torch.set_flush_denormal(True)
     torch._dynamo.reset()
     try:
         with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
             yield
     finally:
-        torch.backends.cudnn.benchmark = before
+        torch.backends.cudnn.benchmark, torch.backends.cuda.matmul.allow_tf32 = before, rounded
         torch.set_flush_denormal(False)
 
 

@@ -1,5 +1,6 @@
 """What the launcher's environment means, and how a model is wrapped."""
 
+import dataclasses
 import json
 import os
 import warnings
@@ -192,3 +193,31 @@ def test_ddp_exchanges_nothing_in_the_forward_pass(free_port, bare):
         assert not wrapped.broadcast_buffers and wrapped.gradient_as_bucket_view
     finally:
         torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize(
+    ("asked", "products", "matmul", "convolutions"),
+    [("on", "high", True, True), ("convolutions", "highest", False, True), ("off", "highest", False, False)],
+)
+def test_fp32_products_are_rounded_as_asked(monkeypatch, reset_accelerator, asked, products, matmul, convolutions):
+    """By what torch reads when it multiplies, and the fused kernels when they are launched."""
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    config = RunConfig(precision=PrecisionConfig("fp32", asked), model=ModelConfig(compile="off"))
+    model = torch.nn.Linear(3, 4)
+    plan = make_plan(config, model, Hardware("cpu", "CPU"))
+    factors = torch.randn(2, 64, 64)
+    exact = factors[0] @ factors[1]
+    try:
+        wrap(model, build_optimizer(model, config.optim), plan, build_accelerator(plan, ALONE, config.optim))
+        assert torch.get_float32_matmul_precision() == products
+        assert (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32) == (matmul, convolutions)
+        assert torch.equal(factors[0] @ factors[1], exact)  # a CPU's products stay what they are
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+
+
+def test_the_plan_says_that_fp32_is_rounded():
+    config = RunConfig(precision=PrecisionConfig("fp32"))
+    plan = make_plan(config, torch.nn.Linear(3, 4), Hardware("cuda", "a GPU", capability=(9, 0)))
+    assert "fp32 in TF32" in plan.describe()
+    assert "TF32" not in dataclasses.replace(plan, tf32="off").describe()
