@@ -61,3 +61,50 @@ def test_fp16_gradients_of_a_repeated_step_are_unscaled(make_trainer, clip_norm)
         found.append([parameter.detach().clone() for parameter in model.parameters()])
     for plain, repeated in zip(*found, strict=True):
         torch.testing.assert_close(repeated, plain, rtol=1e-2, atol=1e-3)
+
+
+class Keeping(TinyNet):
+    """Keeps 4 MiB an image for its backward pass, and asks for more than the card has at one call."""
+
+    calls = 0
+
+    def forward(self, images):
+        kept = torch.ones(len(images), 1 << 20, device=images.device, requires_grad=True)
+        self.calls += 1
+        if self.calls == 2:
+            torch.empty(1 << 40, device=images.device)
+        return super().forward(images) + kept.square().mean()
+
+
+class OtherRanks:
+    """Stands in for the exchange with ranks that all succeed; notes what is allocated when zeros are handed in."""
+
+    within_passes = False
+
+    def __init__(self, step):
+        self.step, self.allocated = step, []
+
+    def begin(self, kind):
+        pass
+
+    def any_failed(self, mine):
+        return mine
+
+    def hand_in_zeros(self):
+        self.allocated.append(torch.cuda.memory_allocated())
+
+    def rewrap(self):
+        return self.step.model
+
+
+def test_the_failed_step_is_gone_when_zeros_are_handed_in_for_it(make_trainer):
+    """They are a set of DDP's buckets: as many bytes as gradients, of which activations left more than that."""
+    trainer = make_trainer(model=Keeping(), device="cuda", optim=OptimConfig(epochs=1, batch_size=16))
+    trainer.rescue = rescue_of(trainer, [trainer.plan])
+    trainer.rescue._exchange, trainer.rescue._alone = OtherRanks(trainer.step), False
+    gradients = sum(4 * parameter.numel() for parameter in trainer.step.model.parameters())
+    before = torch.cuda.memory_allocated()
+    trainer.fit()
+    (allocated,) = trainer.rescue._exchange.allocated
+    assert len(trainer.rescue.events) == 1
+    assert allocated - before < 8 * gradients + (4 << 20) < (64 << 20)  # weights' states and batches, no activations
