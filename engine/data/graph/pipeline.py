@@ -3,6 +3,10 @@
 Where the image is cut is computed outside, from sizes, so that the graph holds nothing but pixels: decode (with EXIF
 orientation), cut, resize with an antialiasing filter, flip and normalise. On a GPU the decoder is `mixed`
 and everything after it runs on the device; on a CPU the same operators run in DALI's threads.
+
+A CPU decodes little more than the window. A GPU decodes the whole image and cuts it then: nvImageCodec 0.9, which DALI
+2.4 asks for, is reported to fail on windows of JPEGs (NVIDIA/nvImageCodec issue 55: an error on an A100, SIGSEGV on an
+H100), and its hardware engine decodes whole images.
 """
 
 from dataclasses import dataclass
@@ -67,21 +71,22 @@ def define_graph(settings: GraphSettings, batch_size: int, depth: int) -> Any:
             layout=None if settings.encoded else "HWC",
             no_copy=not gpu,  # bytes go straight to the CPU decoder; the GPU's reads them later than we keep them
         )
-        decoder = "mixed" if gpu else "cpu"
         if settings.train:
             start = fn.external_source(name=START, dtype=types.INT32, ndim=1)
             shape = fn.external_source(name=SHAPE, dtype=types.INT32, ndim=1)
             mirror = fn.external_source(name=MIRROR, dtype=types.INT32, ndim=0)
-            if settings.encoded:  # decodes little more than the window
-                images = fn.decoders.image_slice(images, device=decoder, start=start, shape=shape, axes=[0, 1])
+            window = {"start": start, "shape": shape, "axes": [0, 1]}
+            if settings.encoded and not gpu:
+                images = fn.decoders.image_slice(images, device="cpu", **window)
             else:
-                images = fn.slice(images.gpu() if gpu else images, start=start, shape=shape, axes=[0, 1])
+                whole = fn.decoders.image(images, device="mixed") if settings.encoded else images
+                images = fn.slice(whole.gpu() if gpu else whole, **window)
             images = fn.resize(images, **resize)
         else:
             region = fn.external_source(name=REGION, dtype=types.FLOAT, ndim=1)
             mirror = 0
             if settings.encoded:  # chroma upsampled as on the CPU, so that accuracy is the same on both
-                images = fn.decoders.image(images, device=decoder, jpeg_fancy_upsampling=True)
+                images = fn.decoders.image(images, device="mixed" if gpu else "cpu", jpeg_fancy_upsampling=True)
             elif gpu:
                 images = images.gpu()
             images = fn.resize(images, roi_start=region[0:2], roi_end=region[2:4], **resize)

@@ -23,7 +23,13 @@ def operators(device: str, train: bool, encoded: bool) -> list[tuple[str, str]]:
 @pytest.mark.parametrize("encoded", [True, False])
 def test_gpu_graph_is_the_cpu_graph_on_another_device(train, encoded):
     cpu, gpu = (operators(device, train, encoded) for device in ("cpu", "cuda:0"))
-    assert [name for name, _ in cpu] == [name for name, _ in gpu]
+    names = [[name for name, _ in one] for one in (cpu, gpu)]
+    if train and encoded:  # a CPU decodes the window alone
+        assert sorted(names[1]) == sorted(
+            ["__Image", "__Slice", *(each for each in names[0] if each != "__ImageSlice")]
+        )
+    else:
+        assert names[0] == names[1]
     assert {place for _, place in cpu} == {"cpu"}
     pixels = {name for name, place in gpu if place == "gpu"}
     assert {"__Resize", "__CropMirrorNormalize"} <= pixels
@@ -31,5 +37,7 @@ def test_gpu_graph_is_the_cpu_graph_on_another_device(train, encoded):
 
 
 def test_files_are_decoded_on_the_gpu():
-    assert ("__ImageSlice", "gpu") in operators("cuda:0", train=True, encoded=True)
+    """Whole, and cut there: windows are what nvImageCodec 0.9 fails on, and not what the hardware engine decodes."""
+    training = operators("cuda:0", train=True, encoded=True)
+    assert training.index(("__Image", "gpu")) < training.index(("__Slice", "gpu")) < training.index(("__Resize", "gpu"))
     assert ("__Image", "gpu") in operators("cuda:0", train=False, encoded=True)
