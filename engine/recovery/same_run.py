@@ -56,8 +56,8 @@ def refuse_other(
 
     state  the checkpoint's contents; older ones say neither `run` nor `data`
 
-    Raises ConfigError for a run of other fields, for other classes, and in the middle of an epoch for another number
-    of images: which of them were seen in it is not known then.
+    Raises ConfigError for a run of other fields, for other classes, for other images where folds are drawn from them,
+    and in the middle of an epoch for another number of images: which of them were seen in it is not known then.
     """
     if changed := changes(state.get("run", {}), run_identity(config)):
         raise ConfigError(
@@ -67,6 +67,12 @@ def refuse_other(
     trained = Fingerprint.from_dict(state.get("data"))
     refuse_other_classes(trained and trained.classes, data.classes, f"checkpoint {checkpoint}")
     change = trained and other_images(trained, data)
+    if change and config.data.folds:
+        raise ConfigError(
+            f"checkpoint {checkpoint} was trained on {config.data.folds} folds less one, and {change} since: folds are "
+            "drawn from all images, so images that were trained on would be tested on. Put the images back, or start "
+            "a new run"
+        )
     done = state["progress"]["step_in_epoch"]
     if done > steps_per_epoch or (done and trained and trained.train_images != data.train_images):
         raise ConfigError(

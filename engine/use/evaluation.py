@@ -11,6 +11,7 @@ from engine.config.flag import TopLevel
 from engine.data.fingerprint import fingerprint_of
 from engine.data.opened import open_data
 from engine.data.preprocessing import Preprocessing
+from engine.data.sources import holdout
 from engine.data.sources.found import Wanted, source_to_evaluate
 from engine.data.sources.layouts.which import read_layout
 from engine.data.sources.open import open_source
@@ -84,6 +85,23 @@ def compare_data(config: EvaluateConfig, source: Source, weights: Weights) -> No
         change = other_images(weights.trained_on, fingerprint_of(source))
         if change is not None:
             print(f"note: {change} since the weights were trained")
+    if config.data is not None and holds_training_images(config.data, weights):
+        print(
+            f"note: {config.data} has images that the weights were trained on, as the run took its test images out of "
+            "it; leave --data out to evaluate on those alone"
+        )
+
+
+def holds_training_images(data: str, weights: Weights) -> bool:
+    """Whether the run drew training and test images, as folds or a share, from the data that is named now."""
+    trained = weights.data
+    if trained is None or not (trained.folds or (weights.run and (weights.run / holdout.NAME).exists())):
+        return False
+    if data in NAMED_SOURCES:
+        return data == trained.name
+    here = Path(data).expanduser().resolve()
+    root = Path(trained.root or "").resolve()
+    return trained.root is not None and (root == here or root in here.parents)
 
 
 def run_evaluation(config: EvaluateConfig) -> dict:

@@ -32,6 +32,14 @@ def test_other_images_between_epochs_are_said():
     assert said == "the data changed (as many images, other names or sizes)"
 
 
+def test_other_images_of_a_fold_are_refused():
+    """Folds are drawn anew from all images: what was trained on would be tested on."""
+    config = replace(CONFIG, data=replace(CONFIG.data, folds=3))
+    assert refuse_other(state(config=config), config, DATA, 8, HERE) is None
+    with pytest.raises(ConfigError, match=r"16 -> 18 training images.*folds are drawn from all images"):
+        refuse_other(state(config=config), config, Fingerprint(["cat", "dog"], 18, 8, "two"), 8, HERE)
+
+
 @pytest.mark.parametrize(("step", "images", "steps"), [(6, 8, 4), (3, 17, 8), (3, 15, 8)])
 def test_another_number_of_images_within_an_epoch_is_refused(step, images, steps):
     with pytest.raises(ConfigError, match=rf"step-1 .*step {step} of an epoch.*16 -> {images} training images"):

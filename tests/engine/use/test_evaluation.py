@@ -29,3 +29,27 @@ def test_metadata_that_lies_of_the_classes_is_told(weights, data, tmp_path):
     with pytest.raises(ConfigError, match="names 2 classes, and its head is for 3"):
         run_evaluation(EvaluateConfig(weights(classes=json.dumps(CLASSES[:2])), data=data, output=tmp_path / "out"))
     assert not (tmp_path / "out").exists()
+
+
+def test_the_data_that_a_runs_test_images_were_taken_from_is_said(tmp_path):
+    """Folds, or a share of class folders: all of it holds what was trained on. Other data, and a part that was there
+    as such, do not."""
+    from pathlib import Path
+
+    from engine.config import DataConfig
+    from engine.use.evaluation import holds_training_images
+    from engine.use.weights import Weights
+
+    def told(data: str, **trained) -> bool:
+        run = tmp_path / "run"
+        run.mkdir(exist_ok=True)
+        (run / "split.json").unlink(missing_ok=True)
+        if trained.pop("share", False):
+            (run / "split.json").write_text("{}")
+        kept = DataConfig(**{"name": "folder", "root": tmp_path / "photos"} | trained)
+        return holds_training_images(data, Weights(Path("w"), {}, "x", {}, None, 32, kept, run=run))
+
+    photos = str(tmp_path / "photos")
+    assert told(photos, folds=3) and told(f"{photos}/val", folds=3) and told(photos, share=True)
+    assert told("digits", name="digits", root=None, folds=3)
+    assert not told(photos) and not told(str(tmp_path / "others"), folds=3) and not told("mnist", folds=3)
