@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from engine.report.confusion import checked, confusion_png, row_shares
-from engine.runs.door import atomic_file
+from engine.runs.door import atomic_file, writing
 from engine.runs.records import finite
 from engine.runs.text_table import clip, text_table
 from engine.runs.wording import number, percent
@@ -67,7 +67,8 @@ def write_evaluation(
         }
     )
     out_dir = Path(out_dir)
-    out_dir.mkdir(parents=True, exist_ok=True)
+    with writing(out_dir):
+        out_dir.mkdir(parents=True, exist_ok=True)
     with atomic_file(out_dir / "evaluation.json") as temporary:
         temporary.write_text(
             json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8", errors="backslashreplace"

@@ -13,7 +13,7 @@ import numpy as np
 
 from engine.report.machine_plots import activity, memory
 from engine.report.plot_style import LIGHT, Theme, dress, head, markers, new_figure, to_png
-from engine.runs.door import atomic_file
+from engine.runs.door import atomic_file, writing
 from engine.runs.history import History, column
 
 if TYPE_CHECKING:
@@ -128,7 +128,8 @@ def draw(history: History, names: Iterable[str] = tuple(CHARTS), theme: Theme = 
 
 def write_plots(pictures: dict[str, bytes], folder: Path) -> list[Path]:
     """Write `folder`/NAME.png for each picture, each in one step; returns the paths. Makes the folder."""
-    folder.mkdir(parents=True, exist_ok=True)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for name, picture in pictures.items():
         path = folder / f"{name}.png"

@@ -3,6 +3,7 @@
 import io
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -173,3 +174,12 @@ def test_neither_pyplot_nor_torch_is_loaded_and_matplotlib_late(root, make_run, 
         "assert 'matplotlib.pyplot' not in sys.modules and 'torch' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", program, str(root), str(folder)], check=True)
+
+
+def test_a_folder_that_cannot_be_made_is_said_in_words(tmp_path):
+    from engine.runs.door import CannotWrite
+
+    (tmp_path / "file").write_text("x")
+    for folder, why in ((tmp_path / "file" / "plots", "is a file"), ("/proc/nowhere/plots", "is gone")):
+        with pytest.raises(CannotWrite, match=f"plots cannot be written: .*{why}"):
+            write_plots({"loss": b"x"}, Path(folder))
