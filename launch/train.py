@@ -13,9 +13,9 @@ from engine.recovery.start import begin, in_words
 
 begin()
 
-from engine.config import ConfigError, parse
+from engine.config import ConfigError
 from engine.train.lr_range import asked
-from engine.train.run import fail, train
+from engine.train.run import described, refuse, train
 
 
 def main() -> int:
@@ -27,9 +27,9 @@ def main() -> int:
         return 0
     try:
         arguments, span = asked(sys.argv[1:])
-        config = parse(arguments)
+        config = described(arguments)
     except ConfigError as error:
-        return fail(error)
+        return refuse(error)
     if span is not None:
         from engine.train.lr_finder import find_lr
 

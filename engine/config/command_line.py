@@ -12,7 +12,7 @@ from engine.config.checks import require
 from engine.config.flag import tyro
 from engine.config.other_names import refuse_other_names
 from engine.config.recipe import recipe_file
-from engine.config.resume import find_run
+from engine.config.resume import find_run, has_run
 from engine.config.run_config import RunConfig, flags, from_yaml
 
 DESCRIPTION = """Train an image classifier.
@@ -37,7 +37,7 @@ def parse(arguments: Sequence[str] | None = None, description: str = DESCRIPTION
     Prints help or a usage error and exits as argparse does (status 0 and 2); raises ConfigError for a value that
     has the right type but makes no sense, and as `command_line`.
     """
-    given = expand_short_flags(sys.argv[1:] if arguments is None else arguments)
+    given = go_on_or_start(expand_short_flags(sys.argv[1:] if arguments is None else arguments))
     refuse_other_names(given, {*flags().values(), "--help", "--list-archs", "--no-compile"})
     base = None
     path = value_of("--config", given)
@@ -45,13 +45,26 @@ def parse(arguments: Sequence[str] | None = None, description: str = DESCRIPTION
     recipe = value_of("--recipe", given)
     if recipe is not None:
         require(path is None, "--recipe and --config are two descriptions: write `recipe: NAME` into that file")
-        require(run is None, "--recipe begins a run, and --resume goes on with one that has its own; leave it out")
+        require(
+            run in (None, "auto"), "--recipe begins a run, and --resume goes on with one that has its own; leave it out"
+        )
         base = replace(from_yaml(recipe_file(recipe)), recipe=recipe)
     if path is not None:
         base = from_yaml(Path(path))
     elif run is not None:
         base = from_yaml(find_run(run, value_of("--output", given)) / "config.yaml", whole=True)
     return command_line(RunConfig, given, description, default=base or RunConfig())
+
+
+def go_on_or_start(arguments: list[str]) -> list[str]:
+    """Leave out `--resume auto` where there is no run to go on with: the same command begins one, and goes on later."""
+    if value_of("--resume", arguments) != "auto" or has_run(value_of("--output", arguments)):
+        return arguments
+    kept = [argument for argument in arguments if argument != "--resume=auto"]
+    while "--resume" in kept:
+        where = kept.index("--resume")
+        del kept[where : where + 2]
+    return kept
 
 
 def expand_short_flags(arguments: Sequence[str]) -> list[str]:
@@ -64,7 +77,7 @@ def expand_short_flags(arguments: Sequence[str]) -> list[str]:
         elif argument == "--compile" and following not in ("auto", "on", "off"):
             expanded += ["--compile", "on"]
         elif argument == "--resume" and following.startswith("--"):
-            expanded += ["--resume", "auto"]
+            expanded += ["--resume", "newest"]
         else:
             expanded.append(argument)
     return expanded

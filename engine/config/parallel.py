@@ -23,8 +23,13 @@ class ParallelConfig:
     threads: int = 0
     """CPU threads of a process without a GPU; 0 is OMP_NUM_THREADS, or this machine's cores shared out."""
 
+    timeout: float = 600.0
+    """Seconds that processes wait for each other, at the start and in an exchange; then the run says for whom, and
+    ends."""
+
     def __post_init__(self) -> None:
         require(self.threads >= 0, f"--parallel.threads must be 0 (all cores) or more, not {self.threads}")
+        require(5 <= self.timeout <= 86400, f"--parallel.timeout must be from 5 to 86,400 s, not {self.timeout}")
         require(
             self.micro_batch_size >= 0, f"--parallel.micro-batch-size must be 0 or more, not {self.micro_batch_size}"
         )

@@ -54,7 +54,8 @@ class RunConfig:
     config: Path | None = None
     """YAML file with any of these fields, in their groups; flags win over it."""
     resume: str | None = None
-    """Run folder or checkpoint to go on with; alone, `--resume` is the folder of --output, or the newest in runs/."""
+    """Run folder or checkpoint to go on with; alone, `--resume` is the folder of --output, or the newest in runs/. auto
+    is the same, and begins a run where there is none."""
 
     def __post_init__(self) -> None:
         require(0 <= self.seed < 2**63, f"--seed must be in [0, 2^63), not {self.seed}")

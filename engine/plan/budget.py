@@ -35,7 +35,7 @@ def least_over_ranks(size: int, launch: Launch) -> int:
     from accelerate import PartialState
 
     here = {} if use_cuda() else {"cpu": launch.deepspeed is None, "backend": "gloo"}
-    state = PartialState(**here)
+    state = PartialState(**here, timeout=launch.exchange_timeout)
     least = torch.tensor([size], device=state.device, dtype=torch.int64)
     torch.distributed.all_reduce(least, torch.distributed.ReduceOp.MIN)
     return int(least.item())

@@ -90,6 +90,16 @@ class Correction:
         typical = [_typical([one for one in self.measured if one.arch == name]) for name in sorted(networks)]
         return _factors(typical, median, f"the median of {len(networks)} networks")
 
+    def to_text(self) -> str:
+        """For another process."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_text(cls, text: str) -> Correction:
+        """What `to_text` gave."""
+        found = json.loads(text)
+        return cls(found["key"], tuple(Measurement(**row) for row in found["measured"]))
+
     def describe(self) -> str:
         """For --explain."""
         if not self.measured:

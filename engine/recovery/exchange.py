@@ -34,7 +34,7 @@ class GradientExchange:
     def __init__(self, model: DistributedDataParallel, accelerator: Accelerator) -> None:
         assert not model.broadcast_buffers
         self._options = accelerator.ddp_handler.to_kwargs()
-        self._flags = dist.new_group(backend="gloo")
+        self._flags = dist.new_group(backend="gloo", timeout=accelerator.init_handler.timeout)
         groups = {module.group for module in model.modules() if isinstance(module, SyncNorm)}
         assert len(groups) <= 1 and "" not in groups
         self._norms = Followed(groups.pop()) if groups else None

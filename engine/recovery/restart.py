@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from engine.config import RunConfig, from_yaml
+from engine.config.resume import WHICHEVER
 from engine.runs.owner import read_owner
 
 COUNT, RUN = "TORCHELASTIC_RESTART_COUNT", "TORCHELASTIC_RUN_ID"
@@ -24,7 +25,7 @@ def after_restart(config: RunConfig, runs: Path = Path("runs")) -> RunConfig:
     if not restarts.isdigit() or not int(restarts):
         return config
     folder = Path(config.log.output) if config.log.output is not None else _own_folder(runs)
-    if config.resume not in (None, "auto"):
+    if config.resume not in (None, *WHICHEVER):
         for above in (Path(str(config.resume)), *Path(str(config.resume)).parents):
             if (above / "config.yaml").is_file():
                 folder = above

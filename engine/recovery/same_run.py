@@ -14,6 +14,7 @@ from engine.runs.wording import listed
 FREE_TO_CHANGE = {
     *("config", "resume", "recipe", "optim.epochs", "model.compile", "model.fused", "model.cuda_graph"),
     *("data.on_leak", "data.root", "data.workers", "data.prefetch", "data.readers", "parallel.threads"),
+    "parallel.timeout",
     *("memory.gpu_memory", "memory.recompute", "memory.offload", "parallel.micro_batch_size"),
 }
 """Fields besides the groups `log` and `stop` that a resumed run may change without becoming another run. Micro-batches

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import MutableMapping
+from datetime import timedelta
 
 from engine.config import ConfigError, require
 
@@ -50,6 +51,11 @@ def refuse_odd_ranks(environment: MutableMapping[str, str] = os.environ) -> None
     )
 
 
+def launched_ranks(environment: MutableMapping[str, str] = os.environ) -> int:
+    """Processes of this launch, once `refuse_odd_ranks` had nothing against it."""
+    return int(environment.get("WORLD_SIZE", "1"))
+
+
 def complete_local_rank(devices: int, environment: MutableMapping[str, str] = os.environ) -> None:
     """Set LOCAL_RANK, without which accelerate starts no group, where a launcher set RANK and WORLD_SIZE alone.
 
@@ -62,7 +68,7 @@ def complete_local_rank(devices: int, environment: MutableMapping[str, str] = os
     environment["LOCAL_RANK"] = said or str(derived)
 
 
-def meet_again(cuda: bool, environment: MutableMapping[str, str] = os.environ) -> None:
+def meet_again(cuda: bool, timeout: timedelta, environment: MutableMapping[str, str] = os.environ) -> None:
     """Where torchrun started the ranks anew, set up their exchange under a name of this restart.
 
     Its store outlives a restart and still has the addresses of the processes that were: gloo's ranks would try to reach
@@ -81,6 +87,7 @@ def meet_again(cuda: bool, environment: MutableMapping[str, str] = os.environ) -
         store=dist.PrefixStore(f"hcr/restart/{restarts}", store),
         rank=int(environment["RANK"]),
         world_size=ranks,
+        timeout=timeout,
     )
 
 

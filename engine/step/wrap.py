@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -23,6 +24,8 @@ from engine.step.recompute import apply_policy
 from engine.step.sync_norm import synchronise_norms
 from kernels.over_ranks import group_name
 
+GRACE = 15.0
+"""Seconds by which an exchange gives up later than a rank without a sign of life is named."""
 SPARE_GRAPHS = 4
 """Beside the training graph of each image size: evaluations with and without a moving average, a tail."""
 AUTOCAST_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -37,6 +40,13 @@ class Launch:
     ranks: int
     deepspeed: dict | None
     """DeepSpeed's configuration, where the launcher asked for it."""
+    timeout: float = 600.0
+    """Seconds that ranks wait for each other."""
+
+    @property
+    def exchange_timeout(self) -> timedelta:
+        """Of the process groups: a little later, as engine.step.ranks.peers knows better what to say."""
+        return timedelta(seconds=self.timeout + GRACE)
 
     @property
     def zero_stage(self) -> int:
@@ -48,8 +58,10 @@ class Launch:
         return "offload_optimizer" in (self.deepspeed or {}).get("zero_optimization", {})
 
     @classmethod
-    def detect(cls) -> Launch:
+    def detect(cls, timeout: float = 600.0) -> Launch:
         """Read the launcher's environment variables.
+
+        timeout  seconds that ranks wait for each other
 
         Raises ConfigError for a DeepSpeed launch without its JSON, and for ranks that could not find each other.
         """
@@ -72,6 +84,7 @@ class Launch:
             local_rank=int(environment.get("LOCAL_RANK", 0)),
             ranks=int(environment.get("WORLD_SIZE", 1)),
             deepspeed=deepspeed,
+            timeout=timeout,
         )
 
 
@@ -105,9 +118,8 @@ def build_accelerator(plan: Plan, launch: Launch, optim: OptimConfig) -> Acceler
     """accelerate's front to the device, the process group, accumulation and autocast, set up as the plan says."""
     overrule(plan.precision)
     cpu = plan.device == "cpu"
-    handlers: list = []
-    if cpu and launch.ranks > 1:
-        handlers.append(InitProcessGroupKwargs(backend="gloo"))
+    backend = {"backend": "gloo"} if cpu and launch.ranks > 1 else {}
+    handlers: list = [InitProcessGroupKwargs(timeout=launch.exchange_timeout, **backend)]
     accumulation = GradientAccumulationPlugin(num_steps=plan.accumulation, sync_with_dataloader=False)
     if launch.deepspeed is not None:
         from accelerate.utils import DeepSpeedPlugin
@@ -152,7 +164,7 @@ def wrap(
         model = model.to(memory_format=torch.channels_last)
     if plan.sync_bn:
         # A group of their own: see engine.recovery.exchange.
-        synchronise_norms(model, group_name(torch.distributed.new_group()))
+        synchronise_norms(model, group_name(torch.distributed.new_group(timeout=accelerator.init_handler.timeout)))
     apply_policy(model, plan.policy)
     round_products(plan.tf32)  # before anything is compiled
     if plan.compile:

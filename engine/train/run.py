@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import replace
 from textwrap import indent
 from typing import TYPE_CHECKING, Literal
 
-from engine.config import ConfigError, RankError, RunConfig, changed_yaml, find_run
+from engine.config import ConfigError, RankError, RunConfig, changed_yaml, find_run, parse
 from engine.data.opened import open_data
 from engine.data.sources.source import DataError, Source
 from engine.recovery.interrupt import Interrupt
 from engine.recovery.relaunch import Relaunch
 from engine.recovery.restart import after_restart
 from engine.step.device_memory.allocator_settings import choose_expandable
-from engine.step.launcher import refuse_odd_ranks
+from engine.step.launcher import launched_ranks, refuse_odd_ranks
 
 if TYPE_CHECKING:
     from engine.train.session import Session
@@ -41,6 +43,40 @@ def fail(error: Exception, code: int = EXIT_USAGE, one_rank: bool = False) -> in
     if one_rank or first_rank():
         print(f"error: {error}", file=sys.stderr, flush=True)
     return code
+
+
+def described(arguments: Sequence[str] | None = None) -> RunConfig:
+    """The run of the command line. Raises ConfigError, for several ranks also where one alone would print its usage."""
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        return parse(arguments)
+    said = io.StringIO()
+    try:
+        with redirect_stdout(said), redirect_stderr(said):
+            return parse(arguments)
+    except SystemExit as ended:
+        if not ended.code:
+            say(said.getvalue())
+            raise
+        raise ConfigError(said.getvalue().strip()) from None
+
+
+def refuse(error: Exception) -> int:
+    """Tell an error that was met before the ranks did, once for all of them; returns the exit code of each.
+
+    The others may not have met it: a file, or images, that one machine lacks.
+    """
+    try:
+        refuse_odd_ranks()
+        if launched_ranks() == 1:
+            return fail(error)
+        from engine.train.roll_call import tell_all  # torch loads here
+
+        tell_all(error)
+    except RankError as alone:
+        return fail(ConfigError(f"{error} (and {alone})"), one_rank=True)
+    except ConfigError as told:
+        return fail(told)
+    return fail(error)
 
 
 def show_notices() -> None:
@@ -67,18 +103,19 @@ def train(config: RunConfig, command: Sequence[str] = (), work: Callable[[Sessio
     try:
         refuse_odd_ranks()
     except ConfigError as error:
-        return fail(error, one_rank=True)
+        return fail(error, one_rank=not os.environ.get("LOCAL_RANK", "0").strip("0"))
     relaunch = Relaunch(command)
     try:
         config, source = choose_data(after_restart(config))
     except (ConfigError, DataError) as error:
-        return fail(error)
+        return refuse(error)
     choose_expandable()
     if config.recipe is not None and config.resume is None:
         say(f"recipe {config.recipe}, and what was given over it:\n\n{indent(changed_yaml(config), '  ')}")
 
     from engine.recovery.rescue import before_first_step  # torch loads here: a mistake above is told at once
     from engine.step.device_memory.out_of_memory import out_of_memory
+    from engine.train.roll_call import attend
     from engine.train.session import EXIT_MEMORY, Session
 
     interrupt = Interrupt(announce=first_rank())
@@ -86,7 +123,7 @@ def train(config: RunConfig, command: Sequence[str] = (), work: Callable[[Sessio
         try:
             # a stop signal ends this at once: there is nothing to save yet, and a rank that waits for others in native
             # code would not come to a handler of ours
-            session = Session(config, source, interrupt, relaunch)
+            session = Session(config, source, interrupt, relaunch, attend(config, source))
         except RankError as error:
             return fail(error, one_rank=True)
         except (ConfigError, DataError) as error:

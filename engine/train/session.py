@@ -16,7 +16,7 @@ import psutil
 import torch
 from accelerate.utils import gather_object
 
-from engine.config import DataConfig, RunConfig
+from engine.config import DataConfig, RunConfig, flatten
 from engine.config.byte_sizes import gib
 from engine.data.backend import make_loader
 from engine.data.balance import describe as balance_line
@@ -29,7 +29,7 @@ from engine.monitor.monitor import Monitor
 from engine.monitor.progress import clock
 from engine.monitor.step_profile import StepProfile
 from engine.plan.budget import budget_bytes, free_memory, least_over_ranks, refuse_more_than_the_card
-from engine.plan.calibration import correction_for
+from engine.plan.calibration import Correction, correction_for
 from engine.plan.memory.loader import feed_of
 from engine.plan.run_plan import plan_run
 from engine.plan.told import plan_lines
@@ -46,6 +46,8 @@ from engine.step.launcher import meet_again
 from engine.step.network import build_network, network_builder
 from engine.step.optim import build_optimizer
 from engine.step.plan import Hardware
+from engine.step.ranks.meeting import Meeting
+from engine.step.ranks.peers import Peers
 from engine.step.single_values import refuse_single_values
 from engine.step.weights.pretrained import with_preprocessing
 from engine.step.wrap import AUTOCAST_DTYPES, Launch, build_accelerator, prepare_device, wrap
@@ -66,14 +68,23 @@ class Session:
     """Everything alive during one process's part of a run.
 
     relaunch  how to start again where memory runs out for good
+    meeting   where all ranks are, already found to mean the same run; None for one process
 
     Raises ConfigError or DataError before any training where something cannot be meant.
     """
 
-    def __init__(self, config: RunConfig, source: Source, interrupt: Interrupt, relaunch: Relaunch) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        source: Source,
+        interrupt: Interrupt,
+        relaunch: Relaunch,
+        meeting: Meeting | None = None,
+    ) -> None:
         self.loaders: list = []
         self.watch: DecodingWatch | None = None
-        self.relaunch = relaunch
+        self.relaunch, self.meeting = relaunch, meeting
+        self.peers = Peers(meeting, config.parallel.timeout) if meeting is not None else None
         self.folder: RunFolder | None = None
         try:
             self._build(config, source, interrupt, relaunch)
@@ -83,12 +94,14 @@ class Session:
 
     def _build(self, config: RunConfig, source: Source, interrupt: Interrupt, relaunch: Relaunch) -> None:
         logging.getLogger("accelerate").setLevel(logging.ERROR)
-        launch = Launch.detect()
+        launch = Launch.detect(config.parallel.timeout)
         relaunch.watch()
+        if self.peers is not None:
+            self.peers.start()
         if launch.deepspeed is not None:
             config.optim.refuse_deepspeed(launch.zero_stage)
         device = prepare_device(launch, config.parallel.threads)
-        meet_again(device.type == "cuda")
+        meet_again(device.type == "cuda", launch.exchange_timeout)
         hardware = Hardware.detect()
         self.source = source
         self.asked, config = config, with_preprocessing(config, source)
@@ -97,6 +110,9 @@ class Session:
         model = build_network(config, len(source.classes), source.classes)
         self.planned = self._plan(config, model, len(source.classes), hardware, launch)
         plan = self.planned.plan
+        if self.meeting is not None:  # machines may differ in their GPUs
+            alike = replace(plan, device_name="")
+            self.meeting.call({name: str(value) for name, value in flatten(alike.as_dict())}, name="plan")
         refuse_single_values(model, plan, config.data.progressive_from or config.data.side)
         optimizer_model = model.to(device)
         optimizer = build_optimizer(
@@ -160,6 +176,9 @@ class Session:
             self.trainer.resume(self.resumed)
         if self.main:
             describe(folder, config, self.planned, source.made)
+        if self.peers is not None:
+            self.trainer.doing = self.peers.is_doing
+            self.peers.advice = f"Go on with --resume {folder.path}"
 
     def _plan(self, config: RunConfig, model, classes: int, hardware: Hardware, launch: Launch) -> Planned:
         """The plan for the memory that is there, or that --gpu-memory names; nothing is searched on a bare CPU."""
@@ -176,10 +195,15 @@ class Session:
             budget,
             launch.ranks,
             launch.zero_stage,
-            correction_for(hardware.name) if budget else None,
+            self._correction(hardware.name) if budget else None,
             launch.offload_optimizer,
             feed_of(self.source, config.data),
         )
+
+    def _correction(self, name: str) -> Correction:
+        """What earlier runs measured on such GPUs, by the first rank's cache: all have to make the same plan."""
+        own = correction_for(name)
+        return own if self.meeting is None else Correction.from_text(self.meeting.of_first("correction", own.to_text()))
 
     def _bad_image(self, bad) -> None:
         print(f"unreadable image, left out: {bad.path} ({bad.reason})", flush=True)
@@ -211,6 +235,10 @@ class Session:
             return self._run()
         except CannotWrite as error:
             return self._cannot_write(error)
+        except RuntimeError as error:
+            if self.peers is not None:
+                self.peers.explain(error)
+            raise
 
     def _cannot_write(self, error: CannotWrite) -> int:
         """Say what could not be written, and what is there to go on with."""
@@ -379,6 +407,8 @@ class Session:
 
     def close(self) -> None:
         """Let go of loaders, DeepSpeed and the process group."""
+        if self.peers is not None:
+            self.peers.close()
         for loader in self.loaders:
             loader.close()
         if self.watch is not None:

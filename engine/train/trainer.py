@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -28,6 +28,7 @@ from engine.recovery.checkpoint import Checkpointer, read_state
 from engine.recovery.interrupt import Interrupt
 from engine.recovery.rescue import Rescue
 from engine.recovery.same_run import refuse_other, run_identity
+from engine.recovery.stop_together import StopTogether
 from engine.runs.runfolder import RunFolder
 from engine.runs.weights_facts import CHECKSUM, WeightsFacts, checksum
 from engine.step.ema import WeightAverage
@@ -107,7 +108,10 @@ class Trainer:
         self.peaks = PeakMemory(accelerator.device)
         self.verdict = Verdict(config.data, accelerator.num_processes, accelerator.device)
         self.profile: StepProfile | Unprofiled = Unprofiled()
+        self.doing: Callable[[str], None] = lambda what: None
+        """Told what this rank is at, where others wait for it."""
         self._stopping = False
+        self._together = None if self._alone else StopTogether(accelerator.init_handler.timeout)
         self._lost = self._gone = False
         self._started = time.perf_counter()
         self._started_step = 0
@@ -147,6 +151,8 @@ class Trainer:
             self._train_epoch()
             if self.progress.step_in_epoch >= self.steps_per_epoch or self.ending.mid_epoch:
                 self._finish_epoch()
+        if self._together is not None:
+            self._together.drain()
         if self.ending.reason and self.main:
             self.folder.append("event", **self.ending.row())
             print(self.ending.told(), flush=True)
@@ -184,7 +190,7 @@ class Trainer:
                 last = self.ending.is_last()
                 periodic = self._due(self.config.log.checkpoint_steps)
                 first = progress.step == self._started_step + 1
-                wanted = self._alone and (self._lost or self.interrupt.received is not None)
+                wanted = self._stop_wanted()
                 if last or periodic or first or wanted or self._due(self.config.log.every):
                     point = self._log(point, bar)
                     self.peaks.interval(counts=not first and is_whole(batch, self.plan))
@@ -200,12 +206,17 @@ class Trainer:
         """Inside, the average takes in the step that is made."""
         return self.average.follow(self.optimizer, self.accelerator.scaler) if self.average else nullcontext()
 
+    def _stop_wanted(self) -> bool:
+        """Whether to look at once why: the same on all ranks, which agree one step after the signal."""
+        received = self.interrupt.received is not None
+        return received or self._lost if self._together is None else self._together.after_step(received)
+
     def _due(self, every: int) -> bool:
         return every > 0 and self.progress.step % every == 0
 
     @property
     def _alone(self) -> bool:
-        """A single process looks after each step; several agree at the next log point."""
+        """Whether this is a single process."""
         return self.accelerator.num_processes == 1
 
     def _batches(self, epoch: int, start: int) -> Iterator[tuple]:
@@ -217,7 +228,9 @@ class Trainer:
             while True:
                 asked = time.perf_counter()
                 with self.profile.span("data wait"):
+                    self.doing("waiting for images")
                     batch = next(batches, None)
+                    self.doing(f"step {self.progress.step + 1}")
                 if batch is None:
                     return
                 yield batch, time.perf_counter() - asked
@@ -300,6 +313,7 @@ class Trainer:
 
         raw  of the weights themselves all the same
         """
+        self.doing("evaluation")
         model = self.model if self.checkpointer.sharded else bare_module(self.model)
         model.eval()
         if self.step.graph is not None:
@@ -391,6 +405,7 @@ class Trainer:
 
     def save(self) -> None:
         """Write a checkpoint of this very step; all ranks call this."""
+        self.doing("saving")
         self.checkpointer.save(
             self.progress.step, {"progress": asdict(self.progress), "data": self.facts.data, "run": self.facts.run}
         )

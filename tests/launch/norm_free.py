@@ -42,7 +42,11 @@ if __name__ == "__main__":
     from engine.recovery.start import begin
 
     begin()
-    from engine.config import parse
-    from engine.train.run import train
+    from engine.config import ConfigError
+    from engine.train.run import described, refuse, train
 
-    sys.exit(train(parse()))
+    try:
+        asked = described()
+    except ConfigError as error:
+        sys.exit(refuse(error))
+    sys.exit(train(asked))

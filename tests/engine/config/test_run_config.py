@@ -122,7 +122,7 @@ def test_short_flags():
     assert expand_short_flags(["--no-compile"]) == ["--compile", "off"]
     assert expand_short_flags(["--compile", "--lr", "1"]) == ["--compile", "on", "--lr", "1"]
     assert expand_short_flags(["--compile", "auto"]) == ["--compile", "auto"]
-    assert expand_short_flags(["--resume", "--lr", "1"]) == ["--resume", "auto", "--lr", "1"]
+    assert expand_short_flags(["--resume", "--lr", "1"]) == ["--resume", "newest", "--lr", "1"]
     assert expand_short_flags(["--resume", "runs/a"]) == ["--resume", "runs/a"]
 
 
@@ -135,6 +135,20 @@ def test_resume_starts_from_the_runs_own_config(tmp_path, monkeypatch):
     assert parse(["--resume"]).optim.lr == 0.125
     assert parse(["--output", str(run), "--resume"]).optim.lr == 0.125
     assert find_run(str(run / "checkpoints" / "step-00000003")) == run
+
+
+def test_resume_auto_goes_on_or_starts(tmp_path, monkeypatch):
+    """The same command begins a run and goes on with it, with a recipe too."""
+    monkeypatch.chdir(tmp_path)
+    command = ["--lr", "0.125", "--output", "run", "--resume", "auto"]
+    assert parse(command).resume is None
+    assert parse(["--recipe", "resnet18/paper", "--resume=auto"]).resume is None
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text(to_yaml(RunConfig(optim=OptimConfig(lr=0.125))))
+    again = parse(command)
+    assert (again.resume, again.optim.lr) == ("auto", 0.125)
+    assert parse(["--output", "run", "--resume", "auto"]).optim.lr == 0.125
+    assert parse(["--recipe", "resnet18/paper", "--output", "run", "--resume", "auto"]).recipe == "resnet18/paper"
 
 
 def test_resume_of_nothing_says_what_there_is(tmp_path, monkeypatch):

@@ -1,0 +1,233 @@
+"""Ranks meet at the launcher's address before anything is built, and one that cannot go on takes all with it.
+
+Each says who and where it is, what stands in its way, and by what description, code, versions and images it would
+train; the first one compares and tells all the same. It needs no GPU and no process group, only the key-value store
+that every launch has: torchrun's own, or one that the first rank serves where the group will meet later.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import socket
+import threading
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from engine.config import ConfigError, RankError, RunConfig, flatten
+from engine.runs.wording import listed
+
+if TYPE_CHECKING:
+    from torch.distributed import Store
+
+AGENT = "TORCHELASTIC_USE_AGENT_STORE"
+"""Environment variable of torch: whether the launcher serves a store at MASTER_ADDR:MASTER_PORT."""
+FAREWELL = timedelta(seconds=20)
+"""For all to have read a verdict before the one that serves the store goes."""
+OF_A_MACHINE = ("config", "data.root", "data.workers", "parallel.threads")
+"""Fields that may have another value on each machine."""
+MOST_SHOWN = 60
+"""Characters of a value in a message."""
+
+
+@dataclass(frozen=True)
+class Present:
+    """What one rank says of itself."""
+
+    rank: int
+    host: str
+    problem: str | None = None
+    """Why it cannot go on, in words."""
+    facts: Mapping[str, str] = field(default_factory=dict)
+    """What has to be the same on all, by name."""
+
+
+class Meeting:
+    """This rank's part in it.
+
+    patience  seconds to wait for all
+
+    Raises RankError where the address cannot be had: on the first rank for a port that is in use, on another for no
+    answer there.
+    """
+
+    def __init__(self, patience: float, environment: Mapping[str, str] = os.environ) -> None:
+        from torch.distributed import DistNetworkError, DistStoreError, PrefixStore, TCPStore
+
+        self.rank, self.ranks = int(environment.get("RANK", 0)), int(environment.get("WORLD_SIZE", 1))
+        self.host = socket.gethostname()
+        self.patience = timedelta(seconds=patience)
+        address, port = environment["MASTER_ADDR"], int(environment["MASTER_PORT"])
+        serves = self.rank == 0 and environment.get(AGENT) != "True"
+        try:
+            store = _within(
+                patience + 5,
+                lambda: TCPStore(
+                    address, port, is_master=serves, wait_for_workers=False, timeout=self.patience, multi_tenant=True
+                ),
+            )
+        except (DistNetworkError, DistStoreError, TimeoutError) as error:
+            raise RankError(_unreachable(address, port, serves, patience, error)) from None
+        self._address = address, port
+        self._prefix = f"hcr/meeting/{environment.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+        self.store: Store = PrefixStore(self._prefix, store)
+
+    def another_client(self, patience: float) -> Store:
+        """The same store over a connection of its own, which waits so many seconds at most: for a thread."""
+        from torch.distributed import PrefixStore, TCPStore
+
+        address, port = self._address
+        return PrefixStore(self._prefix, TCPStore(address, port, is_master=False, timeout=timedelta(seconds=patience)))
+
+    def call(self, facts: Mapping[str, str], problem: str | None = None, name: str = "roll") -> None:
+        """Compare with the other ranks; all call this, with the same `name`.
+
+        Raises ConfigError on all of them, in the same words, where one has a problem or other facts, or is missing.
+        """
+        mine = Present(self.rank, self.host, problem, facts)
+        try:
+            self.store.set(f"{name}/{self.rank}", json.dumps(asdict(mine)))
+            if self.rank == 0:
+                self.store.set(f"{name}/verdict", verdict(self._gather(name), self.ranks, self.patience) or "")
+            self.store.wait([f"{name}/verdict"], self.patience * 2)
+            told = self.store.get(f"{name}/verdict").decode()
+            self._take_leave(name, wait=bool(told))
+        except RuntimeError as error:
+            raise RankError(f"process {self.rank} lost the first one while ranks met: {_first_line(error)}") from None
+        if told:
+            raise ConfigError(told)
+
+    def of_first(self, name: str, mine: str) -> str:
+        """The first rank's text, on all."""
+        if self.rank == 0:
+            self.store.set(name, mine)
+        self.store.wait([name], self.patience)
+        return self.store.get(name).decode()
+
+    def _gather(self, name: str) -> list[Present]:
+        """Those who came."""
+        present: list[Present] = []
+        with suppress(RuntimeError):  # torch says of a time-out that it is a DistStoreError
+            self.store.wait([f"{name}/{rank}" for rank in range(self.ranks)], self.patience)
+        for rank in range(self.ranks):
+            if self.store.check([f"{name}/{rank}"]):
+                present.append(Present(**json.loads(self.store.get(f"{name}/{rank}"))))
+        return present
+
+    def _take_leave(self, name: str, wait: bool) -> None:
+        """Say that the verdict was read; the first rank, whose store it is in, waits for all where the run ends now."""
+        if self.store.add(f"{name}/read", 1) == self.ranks:
+            self.store.set(f"{name}/all read", "")
+        if wait:
+            with suppress(RuntimeError):
+                self.store.wait([f"{name}/all read"], FAREWELL)
+
+
+def _within(seconds: float, connect: Callable[[], Store]) -> Store:
+    """A store, or TimeoutError: at a port of something else, torch waits for its greeting without an end (2.15)."""
+    found: list[Store | Exception] = []
+
+    def attempt() -> None:
+        try:
+            found.append(connect())
+        except Exception as error:
+            found.append(error)
+
+    thread = threading.Thread(target=attempt, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if not found:
+        raise TimeoutError
+    if isinstance(found[0], Exception):
+        raise found[0]
+    return found[0]
+
+
+def verdict(present: list[Present], ranks: int, patience: timedelta) -> str | None:
+    """Why the run cannot begin, in words for all ranks; None where it can. `present` are in order."""
+    if problems := [one for one in present if one.problem is not None]:
+        first = problems[0]
+        alike = [one for one in problems if one.problem == first.problem]
+        everyone = len(alike) == ranks or first.rank == 0
+        return f"{first.problem}" if everyone else f"{first.problem} ({_who(alike)})"
+    if missing := sorted(set(range(ranks)) - {one.rank for one in present}):
+        here = ", ".join(sorted({one.host for one in present}))
+        return (
+            f"{len(present)} of {ranks} processes came within {patience.total_seconds():g} s, all on {here}; missing: "
+            f"rank{'s' * (len(missing) > 1)} {spans(missing)}. Is every machine started, with the same MASTER_ADDR "
+            "and MASTER_PORT, and does its firewall let them through?"
+        )
+    return _difference(present)
+
+
+def _difference(present: list[Present]) -> str | None:
+    """What is not the same on all, in words: the first fact of which the first rank has another one."""
+    first = present[0]
+    for name in sorted({name for one in present for name in one.facts}, key=lambda name: (name.count("."), name)):
+        others = [one for one in present if one.facts.get(name) != first.facts.get(name)]
+        if others:
+            mine, theirs = (_shown(one.facts.get(name)) for one in (first, others[0]))
+            return (
+                f"{_who(others)} would train another run than rank 0 on {first.host}: {name} is {theirs} there and "
+                f"{mine} here. All processes need the same flags, files, code, packages and images"
+            )
+    return None
+
+
+def _shown(value: str | None) -> str:
+    if value is None:
+        return "not there"
+    return value if len(value) <= MOST_SHOWN else f"{value[:MOST_SHOWN]}…"
+
+
+def _who(some: list[Present]) -> str:
+    """`ranks 4-7 on node-b`."""
+    ranks, hosts = [one.rank for one in some], list(dict.fromkeys(one.host for one in some))
+    return f"rank{'s' * (len(ranks) > 1)} {spans(ranks)} on {listed(hosts)}"
+
+
+def spans(numbers: list[int]) -> str:
+    """`0, 4-7` of 0, 4, 5, 6, 7."""
+    found: list[list[int]] = []
+    for number in numbers:
+        if found and found[-1][-1] == number - 1:
+            found[-1] = [found[-1][0], number]
+        else:
+            found.append([number])
+    return ", ".join("-".join(map(str, span)) for span in found)
+
+
+def _unreachable(address: str, port: int, serves: bool, patience: float, error: Exception) -> str:
+    """Why there is no store at an address, in words."""
+    if not serves:
+        return (
+            f"no answer from the first process at MASTER_ADDR {address}, MASTER_PORT {port} within {patience:g} s: is "
+            "it started, and is that its address?"
+        )
+    if _is(errno.EADDRINUSE, error):
+        return (
+            f"MASTER_PORT {port} is in use on {socket.gethostname()}: another launch may still be there; give another "
+            "one (accelerate: --main_process_port, torchrun: --master_port)"
+        )
+    return f"the first process cannot listen at MASTER_ADDR {address}, MASTER_PORT {port}: {_first_line(error)}"
+
+
+def _is(number: int, error: Exception) -> bool:
+    """torch says an errno in words only."""
+    return os.strerror(number).lower() in str(error).lower() or errno.errorcode[number] in str(error)
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)[:200]
+
+
+def facts_of(config: RunConfig, sources: str, versions: Mapping[str, str], data: str) -> dict[str, str]:
+    """What ranks compare, by names that a person knows: each field of the run, the code, the packages, the images."""
+    fields = flatten(asdict(config))
+    found = {name: json.dumps(value, default=str) for name, value in fields if name not in OF_A_MACHINE}
+    found |= {f"the version of {name}": version for name, version in versions.items()}
+    return found | {"the hash of the code": sources, "the hash of the images' names and sizes": data}

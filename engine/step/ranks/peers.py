@@ -1,0 +1,155 @@
+"""Whether the other ranks are still there: each shows a sign of life in the meeting's store, and looks at theirs.
+
+An exchange over a network that was cut, or with a process that hangs, waits without a word until its time is up, and
+then names a socket. Here the rank and its machine are named, the processes that wait end, and none is left behind.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from engine.step.ranks.meeting import Meeting, spans
+
+FEW = 64
+"""Up to so many ranks all look at all of them, once a second; of more, one on each machine, every five seconds."""
+SUSPECT = 3
+"""Periods without a sign after which a rank may be named as the reason of a failed exchange."""
+LEFT = "left"
+
+
+@dataclass
+class Sign:
+    """The last one of a rank."""
+
+    text: str
+    doing: str
+    host: str
+    seen: float
+    """When it was new, by this process's clock."""
+    since: float
+    """When it began what it does."""
+
+
+class Peers:
+    """A thread that follows a meeting's ranks from `start` to `close`.
+
+    patience  seconds without a sign of one, or in which one does something else than those who wait for it
+    end       ends this process, given an exit code
+    """
+
+    def __init__(self, meeting: Meeting, patience: float, end: Callable[[int], None] = os._exit) -> None:
+        self.rank, self.ranks, self.host, self.patience = meeting.rank, meeting.ranks, meeting.host, patience
+        self.doing = "setting up"
+        self.advice = ""
+        """What the person does next, behind the message."""
+        self._meeting, self._end = meeting, end
+        self.speaks = os.environ.get("LOCAL_RANK", "0") == "0"
+        self.period = 1.0 if self.ranks <= FEW else 5.0
+        self._looks = self.speaks or self.ranks <= FEW
+        self._signs: dict[int, Sign] = {}
+        self._left = threading.Event()
+        self._thread = threading.Thread(target=self._follow, name="peers", daemon=True)
+
+    def start(self) -> None:
+        """From now on."""
+        self._thread.start()
+
+    def is_doing(self, what: str) -> None:
+        """What the main thread is at; the others see it with the next sign."""
+        self.doing = what
+
+    def close(self) -> None:
+        """This rank ends as it should: the others need not look for it."""
+        if self._thread.is_alive():
+            self._left.set()
+            self._thread.join(self.period * SUSPECT)
+
+    def explain(self, error: RuntimeError) -> None:
+        """End where an exchange failed because a rank has gone; returns where all are there, and it is another error.
+
+        A look at it takes a few periods. Nothing can be tidied up together any more.
+        """
+        if not self._looks:
+            return
+        time.sleep(self.period * (SUSPECT + 1))
+        if silent := [rank for rank, sign in self._signs.items() if self._silence(sign) > self.period * SUSPECT]:
+            first_line = next(iter(str(error).splitlines()), "")[:160]
+            self._leave(self._words(silent, f"no sign of life, and an exchange failed ({first_line})"))
+
+    def _follow(self) -> None:
+        client, count, heard = None, 0, time.monotonic()
+        while True:
+            left = self._left.wait(self.period)
+            count += 1
+            try:
+                client = client or self._meeting.another_client(self.period * SUSPECT)
+                client.set(f"sign/{self.rank}", json.dumps([LEFT if left else count, self.doing, self.host]))
+                heard = self._look(client) or heard
+            except (RuntimeError, ValueError):
+                client = None  # what is under way on it is lost
+            if left:
+                return
+            if self._looks and (why := self._judge(heard)):
+                self._leave(why)
+
+    def _look(self, client) -> float:
+        """Read everyone's sign; returns when."""
+        now = time.monotonic()
+        if self._looks:
+            present = [rank for rank in range(self.ranks) if rank in self._signs or client.check([f"sign/{rank}"])]
+            for rank, raw in zip(present, client.multi_get([f"sign/{rank}" for rank in present]), strict=True):
+                text, doing, host = json.loads(raw)
+                before = self._signs.get(rank)
+                if before is None or before.text != text:
+                    since = before.since if before is not None and before.doing == doing else now
+                    self._signs[rank] = Sign(text, doing, host, now, since)
+        return now
+
+    def _silence(self, sign: Sign) -> float:
+        return 0.0 if sign.text == LEFT else time.monotonic() - sign.seen
+
+    def _judge(self, heard: float) -> str | None:
+        """Why there is no use in waiting on, in words; None while there is."""
+        now = time.monotonic()
+        if now - heard > self.patience:
+            first = self._signs.get(0)
+            where = f" on {first.host}" if first else ""
+            return f"the store of rank 0{where} has not answered for {now - heard:.0f} s: that machine, or the network"
+        silent = [rank for rank, sign in self._signs.items() if self._silence(sign) > self.patience]
+        if silent:
+            return self._words(
+                silent, f"no sign of life for {self.patience:g} s: the process, its machine or the network"
+            )
+        return self._hanging(now)
+
+    def _hanging(self, now: float) -> str | None:
+        """Those who have long been at what fewer do than wait for it."""
+        there = {rank: sign for rank, sign in self._signs.items() if sign.text != LEFT}
+        if len(there) < self.ranks or min(now - sign.since for sign in there.values()) < self.patience:
+            return None
+        by_doing: dict[str, list[int]] = {}
+        for rank, sign in there.items():
+            by_doing.setdefault(sign.doing, []).append(rank)
+        if len(by_doing) < 2:
+            return None  # all do the same: compiling, perhaps
+        doing = min(by_doing, key=lambda one: (one.startswith("step"), len(by_doing[one])))
+        others = max((one for one in by_doing if one != doing), key=lambda one: len(by_doing[one]))
+        return self._words(by_doing[doing], f"“{doing}” for {self.patience:g} s, while the others wait in “{others}”")
+
+    def _words(self, ranks: list[int], what: str) -> str:
+        hosts = ", ".join(dict.fromkeys(self._signs[rank].host for rank in ranks))
+        return f"rank{'s' * (len(ranks) > 1)} {spans(sorted(ranks))} on {hosts}: {what}"
+
+    def _leave(self, why: str) -> None:
+        """Say it once a machine, and end: the main thread waits where nothing reaches it."""
+        if self.speaks:
+            print(f"error: {why}. {self.advice}", file=sys.stderr, flush=True)
+        else:
+            time.sleep(self.period)
+        self._end(1)

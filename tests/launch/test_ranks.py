@@ -1,0 +1,87 @@
+"""Ranks that begin together or not at all, stop together, and name the one that went."""
+
+import signal
+import socket
+import time
+
+import pytest
+
+from tests.launch.ranks import Ranks
+
+pytestmark = pytest.mark.distributed
+
+
+def until(there, ranks: Ranks, seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not there():
+        assert time.monotonic() < deadline and all(one.poll() is None for one in ranks.processes), ranks.said
+        time.sleep(0.1)
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"flags": ["--seed", 3]}, "would train another run than rank 0"),
+        pytest.param({"flags": ["--data.root", "/nowhere"]}, "/nowhere", marks=pytest.mark.slow),
+        pytest.param({"flags": ["--epochs", "many"]}, "many", marks=pytest.mark.slow),
+        pytest.param({"flags": ["--lr=-1"]}, "--lr must be above 0", marks=pytest.mark.slow),
+    ],
+)
+def test_one_that_cannot_go_on_ends_all(root, tiny, tmp_path, more, words):
+    """One message from the first rank, exit code 2 on both, nothing left behind."""
+    ranks = Ranks(root, tmp_path, [*tiny, "--output", tmp_path / "run"], different={1: more})
+    assert ranks.codes() == [2, 2]
+    first, second = ranks.said
+    assert words in first and "rank 1 on" in first and "Traceback" not in first
+    assert "error" not in second and not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_an_address_that_is_missing(root, tiny, tmp_path):
+    ranks = Ranks(root, tmp_path, tiny, MASTER_ADDR="", MASTER_PORT="")
+    assert ranks.codes() == [2, 2]
+    assert "but not MASTER_ADDR and MASTER_PORT" in ranks.said[0] and ranks.said[1] == ""
+
+
+@pytest.mark.slow
+def test_a_port_in_use(root, tiny, tmp_path):
+    """By something that never answers: the first rank says so at once, the other one in its time."""
+    with socket.socket() as other:
+        other.bind(("", 0))
+        other.listen()
+        port = str(other.getsockname()[1])
+        ranks = Ranks(root, tmp_path, [*tiny, "--parallel.timeout", 10], MASTER_PORT=port)
+        assert ranks.codes() == [2, 2]
+    assert f"MASTER_PORT {port} is in use" in ranks.said[0]
+
+
+def test_a_signal_to_one_stops_both_at_the_next_step(root, tiny, tmp_path, rows):
+    """In mid-epoch, with no log point near; both exit with 143, and the step is saved."""
+    run = tmp_path / "run"
+    flags = [*tiny, "--batch-size", 2, "--data.limit", 0, "--log.every", 100_000, "--epochs", 50, "--output", run]
+    ranks = Ranks(root, tmp_path, flags)
+    try:
+        until(lambda: (run / "metrics.jsonl").is_file() and rows(run, "step"), ranks)
+        ranks.processes[1].send_signal(signal.SIGTERM)
+        assert ranks.codes() == [143, 143], ranks.said
+    finally:
+        ranks.kill()
+    stopped = rows(run, "event")[-1]
+    assert stopped["event"] == "interrupted" and stopped["step"] % 719, "at an epoch's end"
+    assert (run / "checkpoints" / f"step-{stopped['step']:08d}" / "trainer.pt").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_rank_that_goes_is_named(root, tiny, tmp_path, number):
+    """Killed: its exchange fails at once. Stopped: after the time that was set."""
+    run = tmp_path / "run"
+    ranks = Ranks(root, tmp_path, [*tiny, "--epochs", 5000, "--parallel.timeout", 6, "--output", run])
+    try:
+        until(lambda: list(run.glob("checkpoints/step-*")), ranks)
+        ranks.processes[1].send_signal(number)
+        assert ranks.processes[0].wait(90) == 1
+    finally:
+        ranks.kill()
+    assert f"rank 1 on {socket.gethostname()}: no sign of life" in ranks.said[0]
+    assert f"--resume {run}" in ranks.said[0]
