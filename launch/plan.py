@@ -24,6 +24,10 @@ def main() -> int:
     show_notices()
     try:
         options = parse()
+        if options.interconnect:
+            from engine.plan.scaling.command import run_projection
+
+            return run_projection(options)
         from engine.plan.command import run_plan
         from engine.report.memory_picture import planned_picture
 

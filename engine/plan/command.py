@@ -43,7 +43,7 @@ def run_plan(options: PlanConfig, draw: Callable[[Planned], bytes | None]) -> in
         config,
         builder(config, options.num_classes),
         options.num_classes,
-        ranks=options.gpus,
+        ranks=int(options.gpus),
         zero_stage=options.zero_stage,
         offload_optimizer=options.offload_optimizer,
         correction=correction,
@@ -68,7 +68,7 @@ def run_plan(options: PlanConfig, draw: Callable[[Planned], bytes | None]) -> in
     if result.chosen is None:
         raise ConfigError(nothing_fits(result, others))
     stage = result.chosen.zero_stage
-    plain = plain_plan(config, on_meta(workload.build), hardware, options.gpus, stage)
+    plain = plain_plan(config, on_meta(workload.build), hardware, int(options.gpus), stage)
     planned = planned_as(plain, search, result, hardware.memory_bytes)
     print("\nchosen")
     for line in plan_lines(planned):
@@ -76,7 +76,7 @@ def run_plan(options: PlanConfig, draw: Callable[[Planned], bytes | None]) -> in
     if planned.plan.compile and not options.compile and not result.chosen.plain:
         print("  launch/train.py looks at what torch.compile's graphs keep as well; with --compile so does this")
     if stage:
-        command = launch_command(stage, options.gpus, options.offload_optimizer)
+        command = launch_command(stage, int(options.gpus), options.offload_optimizer)
         print(f"  start it by: {command} launch/train.py {training_flags(options)}")
     if options.explain:
         print("\n" + explanation(result, correction))

@@ -39,7 +39,7 @@ def network_rows(options: PlanConfig, name: str) -> list[dict]:
     size = max(options.image_size, info.minimum_size)
     options = replace(options, arch=info.name, image_size=size)
     config = options.run_config()
-    workload = workload_of(config, builder(config, options.num_classes), options.num_classes, ranks=options.gpus)
+    workload = workload_of(config, builder(config, options.num_classes), options.num_classes, ranks=int(options.gpus))
     search = Search(workload, PRECISIONS)
     rows = []
     for precision in PRECISIONS:
@@ -138,7 +138,7 @@ def run_matrix(options: PlanConfig) -> int:
 
     idle = [name for name in WITHOUT_EFFECT if getattr(options, name) != getattr(PlanConfig, name)]
     require(not idle, f"--matrix plans all of its own: {', '.join(idle).replace('_', '-')} would have no effect on it")
-    split_batch(options.batch_size, options.gpus, 0)
+    split_batch(options.batch_size, int(options.gpus), 0)
     folder = output_folder(options, "plan-matrix")
     names = options.arch.split(",") if options.arch else archs.names()
     for name in names:

@@ -48,8 +48,12 @@ class PlanConfig:
     """Side of the images in pixels."""
     gpu_memory: str = "8GiB"
     """Memory of one GPU, with its unit; auto is what is free on the GPU of this machine."""
-    gpus: int = 1
-    """GPUs that share the batch."""
+    gpus: int | str = 1
+    """GPUs that share the batch; with --interconnect a range, as 8..1024, or numbers between commas."""
+    interconnect: Literal["", "nvlink", "ib400", "eth100"] = ""
+    """Project steps of --batch-size images a GPU on so many GPUs joined by this; no plan is made."""
+    step_ms: float = 0.0
+    """With --interconnect: measured milliseconds of such a step on one GPU; 0 is modelled."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Compute dtype; auto is that of this machine's GPU, or bf16 where there is none."""
     recompute: Literal["auto", "none", "block", "segments", "nested"] = "auto"
@@ -87,7 +91,9 @@ class PlanConfig:
 
     def run_config(self) -> RunConfig:
         """The same as a run's description. Raises ConfigError."""
-        require(self.gpus >= 1, f"--gpus must be at least 1, not {self.gpus}")
+        one = isinstance(self.gpus, int) and self.gpus >= 1
+        require(one or bool(self.interconnect), f"--gpus must be a number from 1 on, not {self.gpus}")
+        require(not self.step_ms or bool(self.interconnect), "--step-ms is for a projection: give --interconnect")
         require(self.processes >= 0, f"--processes must be 0 (one a core) or more, not {self.processes}")
         require(
             self.zero_stage == 2 or not self.offload_optimizer, "--offload-optimizer is ZeRO-2's: give --zero-stage 2"
