@@ -1,0 +1,120 @@
+"""Two hosts that are not there: network namespaces with an address, a name and a cable each, on this machine."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from tests.launch.conftest import environment
+
+NAMES = ("hcr-a", "hcr-b")
+ADDRESSES = ("10.77.0.1", "10.77.0.2")
+CABLES = ("hcr0", "hcr1")
+HOSTS = "127.0.0.1 localhost\n" + "".join(f"{a} {n}\n" for a, n in zip(ADDRESSES, NAMES, strict=True))
+
+
+def system(*command: str, check: bool = True) -> subprocess.CompletedProcess:
+    return subprocess.run(command, check=check, capture_output=True, text=True)
+
+
+class Hosts:
+    """Made, used, taken down again."""
+
+    def __init__(self) -> None:
+        self.processes: list[subprocess.Popen] = []
+        for name in NAMES:
+            system("ip", "netns", "add", name)
+            folder = Path("/etc/netns") / name  # ip netns exec puts it over /etc
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "hosts").write_text(HOSTS)
+        system("ip", "link", "add", CABLES[0], "type", "veth", "peer", "name", CABLES[1])
+        for name, cable, address in zip(NAMES, CABLES, ADDRESSES, strict=True):
+            system("ip", "link", "set", cable, "netns", name)
+            self._in(name, "ip", "addr", "add", f"{address}/24", "dev", cable)
+            self._in(name, "ip", "link", "set", cable, "up")
+            self._in(name, "ip", "link", "set", "lo", "up")
+
+    @staticmethod
+    def _in(name: str, *command: str) -> None:
+        system("ip", "netns", "exec", name, *command)
+
+    def shape(self, *netem: str) -> None:
+        """What both cables do to packets, as tc's netem says it: delay 20ms loss 1%, rate 200mbit."""
+        for name, cable in zip(NAMES, CABLES, strict=True):
+            self._in(name, "tc", "qdisc", "replace", "dev", cable, "root", "netem", *netem)
+
+    def cut(self) -> None:
+        """Pull the cable: packets vanish, nobody is told."""
+        self.shape("loss", "100%")
+
+    def mend(self) -> None:
+        """Put it back."""
+        for name, cable in zip(NAMES, CABLES, strict=True):
+            self._in(name, "tc", "qdisc", "del", "dev", cable, "root")
+
+    def start(self, host: int, command: list, root: Path, log: Path, **extra: str) -> subprocess.Popen:
+        """Run a command on a host, under its own name, in a session of its own."""
+        said = {"ACCELERATE_USE_CPU": "true", "GLOO_SOCKET_IFNAME": CABLES[host], "TP_SOCKET_IFNAME": CABLES[host]}
+        enter = 'hostname "$1" && name="$1" && shift && exec ip netns exec "$name" "$@"'
+        whole = ["unshare", "--uts", "sh", "-c", enter, "sh", NAMES[host], *map(str, command)]
+        with log.open("a") as file:
+            process = subprocess.Popen(
+                whole,
+                cwd=root,
+                env=environment(**(said | extra)),
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        self.processes.append(process)
+        return process
+
+    def left(self) -> list[str]:
+        """Command lines of processes that still live on the hosts."""
+        found = []
+        for name in NAMES:
+            for pid in system("ip", "netns", "pids", name).stdout.split():
+                with suppress(OSError):
+                    found.append(Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()[:200])
+        return found
+
+    def kill(self) -> None:
+        """End all that runs on them."""
+        for process in self.processes:
+            if process.poll() is None:
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+        for name in NAMES:
+            for pid in system("ip", "netns", "pids", name, check=False).stdout.split():
+                with suppress(ProcessLookupError):
+                    os.kill(int(pid), signal.SIGKILL)
+        self.processes.clear()
+
+    def close(self) -> None:
+        self.kill()
+        take_down()
+
+
+def take_down() -> None:
+    for name in NAMES:
+        system("ip", "netns", "del", name, check=False)
+        shutil.rmtree(Path("/etc/netns") / name, ignore_errors=True)
+
+
+def make_hosts() -> Hosts:
+    """Two of them; skips the test, with the reason, where they may not be made."""
+    if not shutil.which("ip") or not shutil.which("tc"):
+        pytest.skip("needs ip and tc (Debian: iproute2)")
+    take_down()  # of a killed test
+    try:
+        return Hosts()
+    except (subprocess.CalledProcessError, OSError) as error:
+        take_down()
+        pytest.skip(f"network namespaces may not be made here: {getattr(error, 'stderr', '') or error}")
