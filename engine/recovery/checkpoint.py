@@ -1,9 +1,11 @@
 """Checkpoints: everything that the next step depends on, in one folder that is there wholly or not at all.
 
 `checkpoints/step-00000042/trainer.pt` holds the model, optimizer, loss scaler, random states, position in the data,
-running metrics, and what the run was trained on; under DeepSpeed the parameters and optimizer lie beside it in `zero/`,
-a shard a rank. Nothing is read with arbitrary pickle (`weights_only=True` throughout, DeepSpeed's shards included), and
-nothing whose checksum is another (engine.recovery.integrity).
+running metrics, and what the run was trained on. Where ranks hold parts, these lie beside it, a file a rank: under
+FSDP2 in `shards/` (engine.recovery.shards), under DeepSpeed in `zero/`. Training waits for the copy to host memory; a
+thread writes, and what went wrong there is told when it is next waited for. Nothing is read with arbitrary pickle
+(`weights_only=True` throughout, DeepSpeed's shards included), and nothing whose checksum is another
+(engine.recovery.integrity).
 """
 
 from __future__ import annotations
@@ -12,19 +14,24 @@ import logging
 import os
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, gather_object
 
 from engine.config import ConfigError
+from engine.recovery.background import Background, HostCopy
 from engine.recovery.integrity import damage, write_checksums
+from engine.recovery.portable import load_parts, parts_of, source_of
+from engine.recovery.shards import FOLDER, Part, write_parts
 from engine.runs.door import CannotWrite, save_tensors, sync_folder, writing
 from engine.runs.runfolder import RunFolder, delete
-from engine.step.optim import plain_state
+from engine.step.optim import allocate_state, plain_state
 from engine.step.wrap import bare_module
 
 FORMAT = 1
@@ -110,10 +117,25 @@ class Checkpointer:
         """The newest checkpoint that was written or restored."""
         self.passed_over: list[Path] = []
         """Damaged checkpoints that a resume passed over; deleted when a new one is whole."""
-        self.sharded = accelerator.distributed_type == DistributedType.DEEPSPEED
+        self.deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
+        self.fsdp = accelerator.distributed_type == DistributedType.FSDP
+        self._copy, self._background = HostCopy(), Background()
+        self._under_way: tuple[Path, Path] | None = None
+        """(draft, what it becomes) of the one that is being written."""
+        several = accelerator.num_processes > 1
+        self._writers = dist.new_group(backend="gloo", timeout=accelerator.init_handler.timeout) if several else None
+
+    @property
+    def sharded(self) -> bool:
+        """Whether ranks hold parts of the parameters or states."""
+        return self.deepspeed or self.fsdp
 
     def save(self, step: int, more: dict[str, Any]) -> Path:
-        """Write the checkpoint of `step` with what the trainer adds (plain values); all ranks call this."""
+        """Begin to write the checkpoint of `step` with what the trainer adds (plain values); all ranks call this.
+
+        Returns what it will be called. Raises CannotWrite on every rank, also for the one before.
+        """
+        self.wait()
         target = self.checkpoints / f"step-{step:08d}"
         draft = self.checkpoints / f".step-{step:08d}.draft"
         generators = gather_object([random_state()]) if self.accelerator.num_processes > 1 else [random_state()]
@@ -121,26 +143,74 @@ class Checkpointer:
         if not self.sharded and self.accelerator.is_main_process:
             state["model"] = bare_module(self.model).state_dict()
             state["optimizer"] = plain_state(self.optimizer)
+        if not self.deepspeed and self.accelerator.is_main_process:
             state["scaler"] = self.accelerator.scaler.state_dict() if self.accelerator.scaler else None
         if self.average is not None:
             state["average"] = self.average.state_dict()
+        self._under_way = draft, target
         try:
             self._together(self._begin, draft)
-            if self.sharded:
-                self._together(self._write_shard, draft, everywhere=True)
-            self._together(self._finish, draft, target, state)
-        finally:
-            if self.accelerator.is_main_process:
-                _forget(draft)
-        self.last = target
+            if self.deepspeed:
+                self._together(self._write_zero, draft, everywhere=True)
+        except BaseException:
+            self._give_up()
+            raise
+        parts = parts_of(self.model, self.optimizer.optimizer) if self.fsdp else None
+        if self.accelerator.is_main_process or parts is not None:
+            copied = self._copy.of(state) if self.accelerator.is_main_process else {}
+            self._background.start(partial(self._write, draft, target, copied, parts))
         return target
+
+    def wait(self) -> None:
+        """Until the checkpoint that is being written is whole; all ranks call this.
+
+        Raises CannotWrite on every rank where it could not be written on one.
+        """
+        if self._under_way is None:
+            return
+        try:
+            self._together(lambda draft: self._background.wait(), self._under_way[0], everywhere=True)
+        except BaseException:
+            self._give_up()
+            raise
+        self.last, self._under_way = self._under_way[1], None
+
+    def settle(self, seconds: float = 60.0) -> None:
+        """Let this rank's thread finish where the run ends by an error, and the others cannot be waited for."""
+        with suppress(Exception):
+            self._background.wait(seconds)
+
+    def _give_up(self) -> None:
+        assert self._under_way is not None
+        draft, self._under_way = self._under_way[0], None
+        if self.accelerator.is_main_process:
+            _forget(draft)
+
+    def _write(self, draft: Path, target: Path, state: dict[str, Any], parts: list[Part] | None) -> None:
+        """In the thread: this rank's shard, then on the first rank, when all have theirs, what is left."""
+        rank, ranks = self.accelerator.process_index, self.accelerator.num_processes
+        if parts is not None:
+            failed: list[str | None] = [None] * ranks
+            try:
+                with writing(draft / FOLDER):
+                    write_parts(draft / FOLDER, rank, ranks, parts)
+            except CannotWrite as error:
+                failed[rank] = str(error)
+            if self._writers is not None:
+                dist.all_gather_object(failed, failed[rank], group=self._writers)
+            if wrong := next((text for text in failed if text is not None), None):
+                raise CannotWrite(0, wrong)
+        if self.accelerator.is_main_process:
+            with writing(draft):
+                self._finish(draft, target, state)
+            self.last = target
 
     def _begin(self, draft: Path) -> None:
         self.run.refuse_vanished()
         delete(draft)
         draft.mkdir()
 
-    def _write_shard(self, draft: Path) -> None:
+    def _write_zero(self, draft: Path) -> None:
         self.model.save_checkpoint(str(draft / "zero"), tag="state", exclude_frozen_parameters=False)
 
     def _finish(self, draft: Path, target: Path, state: dict[str, Any]) -> None:
@@ -191,14 +261,19 @@ class Checkpointer:
         Raises ConfigError for a checkpoint of another network.
         """
         try:
-            if self.sharded:
+            if self.deepspeed:
                 with without_pickle():
                     self.model.load_checkpoint(str(folder / "zero"), tag="state")
+            elif self.fsdp or "model" not in state:
+                optimizer = self.optimizer.optimizer
+                allocate_state(optimizer)
+                network = bare_module(self.model)
+                load_parts(source_of(folder, state, network, optimizer), network, optimizer)
             else:
                 bare_module(self.model).load_state_dict(state["model"])
                 self.optimizer.load_state_dict(state["optimizer"])
-                if self.accelerator.scaler and state["scaler"]:
-                    self.accelerator.scaler.load_state_dict(state["scaler"])
+            if self.accelerator.scaler and state.get("scaler"):
+                self.accelerator.scaler.load_state_dict(state["scaler"])
             if self.average is not None:
                 self.average.load_state_dict(state["average"])
         except (KeyError, ValueError, RuntimeError) as error:

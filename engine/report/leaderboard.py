@@ -181,7 +181,7 @@ def plan_text(plan: dict[str, Any]) -> str:
     parts = [str(plan.get("precision", "?")), " × ".join(split)]
     parts += [f"recompute {plan['recompute']}"] if plan.get("recompute") not in (None, "none") else []
     parts += ["compiled"] if plan.get("compile") else []
-    parts += [f"ZeRO-{plan['zero_stage']}"] if plan.get("zero_stage") else []
+    parts += ["FSDP2"] if plan.get("fsdp") else [f"ZeRO-{plan['zero_stage']}"] if plan.get("zero_stage") else []
     return ", ".join(parts) + (f" on {plan['device_name']}" if plan.get("device_name") else "")
 
 

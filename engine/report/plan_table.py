@@ -70,6 +70,8 @@ def _layout(plan: dict[str, Any]) -> str:
 
 
 def _sharding(plan: dict[str, Any]) -> str:
+    if plan.get("fsdp"):
+        return "FSDP2"
     if not plan.get("zero_stage"):
         return ""
     return f"ZeRO-{plan['zero_stage']}" + (", optimizer in host memory" if plan.get("offload_optimizer") else "")

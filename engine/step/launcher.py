@@ -1,7 +1,7 @@
 """What launchers leave in the environment: completed where it can be, refused where it contradicts the run's own plan.
 
 accelerate reads a person's own default_config.yaml before it starts the run, which may ask for things that this
-project decides itself (compilation, precision) or does not have (FSDP). Ours wins, and that is said.
+project decides itself (compilation, precision) or does not have (Megatron). Ours wins, and that is said.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from engine.config import ConfigError, require
 LOCAL = ("LOCAL_RANK", "SLURM_LOCALID", "OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "PALS_LOCAL_RANKID")
 """Variables in which launchers say a process's place on its machine."""
 FOREIGN = {
-    "ACCELERATE_USE_FSDP": "FSDP",
     "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
     "ACCELERATE_USE_PARALLELISM_CONFIG": "its parallelism configuration",
 }
@@ -107,6 +106,9 @@ def overrule(precision: str, environment: MutableMapping[str, str] = os.environ)
         del environment[name]
     if asked.lower() not in ("", "no"):
         logger.info("note: accelerate's configuration asks for torch.compile (%s); here --compile decides", asked)
+    steps = environment.pop("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
+    if steps not in ("1", ""):
+        logger.info("note: accelerate's configuration accumulates %s micro-batches; here the plan decides", steps)
     mixed = environment.get("ACCELERATE_MIXED_PRECISION", "no").lower()
     if mixed not in ("no", "fp32", precision):
         logger.info("note: accelerate's configuration asks for %s; here --precision decides: %s", mixed, precision)

@@ -36,10 +36,13 @@ def parameter_groups(model: nn.Module, weight_decay: float, scales: Mapping[int,
     ]
 
 
-def build_optimizer(model: nn.Module, config: OptimConfig, one_group: bool = False) -> torch.optim.Optimizer:
+def build_optimizer(
+    model: nn.Module, config: OptimConfig, one_group: bool = False, parts: bool = False
+) -> torch.optim.Optimizer:
     """The optimizer of `config` over `model`'s parameters.
 
     one_group  not one with weight decay and one without: for DeepSpeed in fp16, without weight decay
+    parts      the parameters become FSDP2's, for which torch has not all fused kernels (2.15: none of SGD's)
 
     Raises ConfigError for rates by layer in one group.
     """
@@ -58,7 +61,7 @@ def build_optimizer(model: nn.Module, config: OptimConfig, one_group: bool = Fal
     known = inspect.signature(kind).parameters
     # One kernel over all parameters, and in fp16 the overflow check stays on the device; else a few kernels over lists
     # of them, on every device: a plan made on a CPU then counts the temporary tensors of a GPU's update.
-    way = next(({name: True} for name in ("fused", "foreach") if name in known), {})
+    way = next(({name: True} for name in ("fused", "foreach")[parts:] if name in known), {})
     optimizer = kind(groups, lr=config.peak_lr, **way, **chosen.arguments(config))
     if chosen.schedule_free:
         optimizer.train()

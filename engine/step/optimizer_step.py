@@ -150,7 +150,7 @@ class OptimizerStep:
 
     def _clip(self) -> None:
         largest = self.config.clip_norm
-        if largest and self.plan.zero_stage == 0:
+        if largest and (self.plan.zero_stage == 0 or self.plan.fsdp):
             self.accelerator.clip_grad_norm_(self.model.parameters(), largest)
 
     def _count(self, loss: Tensor, hits: Tensor, weights: Tensor) -> None:

@@ -80,6 +80,8 @@ class Plan:
     """The network has BatchNorm."""
     sync_bn: bool = False
     offload_optimizer: bool = False
+    fsdp: bool = False
+    """By torch's FSDP2, which keeps what ZeRO-3 does."""
     budget_bytes: int = 0
     """Device memory that the plan was made for; 0 is none: nothing was searched."""
     workspace_cap_bytes: int = 0
@@ -129,7 +131,7 @@ class Plan:
         parts += ["torch.compile"] if self.compile else []
         parts += ["one CUDA graph a step"] if self.cuda_graph else []
         parts += [f"recompute {self.recompute}"] if self.recompute not in ("none", "compiled") else []
-        parts += [f"ZeRO-{self.zero_stage}"] if self.zero_stage else []
+        parts += ["FSDP2"] if self.fsdp else [f"ZeRO-{self.zero_stage}"] if self.zero_stage else []
         parts += ["SyncBatchNorm"] if self.sync_bn else []
         return " · ".join(parts)
 

@@ -20,6 +20,7 @@ from engine.step.ddp import DdpOptions, ignore_strides_of_one
 from engine.step.device_memory.workspaces import cap_workspaces
 from engine.step.launcher import complete_local_rank, overrule, refuse_odd_ranks
 from engine.step.plan import Plan, use_cuda
+from engine.step.ranks.fsdp import fsdp_asked, fsdp_plugin, on_a_cpu, shard_units
 from engine.step.recompute import apply_policy
 from engine.step.sync_norm import synchronise_norms
 from kernels.over_ranks import group_name
@@ -42,6 +43,8 @@ class Launch:
     """DeepSpeed's configuration, where the launcher asked for it."""
     timeout: float = 600.0
     """Seconds that ranks wait for each other."""
+    fsdp: bool = False
+    """Whether the launcher asked for torch's FSDP2."""
 
     @property
     def exchange_timeout(self) -> timedelta:
@@ -50,7 +53,8 @@ class Launch:
 
     @property
     def zero_stage(self) -> int:
-        return (self.deepspeed or {}).get("zero_optimization", {}).get("stage", 0)
+        """As memory is planned: FSDP2 keeps what ZeRO-3 does."""
+        return 3 if self.fsdp else (self.deepspeed or {}).get("zero_optimization", {}).get("stage", 0)
 
     @property
     def offload_optimizer(self) -> bool:
@@ -85,6 +89,7 @@ class Launch:
             ranks=int(environment.get("WORLD_SIZE", 1)),
             deepspeed=deepspeed,
             timeout=timeout,
+            fsdp=fsdp_asked(),
         )
 
 
@@ -143,9 +148,16 @@ def build_accelerator(plan: Plan, launch: Launch, optim: OptimConfig) -> Acceler
             )
         return accelerator
     mixed = "no" if plan.precision == "fp32" else plan.precision
+    plugin = fsdp_plugin() if launch.fsdp and launch.ranks > 1 else None
     accelerator = Accelerator(
-        cpu=cpu, mixed_precision=mixed, gradient_accumulation_plugin=accumulation, kwargs_handlers=handlers
+        cpu=cpu,
+        mixed_precision=mixed,
+        gradient_accumulation_plugin=accumulation,
+        kwargs_handlers=handlers,
+        fsdp_plugin=plugin,
     )
+    if plugin is not None and cpu:
+        on_a_cpu(accelerator, plugin)
     accelerator.ddp_handler = DdpOptions()
     ignore_strides_of_one()
     return accelerator
@@ -159,8 +171,9 @@ def wrap(
     The order matters: layout first, recompute inside compile, compile inside DDP (so that DDP's hooks see gradients,
     not graphs). Compilation is in place: the state dict keeps its names.
     """
-    if plan.channels_last and accelerator.distributed_type != DistributedType.DEEPSPEED:
-        # DeepSpeed broadcasts weights by their bytes and wants them contiguous; channels-last images are enough there.
+    sharded = (DistributedType.DEEPSPEED, DistributedType.FSDP)
+    if plan.channels_last and accelerator.distributed_type not in sharded:
+        # They cut up weights by their bytes and want them contiguous; channels-last images are enough there.
         model = model.to(memory_format=torch.channels_last)
     if plan.sync_bn:
         # A group of their own: see engine.recovery.exchange.
@@ -171,6 +184,8 @@ def wrap(
         set_partition(plan)
         allow_graphs(image_sizes)
         model.compile(dynamic=False)
+    if accelerator.distributed_type == DistributedType.FSDP:
+        shard_units(model, accelerator)
     cap_workspaces(plan.workspace_cap_bytes)
     if plan.device == "cuda":
         torch.backends.cudnn.benchmark = True

@@ -11,12 +11,13 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
 from accelerate.utils import gather_object
 
-from engine.config import DataConfig, RunConfig, flatten
+from engine.config import DataConfig, RunConfig
 from engine.config.byte_sizes import gib
 from engine.data.backend import make_loader
 from engine.data.balance import describe as balance_line
@@ -28,12 +29,7 @@ from engine.data.sources.source import Source
 from engine.monitor.monitor import Monitor
 from engine.monitor.progress import clock
 from engine.monitor.step_profile import StepProfile
-from engine.plan.budget import budget_bytes, free_memory, least_over_ranks, refuse_more_than_the_card
-from engine.plan.calibration import Correction, correction_for
-from engine.plan.memory.loader import feed_of
-from engine.plan.run_plan import plan_run
 from engine.plan.told import plan_lines
-from engine.plan.workload import Planned
 from engine.recovery.interrupt import Interrupt
 from engine.recovery.relaunch import Relaunch
 from engine.recovery.rescue import MemoryExhausted
@@ -43,9 +39,11 @@ from engine.runs.wording import listed
 from engine.step.device_memory.allocator_settings import CHOSEN, VARIABLES
 from engine.step.device_memory.out_of_memory import first_sentences, out_of_memory
 from engine.step.launcher import meet_again
-from engine.step.network import build_network, network_builder
+from engine.step.network import build_network
 from engine.step.optim import build_optimizer
 from engine.step.plan import Hardware
+from engine.step.ranks.deepspeed_fields import refuse_contradictions
+from engine.step.ranks.fsdp import refuse_fsdp
 from engine.step.ranks.meeting import Meeting
 from engine.step.ranks.peers import Peers
 from engine.step.single_values import refuse_single_values
@@ -56,6 +54,7 @@ from engine.train.decoder_crash import known_crashes
 from engine.train.kept_weights import measure_test
 from engine.train.loss_terms import loss_terms
 from engine.train.memory_verdict import compare_memory
+from engine.train.planning import plan_session
 from engine.train.shared_folder import choose_checkpoint, decided, describe, open_folder
 from engine.train.trainer import Diverged, Trainer
 
@@ -82,6 +81,7 @@ class Session:
         meeting: Meeting | None = None,
     ) -> None:
         self.loaders: list = []
+        self.trainer: Any = None
         self.watch: DecodingWatch | None = None
         self.relaunch, self.meeting = relaunch, meeting
         self.peers = Peers(meeting, config.parallel.timeout) if meeting is not None else None
@@ -100,6 +100,9 @@ class Session:
             self.peers.start()
         if launch.deepspeed is not None:
             config.optim.refuse_deepspeed(launch.zero_stage)
+            refuse_contradictions(launch.deepspeed, config, launch.ranks)
+        if launch.fsdp:
+            refuse_fsdp(config)
         device = prepare_device(launch, config.parallel.threads)
         meet_again(device.type == "cuda", launch.exchange_timeout)
         hardware = Hardware.detect()
@@ -108,16 +111,12 @@ class Session:
         config = replace(config, augment=config.augment.whole())
         torch.manual_seed(config.seed)
         model = build_network(config, len(source.classes), source.classes)
-        self.planned = self._plan(config, model, len(source.classes), hardware, launch)
+        self.planned = plan_session(config, model, source, hardware, launch, self.meeting)
         plan = self.planned.plan
-        if self.meeting is not None:  # machines may differ in their GPUs
-            alike = replace(plan, device_name="")
-            self.meeting.call({name: str(value) for name, value in flatten(alike.as_dict())}, name="plan")
         refuse_single_values(model, plan, config.data.progressive_from or config.data.side)
         optimizer_model = model.to(device)
-        optimizer = build_optimizer(
-            optimizer_model, config.optim, one_group=launch.deepspeed is not None and plan.precision == "fp16"
-        )
+        one_group = launch.deepspeed is not None and plan.precision == "fp16"
+        optimizer = build_optimizer(optimizer_model, config.optim, one_group, parts=plan.fsdp)
         self.config, self.plan, self.interrupt = config, plan, interrupt
         self.accelerator = build_accelerator(plan, launch, config.optim)
         self.main = self.accelerator.is_main_process
@@ -179,31 +178,6 @@ class Session:
         if self.peers is not None:
             self.trainer.doing = self.peers.is_doing
             self.peers.advice = f"Go on with --resume {folder.path}"
-
-    def _plan(self, config: RunConfig, model, classes: int, hardware: Hardware, launch: Launch) -> Planned:
-        """The plan for the memory that is there, or that --gpu-memory names; nothing is searched on a bare CPU."""
-        budget = budget_bytes(config)
-        refuse_more_than_the_card(budget, hardware)
-        if config.memory.gpu_memory == "auto" and hardware.type == "cuda":
-            budget = least_over_ranks(free_memory(), launch)
-        return plan_run(
-            config,
-            model,
-            network_builder(config, classes),
-            classes,
-            hardware,
-            budget,
-            launch.ranks,
-            launch.zero_stage,
-            self._correction(hardware.name) if budget else None,
-            launch.offload_optimizer,
-            feed_of(self.source, config.data),
-        )
-
-    def _correction(self, name: str) -> Correction:
-        """What earlier runs measured on such GPUs, by the first rank's cache: all have to make the same plan."""
-        own = correction_for(name)
-        return own if self.meeting is None else Correction.from_text(self.meeting.of_first("correction", own.to_text()))
 
     def _bad_image(self, bad) -> None:
         print(f"unreadable image, left out: {bad.path} ({bad.reason})", flush=True)
@@ -292,6 +266,7 @@ class Session:
 
     def _start_again(self, error: MemoryExhausted) -> None:
         """Become a run under the next plan, from the last checkpoint; returns where there is none or it cannot be."""
+        self.trainer.checkpointer.settle()
         if not self.relaunch.possible or not error.flags:
             return
         where = self.trainer.checkpointer.last or "the start"
@@ -411,6 +386,8 @@ class Session:
             self.peers.close()
         for loader in self.loaders:
             loader.close()
+        if self.trainer is not None:
+            self.trainer.checkpointer.settle()
         if self.watch is not None:
             self.watch.close()
         if self.folder is not None:

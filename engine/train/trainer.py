@@ -151,6 +151,7 @@ class Trainer:
             self._train_epoch()
             if self.progress.step_in_epoch >= self.steps_per_epoch or self.ending.mid_epoch:
                 self._finish_epoch()
+        self.checkpointer.wait()
         if self._together is not None:
             self._together.drain()
         if self.ending.reason and self.main:

@@ -158,8 +158,10 @@ def test_a_draft_of_the_same_step_is_replaced(make_trainer):
     draft = trainer.folder.checkpoints / ".step-00000000.draft"
     draft.symlink_to(trainer.folder.path)
     trainer.save()
+    trainer.checkpointer.wait()
     draft.write_text("a file")
     trainer.save()
+    trainer.checkpointer.wait()
     assert [path.name for path in trainer.folder.checkpoints.iterdir()] == ["step-00000000"]
 
 

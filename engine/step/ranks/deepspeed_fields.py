@@ -1,0 +1,46 @@
+"""A DeepSpeed configuration of the person's own: what it says of the run has to be what the run is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from engine.config import RunConfig, require
+
+
+def refuse_contradictions(deepspeed: dict[str, Any], config: RunConfig, ranks: int) -> None:
+    """Raise ConfigError for fields that would train something else than `config` on `ranks` processes.
+
+    What says "auto", or the same, is taken. Where ZeRO cuts, its buckets and its offload of the optimizer are its own.
+    """
+    optim = config.optim
+    share = -(-optim.batch_size // ranks)
+    micro = config.parallel.micro_batch_size or share
+    of_the_run = {
+        "train_batch_size": (optim.batch_size, "--batch-size"),
+        "train_micro_batch_size_per_gpu": (micro, "--parallel.micro-batch-size"),
+        "gradient_accumulation_steps": (-(-share // micro), "--batch-size and --parallel.micro-batch-size"),
+        "gradient_clipping": (optim.clip_norm, "--optim.clip-norm"),
+    }
+    for name, (value, flag) in of_the_run.items():
+        given = deepspeed.get(name, "auto")
+        require(
+            given == "auto" or given == value,
+            f"DeepSpeed's configuration says {name}: {given}, and the run {value}; {flag} decides: leave it out there, "
+            'or say "auto"',
+        )
+    for name, flag in (("optimizer", "--optimizer"), ("scheduler", "--optim.schedule")):
+        require(name not in deepspeed, f"DeepSpeed's configuration has a section {name}; {flag} decides: leave it out")
+    for name in ("fp16", "bf16", "torch_autocast"):
+        asked = deepspeed.get(name, {}).get("enabled", False)
+        require(
+            asked in (False, "auto"),
+            f"DeepSpeed's configuration turns {name} on; --precision decides, with BatchNorm in fp32: leave it out",
+        )
+    zero = deepspeed.get("zero_optimization", {})
+    stage = zero.get("stage", 0)
+    require(stage in (0, 1, 2, 3), f"DeepSpeed's configuration says ZeRO stage {stage!r}; there are 0, 1, 2 and 3")
+    require(
+        "offload_param" not in zero,
+        "DeepSpeed's configuration has offload_param, which is not planned for; --memory.offload and "
+        "configs/deepspeed/zero2_offload.json are",
+    )

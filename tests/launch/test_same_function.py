@@ -1,0 +1,97 @@
+"""However the ranks are wrapped, the steps of a network with BatchNorm are those of one process."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.launch.test_distributed import zero
+
+pytestmark = [pytest.mark.distributed, pytest.mark.slow]
+
+FLAGS = ["--arch", "convnet_bn", "--image-size", "32", "--batch-size", "32", "--data.limit", "960", "--epochs", "1"]
+FLAGS += ["--optimizer", "sgd", "--lr", "0.001", "--optim.momentum", "0", "--precision", "fp32", "--sync-bn"]
+FLAGS += ["--log.every", "1", "--log.no-plots", "--log.monitor-interval", "0"]
+DEEP = [*FLAGS, "--arch", "resnet18", "--data.limit", "64"]
+"""Two steps: at 32 pixels this network makes of a difference of 1e-7 in its weights one of 1e-3 in the loss within five
+steps, in one process too, so that more of them compare rounding."""
+FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+KINDS = [(2, ""), (4, ""), (2, "zero1"), (2, "zero2"), (2, "zero3"), (2, "fsdp")]
+
+
+@pytest.fixture(scope="session")
+def references(launch, tmp_path_factory):
+    """The runs that the others are compared with, each made once: one process, or DDP where the batch is split."""
+    made = {}
+
+    def reference(flags: list, ranks: int) -> Path:
+        key = (*map(str, flags), ranks)
+        if key not in made:
+            made[key] = tmp_path_factory.mktemp("reference") / "run"
+            launch(*flags, "--output", made[key], script="launch/train.py", ranks=ranks)
+        return made[key]
+
+    return reference
+
+
+def settings(root, kind: str) -> dict[str, str]:
+    return zero(root, kind[-1]) if kind.startswith("zero") else FSDP if kind == "fsdp" else {}
+
+
+@pytest.mark.parametrize(
+    ("flags", "ranks", "kind", "against"),
+    [
+        *[(FLAGS, ranks, kind, 1) for ranks, kind in KINDS],
+        *[(DEEP, ranks, kind, 1) for ranks, kind in KINDS if ranks == 2],
+        *[([*FLAGS, "--parallel.micro-batch-size", 8], 2, kind, 2) for kind in ("zero2", "fsdp")],
+    ],
+)
+def test_steps_are_the_same(launch, rows, references, root, tmp_path, flags, ranks, kind, against):
+    """Losses within 1e-5 and weights within 1e-4 of their norm: 2 × 16, 4 × 8, 2 × 8 × 2, ZeRO, FSDP2.
+
+    2 × 8 × 2 are compared with each other: which images BatchNorm sees together is another matter in one process.
+    """
+    run, reference = tmp_path / "run", references(flags, against)
+    launch(*flags, "--output", run, script="launch/train.py", ranks=ranks, **settings(root, kind))
+    ours, theirs = rows(run, "step"), rows(reference, "step")
+    assert len(ours) == len(theirs) == (2 if flags is DEEP else 30)
+    apart = max(abs(left["loss"] - right["loss"]) for left, right in zip(ours, theirs, strict=True))
+    expected, found = load_file(reference / "model.safetensors"), load_file(run / "model.safetensors")
+    kept = [name for name, tensor in expected.items() if tensor.is_floating_point()]
+    distance = {name: (found[name].double() - expected[name].double()).norm().item() for name in kept}
+    size = {name: expected[name].double().norm().item() for name in kept}
+    far = math.hypot(*distance.values()) / math.hypot(*size.values())
+    print(f"{flags[1]} {kind or 'ddp'} on {ranks}: losses within {apart:.1e}, weights within {far:.1e}")
+    assert apart <= 1e-5 and far <= 1e-4
+    if flags is not DEEP:
+        assert all(distance[name] <= 1e-4 * size[name] for name in kept), max(kept, key=lambda name: distance[name])
+        assert theirs[-1]["loss"] < theirs[0]["loss"]
+
+
+def test_statistics_are_fp32_under_autocast(launch, root, tmp_path):
+    """Under FSDP2 in bf16 too, whose own mixed precision would cast BatchNorm's weights."""
+    run = tmp_path / "run"
+    flags = [*FLAGS, "--precision", "bf16", "--data.limit", 128]
+    launch(*flags, "--output", run, script="launch/train.py", ranks=2, **FSDP)
+    kept = load_file(run / "model.safetensors")
+    norms = {name: tensor for name, tensor in kept.items() if "running" in name or "bn" in name}
+    assert norms and all(tensor.dtype in (torch.float32, torch.int64) for tensor in norms.values())
+    assert all(tensor.isfinite().all() for tensor in norms.values())
+
+
+@pytest.mark.parametrize("kind", ["", "zero1", "fsdp"])
+def test_gradients_are_exchanged_once_a_step(launch, tiny, root, tmp_path, kind):
+    """Two of three micro-batches send nothing; the last one sends the bytes of the parameters, at the least."""
+    environment = settings(root, kind)
+    flags = ["--arch", "counting", *tiny[2:], "--batch-size", 48, "--data.limit", 240, "--epochs", 1]
+    flags += ["--parallel.micro-batch-size", 8, "--output", tmp_path / "run"]
+    counted = tmp_path / "counted.json"
+    launch(*flags, script="tests/launch/counted_exchange.py", ranks=2, COUNTED=str(counted), **environment)
+    sent = json.loads(counted.with_suffix(".0").read_text())
+    size = sum(tensor.numel() * 4 for tensor in load_file(tmp_path / "run" / "model.safetensors").values())
+    assert len(sent) == 15, sent
+    assert all(bytes_ == 0 for place, bytes_ in enumerate(sent) if place % 3 != 2), sent
+    assert all(bytes_ >= size / 2 for bytes_ in sent[2::3]), (sent, size)
