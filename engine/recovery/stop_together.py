@@ -6,22 +6,27 @@ beside the next step, and looks at the sum of the step before: nobody waits for 
 
 from __future__ import annotations
 
-from datetime import timedelta
-
 import torch
 import torch.distributed as dist
+from accelerate import Accelerator
 
 
 class StopTogether:
-    """The flags of a run's ranks; made on all of them together, in a group of their own: it is never a GPU's turn."""
+    """The flags of a run's ranks; made on all of them together, in a group of their own: it is never a GPU's turn.
 
-    def __init__(self, timeout: timedelta) -> None:
-        self._group = dist.new_group(backend="gloo", timeout=timeout)
+    A single process stops when it is asked to.
+    """
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        several = accelerator.num_processes > 1
+        self._group = dist.new_group(backend="gloo", timeout=accelerator.init_handler.timeout) if several else None
         self._flag = torch.zeros(1)
         self._work: dist.Work | None = None
 
     def after_step(self, mine: bool) -> bool:
         """Whether some rank had asked for a stop one step ago; all ask once a step. `mine`: whether this one does."""
+        if self._group is None:
+            return mine
         asked = self.drain()
         self._flag = torch.tensor([float(mine)])
         self._work = dist.all_reduce(self._flag, group=self._group, async_op=True)

@@ -69,7 +69,7 @@ def refuse(error: Exception) -> int:
         refuse_odd_ranks()
         if launched_ranks() == 1:
             return fail(error)
-        from engine.train.roll_call import tell_all  # torch loads here
+        from engine.train.together.roll_call import tell_all  # torch loads here
 
         tell_all(error)
     except RankError as alone:
@@ -115,8 +115,8 @@ def train(config: RunConfig, command: Sequence[str] = (), work: Callable[[Sessio
 
     from engine.recovery.rescue import before_first_step  # torch loads here: a mistake above is told at once
     from engine.step.device_memory.out_of_memory import out_of_memory
-    from engine.train.roll_call import attend
     from engine.train.session import EXIT_MEMORY, Session
+    from engine.train.together.roll_call import attend
 
     interrupt = Interrupt(announce=first_rank())
     with relaunch:

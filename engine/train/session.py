@@ -54,8 +54,8 @@ from engine.train.decoder_crash import known_crashes
 from engine.train.kept_weights import measure_test
 from engine.train.loss_terms import loss_terms
 from engine.train.memory_verdict import compare_memory
-from engine.train.planning import plan_session
 from engine.train.shared_folder import choose_checkpoint, decided, describe, open_folder
+from engine.train.together.planning import plan_session
 from engine.train.trainer import Diverged, Trainer
 
 EXIT_DIVERGED = 1

@@ -30,7 +30,7 @@ from engine.recovery.rescue import Rescue
 from engine.recovery.same_run import refuse_other, run_identity
 from engine.recovery.stop_together import StopTogether
 from engine.runs.runfolder import RunFolder
-from engine.runs.weights_facts import CHECKSUM, WeightsFacts, checksum
+from engine.runs.weights_facts import WeightsFacts
 from engine.step.ema import WeightAverage
 from engine.step.micro_batches import is_whole
 from engine.step.network import network_options
@@ -44,6 +44,7 @@ from engine.train.epoch_line import epoch_line
 from engine.train.evaluate import Evaluation, evaluate, refuse_lost, refuse_none, told
 from engine.train.log_point import LogPoint
 from engine.train.schedule_free import AveragedPoint
+from engine.train.together.weights_file import whole_weights, write_weights
 
 logger = logging.getLogger("hcr")
 
@@ -111,7 +112,7 @@ class Trainer:
         self.doing: Callable[[str], None] = lambda what: None
         """Told what this rank is at, where others wait for it."""
         self._stopping = False
-        self._together = None if self._alone else StopTogether(accelerator.init_handler.timeout)
+        self._together = StopTogether(accelerator)
         self._lost = self._gone = False
         self._started = time.perf_counter()
         self._started_step = 0
@@ -152,8 +153,7 @@ class Trainer:
             if self.progress.step_in_epoch >= self.steps_per_epoch or self.ending.mid_epoch:
                 self._finish_epoch()
         self.checkpointer.wait()
-        if self._together is not None:
-            self._together.drain()
+        self._together.drain()
         if self.ending.reason and self.main:
             self.folder.append("event", **self.ending.row())
             print(self.ending.told(), flush=True)
@@ -191,7 +191,8 @@ class Trainer:
                 last = self.ending.is_last()
                 periodic = self._due(self.config.log.checkpoint_steps)
                 first = progress.step == self._started_step + 1
-                wanted = self._stop_wanted()
+                asked = self._together.after_step(self.interrupt.received is not None)
+                wanted = asked or (self._alone and self._lost)
                 if last or periodic or first or wanted or self._due(self.config.log.every):
                     point = self._log(point, bar)
                     self.peaks.interval(counts=not first and is_whole(batch, self.plan))
@@ -206,11 +207,6 @@ class Trainer:
     def _following(self) -> AbstractContextManager:
         """Inside, the average takes in the step that is made."""
         return self.average.follow(self.optimizer, self.accelerator.scaler) if self.average else nullcontext()
-
-    def _stop_wanted(self) -> bool:
-        """Whether to look at once why: the same on all ranks, which agree one step after the signal."""
-        received = self.interrupt.received is not None
-        return received or self._lost if self._together is None else self._together.after_step(received)
 
     def _due(self, every: int) -> bool:
         return every > 0 and self.progress.step % every == 0
@@ -391,18 +387,11 @@ class Trainer:
         self.save()
 
     def _save_weights(self) -> None:
-        """Write model.safetensors; under ZeRO-3 the ranks bring their shards together."""
-        from safetensors.torch import save_file
-
-        sharded = self.checkpointer.sharded
+        """Write model.safetensors; where ranks hold parts, they bring them together."""
         with self._averaged():
-            weights = self.accelerator.get_state_dict(self.model) if sharded else bare_module(self.model).state_dict()
-            named = weights.items() if self.main else ()
-            # copies: on a CPU `cpu()` is none, and the model is about to get its own weights back
-            tensors = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in named}
+            tensors = whole_weights(self.accelerator, self.model, self.checkpointer.sharded)
         if self.main:
-            with self.folder.file(self.folder.weights) as temporary:
-                save_file(tensors, temporary, metadata=self.facts.as_metadata() | {CHECKSUM: checksum(tensors)})
+            write_weights(self.folder, tensors, self.facts)
 
     def save(self) -> None:
         """Write a checkpoint of this very step; all ranks call this."""

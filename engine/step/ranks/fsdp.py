@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from engine.config import OptimConfig, RunConfig, require
+from engine.config.optimizers import OPTIMIZERS
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -44,6 +45,11 @@ def refuse_fsdp(config: RunConfig) -> None:
     """Raise ConfigError for what does not run under it."""
     optim: OptimConfig = config.optim
     under = "does not run under FSDP2, where no rank has whole parameters"
+    chosen = OPTIMIZERS[optim.optimizer]
+    require(
+        not chosen.whole and not chosen.schedule_free,
+        f"--optimizer {optim.optimizer} {under}: use adamw, sgd or another one that looks at each number alone, or DDP",
+    )
     require(not optim.sam, f"--optim.sam {under}; launch with configs/accelerate/ddp.yaml")
     require(not optim.ema, f"--optim.ema {under}; launch with DDP, or ZeRO-1 or 2")
     require(
