@@ -191,8 +191,7 @@ class Trainer:
                 last = self.ending.is_last()
                 periodic = self._due(self.config.log.checkpoint_steps)
                 first = progress.step == self._started_step + 1
-                asked = self._together.after_step(self.interrupt.received is not None)
-                wanted = asked or (self._alone and self._lost)
+                wanted = self._together.after_step(self.interrupt.received is not None) or (self._alone and self._lost)
                 if last or periodic or first or wanted or self._due(self.config.log.every):
                     point = self._log(point, bar)
                     self.peaks.interval(counts=not first and is_whole(batch, self.plan))
