@@ -2,7 +2,8 @@
 
 Every kind at so many random moments, each compared with a run that nothing disturbed: weights bit for bit, the rows
 that count, files left lying, processes left running, exit codes and messages. Exits with 1 where one is wrong. The
-file is written after each kind; `--continue` takes what is in it already.
+file is written after each kind; `--continue` keeps what is in it already, so that the
+table can be made in parts (`--kind`).
 """
 
 from __future__ import annotations
@@ -90,7 +91,8 @@ def main() -> int:
     table: dict[str, dict] = {}
     if options.go_on and options.output and options.output.exists():
         before = json.loads(options.output.read_text(encoding="utf-8"))["kinds"]
-        table = {name: row for name, row in before.items() if row["moments"] == wanted.get(name) and not row["wrong"]}
+        whole = {name for name, row in before.items() if row["moments"] == wanted.get(name) and not row["wrong"]}
+        table = {name: row for name, row in before.items() if name in whole or name not in wanted}
     trials = [(name, number) for name, count in wanted.items() if name not in table for number in range(count)]
     with tempfile.TemporaryDirectory(prefix="hcr-faults") as folder:
         bench = Bench(Path(folder))
