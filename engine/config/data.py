@@ -62,6 +62,9 @@ class DataConfig:
     """Side of the centre crop in evaluation over the shorter side of the resized image; none as for the mean."""
     interpolation: Literal["bilinear", "bicubic"] | None = None
     """Filter of every resize; none as for the mean, bilinear where no weights say."""
+    cache: Literal["off", "auto", "ram", "disk"] = "off"
+    """Decode images once, at up to twice the size that evaluation sees, and keep them in memory or in HCR_CACHE; auto
+    where there is room and no image would be shrunk."""
     on_leak: Literal["warn", "error"] = "warn"
     """Held-out images that are training images too: said, or refused after all of the data was examined."""
     balance: Literal["none", "sampler", "weights", "effective"] = "none"

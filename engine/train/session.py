@@ -21,6 +21,7 @@ from engine.config import DataConfig, RunConfig
 from engine.config.byte_sizes import gib
 from engine.data.backend import make_loader
 from engine.data.balance import describe as balance_line
+from engine.data.decoded.choice import Kept, decoded_source
 from engine.data.decoding_watch import DecodingWatch
 from engine.data.fingerprint import fingerprint_of
 from engine.data.loader import Loader
@@ -82,6 +83,7 @@ class Session:
     ) -> None:
         self.loaders: list = []
         self.trainer: Any = None
+        self.kept = Kept(source, "off", [])
         self.watch: DecodingWatch | None = None
         self.relaunch, self.meeting = relaunch, meeting
         self.peers = Peers(meeting, config.parallel.timeout) if meeting is not None else None
@@ -106,9 +108,11 @@ class Session:
         device = prepare_device(launch, config.parallel.threads)
         meet_again(device.type == "cuda", launch.exchange_timeout)
         hardware = Hardware.detect()
-        self.source = source
         self.asked, config = config, with_preprocessing(config, source)
-        config = replace(config, augment=config.augment.whole())
+        data = fingerprint_of(source)
+        kept = self.kept = decoded_source(source, config.data, config.data.eval_crop, data)
+        self.source = source = kept.source
+        config = replace(config, augment=config.augment.whole(), data=replace(config.data, cache=kept.choice))
         torch.manual_seed(config.seed)
         model = build_network(config, len(source.classes), source.classes)
         self.planned = plan_session(config, model, source, hardware, launch, self.meeting)
@@ -120,9 +124,9 @@ class Session:
         self.config, self.plan, self.interrupt = config, plan, interrupt
         self.accelerator = build_accelerator(plan, launch, config.optim)
         self.main = self.accelerator.is_main_process
-        data = fingerprint_of(source)
         self.data_lines = decided(self.accelerator, lambda: told(checked(source, data, config), config))
         folder = self.folder = open_folder(config, self.asked, model.arch, source.name, self.accelerator)
+        kept.forget()  # every rank has it open by now
         loader = self._loader = partial(
             make_loader,
             source,
@@ -312,10 +316,8 @@ class Session:
         print(f"{self.config.model.arch} on {source.name}: {sizes}, {size} px, {backend}")
         print(self.data_lines)
         print("\n".join(plan_lines(self.planned)))
-        if line := self.config.optim.rate_line():
-            print(line)
-        if line := balance_line(source.classes, self.train_loader.class_counts, self.config.data, self.config.optim):
-            print(line)
+        balance = balance_line(source.classes, self.train_loader.class_counts, self.config.data, self.config.optim)
+        print("".join(f"{line}\n" for line in (self.config.optim.rate_line(), balance) if line), end="")
         if line := self.config.augment.describe():
             print(f"augmentation: {line}")
         if plan.device == "cuda" and os.environ.get(VARIABLES[0]) == CHOSEN:
@@ -384,8 +386,8 @@ class Session:
         """Let go of loaders, DeepSpeed and the process group."""
         if self.peers is not None:
             self.peers.close()
-        for loader in self.loaders:
-            loader.close()
+        for part in (*self.loaders, self.kept):
+            part.close()
         if self.trainer is not None:
             self.trainer.checkpointer.settle()
         if self.watch is not None:

@@ -54,7 +54,7 @@ class DaliLoader(Loader):
 
     def __init__(self, *arguments, **settings) -> None:
         super().__init__(*arguments, **settings)
-        self.files = None if self.data.paths is None else ImageFiles(self.data)
+        self.files = ImageFiles(self.data) if self.data.encoded else None
         self.graph_settings = GraphSettings(
             encoded=self.files is not None,
             train=self.train,
@@ -149,15 +149,16 @@ class DaliLoader(Loader):
 
     def _load(self, indices: Sequence[int]) -> list[np.ndarray | Unreadable]:
         """Images by index, in a reading thread."""
-        if self.files is None:
-            return [self.data.array(index) for index in indices]
         loaded: list[np.ndarray | Unreadable] = []
         for index in indices:
             if index in self._bad:
                 loaded.append(Unreadable(self._bad[index].reason))
                 continue
             try:
-                loaded.append(np.frombuffer(self.files.load(index), dtype=np.uint8))
+                if self.files is None:
+                    loaded.append(self.data.pixels(index))
+                else:
+                    loaded.append(np.frombuffer(self.files.load(index), dtype=np.uint8))
             except Unreadable as error:
                 loaded.append(error)
         return loaded

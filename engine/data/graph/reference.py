@@ -179,8 +179,8 @@ class Pictures(Dataset):
         return torch.from_numpy(np.stack([pictures[slot] for slot in slots])), slots, good, bad
 
     def _load(self, index: int) -> Image.Image:
-        if self.data.paths is None:
-            return Image.fromarray(self.data.array(index))
+        if not self.data.encoded:
+            return Image.fromarray(self.data.pixels(index))
         if reason := self.crashing.get(index):
             raise Unreadable(reason)
         return decode(self.data.read(index))

@@ -35,6 +35,13 @@ class Stored(Protocol):
         """Those at `places`, int64 [M]."""
 
 
+class Pixels(Protocol):
+    """Images of a split that were decoded before (engine.data.decoded)."""
+
+    def image(self, index: int) -> np.ndarray:
+        """uint8 [H, W, 3]. Raises Unreadable."""
+
+
 @dataclass(frozen=True)
 class Split:
     """Labelled images, encoded or as one array, never both."""
@@ -47,6 +54,8 @@ class Split:
     """uint8 [N, H, W] (grey) or [N, H, W, 3] (RGB)."""
     stored: Stored | None = None
     """What the encoded images are read from; None where each is a file."""
+    decoded: Pixels | None = None
+    """The same images, decoded before; None where they are decoded as they are read."""
     place: str = ""
     """Where its images are, for messages, as `valid/`."""
 
@@ -66,6 +75,15 @@ class Split:
         image = self.arrays[index]
         return image if image.ndim == 3 else np.repeat(image[:, :, None], 3, axis=2)
 
+    @property
+    def encoded(self) -> bool:
+        """Whether images have yet to be decoded."""
+        return self.arrays is None and self.decoded is None
+
+    def pixels(self, index: int) -> np.ndarray:
+        """uint8 [H, W, 3], one image that is not encoded. Raises Unreadable where it could not be decoded."""
+        return self.array(index) if self.decoded is None else self.decoded.image(index)
+
     def read(self, index: int) -> bytes:
         """Encoded bytes of one image. Raises Unreadable where there are none."""
         return read(self.path(index)) if self.stored is None else self.stored.read(index)
@@ -80,7 +98,7 @@ class Split:
             paths,
             None if self.arrays is None else self.arrays[places],
             None if self.stored is None else self.stored.take(places),
-            self.place,
+            place=self.place,
         )
 
 

@@ -76,4 +76,5 @@ def feed_of(source: Source, config: DataConfig) -> Feed:
     """How a run's images come, before its loader is made."""
     backend = chosen_backend(config.backend)
     side = DECODED_SIDE if source.train.arrays is None else max(source.train.arrays.shape[1:3])
-    return Feed(backend, source.train.arrays is None, side, worker_count(config.workers), config.prefetch)
+    encoded = source.train.arrays is None and config.cache in ("off", "auto")  # auto may come to off
+    return Feed(backend, encoded, side, worker_count(config.workers), config.prefetch)

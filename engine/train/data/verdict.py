@@ -82,7 +82,9 @@ class Verdict:
         threads, cores = worker_count(self.data.workers), len(os.sched_getaffinity(0))
         if threads * self.ranks < cores:
             return f"--data.workers {cores // self.ranks} would help"
-        return "smaller pictures on disk or less --augment would help"
+        if self.data.cache == "off":
+            return "--data.cache ram or disk would help, unless it is --augment that takes the time"
+        return "less --augment would help"
 
 
 def bound_by(loader: float, step: float) -> str:

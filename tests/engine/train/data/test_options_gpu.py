@@ -22,3 +22,8 @@ def test_a_run_with(run_here, photos, flags):
         path.unlink()
     done = run_here(*flags, "--data.backend", "torchvision", "--no-compile", "--epochs", "2", "--log.every", "1")
     assert "classes 4:1" in done.out and "loader ceiling" in done.out and "finished 2 epochs" in done.out
+
+
+def test_a_run_on_decoded_images(run_here):
+    done = run_here("--data.cache", "ram", "--data.backend", "torchvision", "--no-compile")
+    assert "images decoded in memory" in done.out and "finished 1 epochs" in done.out
