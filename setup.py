@@ -40,8 +40,13 @@ EXPORT_REQUIREMENTS = [
     "onnxruntime>=1.22",  # runs them, for export's --check
 ]
 
+DATASET_REQUIREMENTS = [
+    "datasets>=4.0",  # Hugging Face datasets that were saved on disk; brings pandas, dill, multiprocess and xxhash
+]
+
 TEST_REQUIREMENTS = [
     *EXPORT_REQUIREMENTS,
+    *DATASET_REQUIREMENTS,
     "pytest>=8.3",
     "pytest-benchmark>=5.1",
     "pytest-xdist>=3.6",  # two files of tests at a time
@@ -65,7 +70,12 @@ setup(
     },
     install_requires=REQUIREMENTS,
     entry_points={"console_scripts": ["hcr = launch.hcr:main"]},
-    extras_require={"test": TEST_REQUIREMENTS, "export": EXPORT_REQUIREMENTS, "dali13": [DALI_CUDA13]},
+    extras_require={
+        "test": TEST_REQUIREMENTS,
+        "export": EXPORT_REQUIREMENTS,
+        "datasets": DATASET_REQUIREMENTS,
+        "dali13": [DALI_CUDA13],
+    },
     classifiers=[
         "Programming Language :: Python :: 3.11",
         "Programming Language :: Python :: 3.12",

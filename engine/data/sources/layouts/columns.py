@@ -40,7 +40,7 @@ def chosen_columns(
 
     Raises DataError for a column that is not there, and where a role may be either of two columns.
     """
-    found = _told(where, columns, told, flag)
+    found = told_columns(where, columns, told, flag)
     free = [name for name in columns if name not in found.values()]
     for role, usual in NAMES.items():
         if role in found:
@@ -70,7 +70,8 @@ def chosen_columns(
     return {role: found[role] for role in NAMES if role in found}
 
 
-def _told(where: str, columns: Sequence[str], told: str, flag: str) -> dict[str, str]:
+def told_columns(where: str, columns: Sequence[str], told: str, flag: str) -> dict[str, str]:
+    """The columns that the flag names, by role. Raises DataError for a role or a column that is not there."""
     found: dict[str, str] = {}
     for part in filter(None, (one.strip() for one in told.split(","))):
         role, equals, name = part.partition("=")

@@ -8,6 +8,7 @@ from engine.data.shards.read import read_shards, shards_in
 from engine.data.sources.folder import read_folder
 from engine.data.sources.found import Found, Wanted
 from engine.data.sources.layouts.image_list import read_list
+from engine.data.sources.layouts.saved_dataset import is_saved_dataset, read_saved
 from engine.data.sources.layouts.table_file import ENDINGS
 from engine.data.sources.source import DataError
 
@@ -15,7 +16,7 @@ COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 
 
 def read_layout(root: Path, wanted: Wanted, cache: Path, flag: str = "--data.root") -> Found:
-    """What lies at `root`: folders of images, a list of them, or shards.
+    """What lies at `root`: folders of images, a list of them, shards, or a saved dataset.
 
     Raises DataError for what is missing or none of these.
     """
@@ -23,6 +24,8 @@ def read_layout(root: Path, wanted: Wanted, cache: Path, flag: str = "--data.roo
         raise DataError(f"{flag} {root}: no such file or folder; expected images in class folders, a list, or shards")
     if root.suffix.lower() == ".tar" or (root.is_dir() and shards_in(root)):
         return read_shards(root)
+    if is_saved_dataset(root):
+        return read_saved(root, cache, wanted.columns)
     if not root.is_dir():
         if root.suffix.lower() in ENDINGS:
             return read_list(root, wanted.columns)
