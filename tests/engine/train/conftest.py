@@ -75,10 +75,10 @@ def resume(run_here, tmp_path):
 
 @pytest.fixture
 def weights(tmp_path):
-    """The finished run's weights as bytes by name."""
+    """The finished run's weights as bytes by name; weights(name) is another run's."""
 
-    def read() -> dict[str, bytes]:
-        tensors = load_file(tmp_path / "run" / "model.safetensors")
+    def read(run: str = "run") -> dict[str, bytes]:
+        tensors = load_file(tmp_path / run / "model.safetensors")
         return {name: tensor.numpy().tobytes() for name, tensor in tensors.items()}
 
     return read
