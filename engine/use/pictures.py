@@ -9,13 +9,43 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
+import numpy as np
+
 from engine.config import ConfigError
+from engine.data.shards.read import every_image, is_shards
 from engine.data.sources.folder import EXTENSIONS, images_below
+from engine.data.sources.joined import joined
 from engine.data.sources.layouts.image_list import listed_paths
+from engine.data.sources.layouts.saved_dataset import is_saved_dataset, read_saved
 from engine.data.sources.layouts.table_file import ENDINGS
+from engine.data.sources.source import Split
+from engine.runs.cache import cache_folder
 
 LISTS = (".txt", ".lst")
 """Endings of a file that names pictures, a path a line."""
+
+
+def pictures_of(given: Sequence[str], standard_input: BinaryIO | None = None) -> Split:
+    """The pictures that `given` names, without labels: one folder of shards, .tar or saved dataset, or files.
+
+    Raises ConfigError as `named_pictures`, and DataError as the layouts do.
+    """
+    paths = [Path(one) for one in given]
+    inside = [path for path in paths if path.exists() and (is_shards(path) or is_saved_dataset(path))]
+    if inside and len(paths) > 1:
+        raise ConfigError(f"{inside[0]} holds pictures in larger files; name it alone")
+    if not inside:
+        named = named_pictures(given, standard_input)
+        return Split(np.zeros(len(named), dtype=np.int64), named)
+    if is_shards(inside[0]):
+        stored = every_image(inside[0])
+        return Split(np.zeros(len(stored.members), dtype=np.int64), stored.names(), stored=stored)
+    found = read_saved(inside[0], cache_folder(None))
+    parts = [split for split in (found.splits.get(role) for role in ("train", "val", "test")) if split is not None]
+    whole = parts[0]
+    for part in parts[1:]:
+        whole = joined(whole, part, str(inside[0]))
+    return whole
 
 
 def named_pictures(given: Sequence[str], standard_input: BinaryIO | None = None) -> list[str]:

@@ -15,8 +15,8 @@ from engine.config.flag import Positional, TopLevel
 from engine.data.sources.source import Split
 from engine.runs.door import atomic_file
 from engine.use.journal import FeatureFile, Journal, part_of
-from engine.use.pictures import named_pictures
-from engine.use.predict import Predictor, split_of
+from engine.use.pictures import pictures_of
+from engine.use.predict import Predictor
 from engine.use.prediction_table import as_row, on_screen, refuse_kind, write_table
 from engine.use.weights import read_weights
 
@@ -26,8 +26,8 @@ class PredictConfig:
     """Which network, on which pictures, and what is written."""
 
     images: Annotated[tuple[str, ...], Positional] = ()
-    """Files, folders (at any depth), patterns such as 'in/*.jpg', a list (.txt, @FILE, .csv, .tsv, .jsonl,
-    .parquet), or - for paths on standard input."""
+    """Files, folders (at any depth), patterns such as 'in/*.jpg', a list (.txt, @FILE, .csv, .tsv, .jsonl, .parquet),
+    - for paths on standard input; or tar shards, or a saved dataset, alone."""
     checkpoint: Path | None = None
     """A run folder (its best weights), a checkpoint in one, or a file of weights."""
     arch: str | None = None
@@ -72,7 +72,8 @@ def run_prediction(config: PredictConfig) -> int:
     require(config.checkpoint is not None, "--checkpoint is needed: a run folder or a file of weights")
     assert config.checkpoint is not None
     refuse_outputs(config)
-    paths = named_pictures(config.images)
+    pictures = pictures_of(config.images)
+    paths = list(pictures.paths or ())
     weights = read_weights(config.checkpoint, config.arch)
     predictor = Predictor(weights, config.batch_size, config.precision, config.workers)
     if weights.preprocessing is None:
@@ -85,7 +86,7 @@ def run_prediction(config: PredictConfig) -> int:
         if journal and journal.rows:
             print(f"going on after {journal.rows} of {len(paths)} pictures", flush=True)
         features = FeatureFile(config.embeddings, len(paths)) if config.embeddings else None
-        for batch in _batches(config, predictor, split_of(paths), journal, features):
+        for batch in _batches(config, predictor, pictures, journal, features):
             if not config.output:
                 rows += batch
         if journal and config.output:

@@ -41,7 +41,7 @@ class ShardIndex:
 
     members: Texts
     labels: Texts
-    """As text; the folder's name where no member says one."""
+    """As text; the folder's name where no member says one, empty where there is no folder."""
     offsets: np.ndarray
     """int64 [N], of the bytes in the shard."""
     sizes: np.ndarray
@@ -213,12 +213,9 @@ def _plain(shard: Path, members: list[tarfile.TarInfo]) -> dict[str, Sample]:
 
 
 def _label(shard: Path, file: BinaryIO, key: str, sample: Sample) -> str:
-    """Of the sample's own member, else its folder's name. Raises DataError where there is neither."""
+    """Of the sample's own member, else its folder's name; empty where there is neither."""
     if sample.label is None:
-        folder = key.rpartition("/")[0].rpartition("/")[2]
-        if not folder:
-            raise DataError(f"{shard}: {key!r} has no label: no .cls or .json beside it, and no class folder above it")
-        return folder
+        return key.rpartition("/")[0].rpartition("/")[2]
     place, member = sample.label
     if member.size > MOST_LABEL_BYTES:
         raise DataError(f"{shard}: {member.name} has {member.size} bytes, which is no label")

@@ -20,7 +20,7 @@ from engine.data.shards.names import name_of
 from engine.data.sources.folder import ROLES
 from engine.data.sources.found import Found
 from engine.data.sources.layouts.labels import coded
-from engine.data.sources.listing import is_aside
+from engine.data.sources.listing import EXTENSIONS, is_aside
 from engine.data.sources.reading import Unreachable, Unreadable
 from engine.data.sources.source import DataError, Split, Stored
 from engine.data.sources.texts import Texts
@@ -67,6 +67,29 @@ def shards_in(root: Path) -> list[Path]:
     below = [entry for entry in root.iterdir() if entry.is_dir() and not is_aside(entry.name)]
     found = [path for folder in (root, *below) for path in folder.iterdir() if path.suffix.lower() == ".tar"]
     return sorted(path for path in found if not path.name.startswith(".") and path.is_file())
+
+
+def is_shards(root: Path) -> bool:
+    """Whether a path is a .tar, or a folder of them: an archive that was left beside its images makes no shards."""
+    if not root.is_dir():
+        return root.suffix.lower() == ".tar"
+    if (root / MANIFEST).is_file():
+        return True
+    shards = shards_in(root)
+    folders = {path.parent for path in shards}
+    return bool(shards) and not any(
+        entry not in folders if entry.is_dir() else entry.suffix.lower() in EXTENSIONS
+        for entry in root.iterdir()
+        if not is_aside(entry.name)
+    )
+
+
+def every_image(root: Path) -> TarShards:
+    """All images of the shards at `root`, in order, labelled or not. Raises DataError as `index_of`."""
+    shards = shards_in(root)
+    with ThreadPoolExecutor(THREADS) as pool:
+        indexes = list(pool.map(index_of, shards))
+    return TarShards.of(shards, indexes, root, read_manifest(root) if root.is_dir() else None)
 
 
 def split_of(shard: Path, root: Path) -> str | None:
@@ -137,7 +160,7 @@ def _labels(
         shard = int(np.searchsorted(starts, row, side="right")) - 1
         return f"{shards[shard].name}, {indexes[shard].members[row - int(starts[shard])]}"
 
-    labels, values = coded(column, str(root), place, "label")
+    labels, values = coded(column, str(root), place, "label")  # of a .cls, a .json or a folder
     if manifest is None:
         return labels, values
     numbers = np.array([int(value) if value.isdecimal() else -1 for value in values], dtype=np.int64)

@@ -6,7 +6,7 @@ import os
 import pytest
 
 from engine.config import ConfigError
-from engine.use.pictures import named_pictures
+from engine.use.pictures import named_pictures, pictures_of
 
 
 @pytest.fixture
@@ -71,3 +71,31 @@ def test_what_names_nothing_is_told(folder, tmp_path, given, told):
     (tmp_path / "blank.txt").write_text("\n\n")
     with pytest.raises(ConfigError, match=told):
         named_pictures([each.format(tmp_path) for each in given], io.BytesIO(b"\n"))
+
+
+def test_shards_alone_are_all_their_pictures(tmp_path):
+    import io as bytes_io
+    import tarfile
+
+    for place in range(2):
+        with tarfile.open(tmp_path / f"part-{place}.tar", "w") as tar:
+            for name in ("a.jpg", "b.png"):
+                info = tarfile.TarInfo(name)
+                info.size = 1
+                tar.addfile(info, bytes_io.BytesIO(b"%d" % place))
+    split = pictures_of([str(tmp_path)])
+    assert list(split.paths) == [f"{tmp_path}/part-{place}.tar:{name}" for place in "01" for name in ("a.jpg", "b.png")]
+    assert [split.read(index) for index in range(4)] == [b"0", b"0", b"1", b"1"]
+    assert len(pictures_of([str(tmp_path / "part-1.tar")])) == 2
+    with pytest.raises(ConfigError, match="name it alone"):
+        pictures_of([str(tmp_path), "x.jpg"])
+
+
+def test_a_saved_dataset_is_all_its_splits(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    kinds = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
+    rows = {"image": [{"bytes": b"1", "path": None}, {"bytes": b"2", "path": None}], "label": [0, 1]}
+    part = datasets.Dataset.from_dict(rows, features=kinds)
+    datasets.DatasetDict({"train": part, "test": part.select([1])}).save_to_disk(str(tmp_path / "x"))
+    split = pictures_of([str(tmp_path / "x")])
+    assert [split.read(index) for index in range(3)] == [b"1", b"2", b"2"] and len(split.paths) == 3

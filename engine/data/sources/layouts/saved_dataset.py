@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from engine.data.shards.read import split_of
-from engine.data.sources.folder import ROLES
+from engine.data.sources.folder import ROLES, folders_in
 from engine.data.sources.found import Found
 from engine.data.sources.layouts.columns import NAMES, plain, told_columns
 from engine.data.sources.layouts.labels import coded
@@ -41,6 +41,8 @@ def is_saved_dataset(root: Path) -> bool:
     if root.is_dir():
         if any((root / mark).is_file() for mark in MARKS):
             return True
+        if set(folders_in(root)) - {"data"}:  # class folders, with a table beside them
+            return False
         return any(path.suffix.lower() == ".arrow" or is_saved_dataset(path) for path in tables_in(root)[:1])
     if root.suffix.lower() != ".parquet":
         return False

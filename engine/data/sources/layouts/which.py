@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from engine.data.shards.read import read_shards, shards_in
-from engine.data.sources.folder import read_folder
+from engine.data.shards.read import is_shards, read_shards
+from engine.data.sources.folder import folders_in, read_folder
 from engine.data.sources.found import Found, Wanted
 from engine.data.sources.layouts.image_list import read_list
 from engine.data.sources.layouts.saved_dataset import is_saved_dataset, read_saved
@@ -22,7 +22,7 @@ def read_layout(root: Path, wanted: Wanted, cache: Path, flag: str = "--data.roo
     """
     if not root.exists():
         raise DataError(f"{flag} {root}: no such file or folder; expected images in class folders, a list, or shards")
-    if root.suffix.lower() == ".tar" or (root.is_dir() and shards_in(root)):
+    if is_shards(root):
         return read_shards(root)
     if is_saved_dataset(root):
         return read_saved(root, cache, wanted.columns)
@@ -30,6 +30,7 @@ def read_layout(root: Path, wanted: Wanted, cache: Path, flag: str = "--data.roo
         if root.suffix.lower() in ENDINGS:
             return read_list(root, wanted.columns)
         raise DataError(f"{flag} {root}: neither a folder nor a list ({' '.join(ENDINGS)}) nor a .tar of images")
-    if packed := sorted(path.name for path in root.iterdir() if path.name.lower().endswith(COMPRESSED)):
+    packed = sorted(path.name for path in root.iterdir() if path.name.lower().endswith(COMPRESSED))
+    if packed and not folders_in(root):
         raise DataError(f"{flag} {root} holds {packed[0]}: unpack it; shards are plain .tar files, read at random")
     return read_folder(root)

@@ -126,6 +126,17 @@ def test_one_tar_is_split_by_seed(tmp_path):
     assert (len(source.train), len(source.val)) == (16, 4) and source.made["val"][0].startswith("all.tar/")
 
 
+def test_an_archive_beside_its_images_makes_no_shards(photos, shards):
+    shutil.copy(shards / "train-000000.tar", photos / "train.tar")
+    (photos / "download.tar.gz").touch()
+    assert open_source("folder", photos).name == "folder"
+    for path in [*photos.glob("t*"), photos / "val"]:
+        shutil.rmtree(path) if path.is_dir() and path.name != "train" else None
+    assert open_source("folder", photos).name == "folder"
+    shutil.rmtree(photos / "train")
+    assert open_source("folder", photos).name == "shards"
+
+
 def test_an_index_of_another_or_an_older_shard_is_made_again(shards, photos, caplog):
     caplog.set_level("INFO", "hcr")
     tar = shards / "train-000000.tar"
@@ -170,7 +181,7 @@ def test_a_cut_shard_is_refused(shards, share, manifest):
         ([("1.jpg", b"x"), ("1.cls", b"0"), ("1.png", b"y")], r"key '1' has two images, 1\.jpg and 1\.png"),
         ([("1.jpg", b"x"), ("1.cls", b"0"), ("1.cls", b"1")], r"key '1' is there twice \(1\.cls\)"),
         ([("1.jpg", b"x"), ("1.cls", b"")], r"1\.cls is empty; expected a class"),
-        ([("1.jpg", b"x"), ("2.jpg", b"y"), ("1.cls", b"0")], r"'2' has no label: no \.cls or \.json beside it"),
+        ([("1.jpg", b"x"), ("2.jpg", b"y"), ("1.cls", b"0")], r"t\.tar, 2\.jpg: no label"),
         ([("1.jpg", b"x"), ("1.json", b'{"label": 1, "class": 2}')], r"label and class could each be the label"),
         ([("1.jpg", b"x"), ("1.json", b"{")], r"1\.json is no JSON"),
         ([("1.jpg", b"x"), ("1.cls", b"-3")], r"t\.tar, 1\.jpg: label is -3; numbers of classes count from 0"),
