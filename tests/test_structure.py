@@ -170,7 +170,7 @@ def test_readme_names_flags_that_are_there(readme):
     text = subprocess.run(
         [sys.executable, "launch/train.py", "--help"], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout
-    for script in ("evaluate", "predict", "export", "bench", "plan", "report", "sweep"):
+    for script in ("evaluate", "predict", "export", "bench", "plan", "report", "shard", "sweep"):
         text += subprocess.run(
             [sys.executable, f"launch/{script}.py", "--help"], cwd=ROOT, capture_output=True, text=True, check=True
         ).stdout
@@ -182,7 +182,7 @@ def test_readme_names_flags_that_are_there(readme):
 
 def test_readme_names_make_targets_that_are_there(readme):
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    targets = set(re.findall(r"make ([a-z][\w-]*)", readme))
+    targets = set(re.findall(r"(?<!shard\.py )make ([a-z][\w-]*)", readme))
     assert {"train", "test"} <= targets
     assert not [target for target in targets if not re.search(rf"^{target}:", makefile, re.MULTILINE)]
 
