@@ -1,14 +1,17 @@
 """Who convolves: this package's kernel or the library's, by what was measured on this GPU.
 
 The table is `profiles/<gpu>/kernels.json`, written by the GPU report: for each (op, shape, dtype) the seconds of
-one forward and backward through the kernel and through the library. No measurement, no kernel: belief about
-speed has no place here.
+one forward and backward through the kernel and through what would be taken in its place, the same operator with the
+library's convolution. No measurement, no kernel: belief about speed has no place here. A table of another GPU, Triton
+or schema, or a torn one, is not used, and that is said.
 """
 
 from __future__ import annotations
 
 import functools
+import importlib.metadata
 import json
+import logging
 from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +22,10 @@ from torch import Tensor
 Fused = Literal["auto", "on", "off"]
 Route = Literal["aten", "depthwise", "pointwise"]
 
+logger = logging.getLogger("hcr")
+
+SCHEMA = 2
+"""Of the tables that are read (engine.bench.instrument.record)."""
 PROFILES = Path(__file__).resolve().parent.parent / "profiles"
 NEVER_BELOW = 0.95
 """The kernel is taken where it reaches this share of the library's speed: its fusions then come free."""
@@ -36,35 +43,68 @@ def layer_key(
     return f"{op} {channels}>{outputs} {height}x{width} k{size} s{stride} g{groups} {dtype}"
 
 
-@functools.cache
 def measured(gpu: str, folder: Path = PROFILES) -> dict[str, float]:
     """Library seconds over kernel seconds by `layer_key` on that GPU; empty where nothing was measured."""
     return speedups(_figures(gpu, folder))
 
 
-@functools.cache
 def networks_measured(gpu: str, folder: Path = PROFILES) -> dict[str, float]:
-    """Seconds of a compiled training step ÷ those of the fused one, by network, on that GPU."""
+    """Seconds of a compiled training step ÷ those of the step that auto takes with this table, by network."""
     rows = _figures(gpu, folder)
-    return {row["arch"]: row["inductor_over_fused"] for row in rows if row.get("arch") and "inductor_over_fused" in row}
+    return {row["arch"]: row["inductor_over_auto"] for row in rows if row.get("arch") and "inductor_over_auto" in row}
 
 
 def _figures(gpu: str, folder: Path) -> list[dict[str, Any]]:
     """Of the report's rows that were measured on that GPU; none where it has no report."""
     path = folder / gpu / "kernels.json"
-    if not path.is_file():
+    try:
+        changed = path.stat().st_mtime_ns
+    except OSError:
         return []
-    rows = json.loads(path.read_text(encoding="utf-8"))["rows"].values()
-    return [row["figures"] for row in rows if row.get("status") == "measured"]
+    return _read(path, gpu, changed)
+
+
+@functools.lru_cache(maxsize=8)
+def _read(path: Path, gpu: str, changed: int) -> list[dict[str, Any]]:
+    """`_figures` of a file as it was last changed: one that this process writes is read again."""
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        rows = list(document["rows"].values())
+        wrong = unlike(document, gpu)
+        figures = [row["figures"] for row in rows if row.get("status") == "measured"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        logger.warning("%s is no table of measurements (%s): not used", path, type(error).__name__)
+        return []
+    if wrong:
+        logger.warning("%s %s: not used", path, wrong)
+        return []
+    return figures
+
+
+def unlike(document: dict[str, Any], gpu: str) -> str:
+    """Why a table does not hold here, as the end of a sentence; empty where it does."""
+    if document.get("schema") != SCHEMA:
+        return f"is of schema {document.get('schema')}, this program reads {SCHEMA}"
+    if (other := document.get("machine", {}).get("key")) != gpu:
+        return f"was measured on {other}, here is {gpu}"
+    try:
+        here = importlib.metadata.version("triton")
+    except importlib.metadata.PackageNotFoundError:
+        return "is of Triton's kernels, and there is no Triton"
+    if (other := document.get("versions", {}).get("triton")) != here:
+        return f"was measured with Triton {other or 'of an unknown version'}, here is {here}"
+    return ""
 
 
 def speedups(rows: Iterable[dict[str, Any]]) -> dict[str, float]:
-    """From the report's rows, those with both times."""
-    return {
-        row["layer"]: row["library_seconds"] / row["kernel_seconds"]
-        for row in rows
-        if row.get("layer") and row.get("library_seconds") and row.get("kernel_seconds")
-    }
+    """From the report's rows, those with both times: of the same operator with the library's convolution, which is the
+    alternative that is taken, and in rows without that of the compiled library's layer."""
+    found = {}
+    for row in rows:
+        other = row.get("aten_seconds") or row.get("library_seconds")
+        if row.get("layer") and other and row.get("kernel_seconds"):
+            found[row["layer"]] = other / row["kernel_seconds"]
+    return found
 
 
 def worth_it(table: dict[str, float]) -> frozenset[str]:

@@ -12,7 +12,7 @@ from importlib import metadata
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-PACKAGES = ("torch", "torchvision", "timm", "nvidia-dali-cuda120", "accelerate", "deepspeed")
+PACKAGES = ("torch", "triton", "torchvision", "timm", "nvidia-dali-cuda120", "accelerate", "deepspeed")
 
 
 def versions() -> dict[str, str]:

@@ -1,6 +1,9 @@
 """Who convolves: never a kernel without a measurement, never where the library was faster."""
 
 import json
+import logging
+import os
+from importlib.metadata import version
 
 import pytest
 import torch
@@ -68,6 +71,61 @@ def test_an_excitation_is_measured_as_an_op_of_its_own():
     assert choose(IMAGES, *grouped, fused="on", excited=True) == "aten"
 
 
+def put_table(folder, gpu, held, **changes):
+    """A file of the suite `kernels`, as this machine's Triton would have it."""
+    document = {"schema": 2, "machine": {"key": gpu}, "versions": {"triton": version("triton")}, "rows": held} | changes
+    path = folder / gpu / "kernels.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(document))
+    return path
+
+
+def test_a_kernel_is_held_to_what_would_be_taken_in_its_place():
+    """Not to a compiled layer of the library's, where the same operator with its convolution was timed."""
+    row = {"layer": KEY, "library_seconds": 1.0, "aten_seconds": 3.0, "kernel_seconds": 2.0}
+    assert speedups([row]) == {KEY: 1.5} and speedups([row | {"aten_seconds": None}]) == {KEY: 0.5}
+
+
+ROWS = {KEY: {"status": "measured", "figures": {"layer": KEY, "library_seconds": 3.0, "kernel_seconds": 2.0}}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"schema": 3}, "is of schema 3, this program reads 2"),
+        ({"machine": {"key": "a100"}}, "was measured on a100, here is h200"),
+        ({"versions": {"triton": "3.0"}}, "was measured with Triton 3.0, here is"),
+        ({"versions": {}}, "was measured with Triton of an unknown version"),
+        ({"rows": [1, 2]}, "is no table of measurements"),
+        ({"rows": {KEY: {"status": "measured"}}}, "is no table of measurements"),
+    ],
+)
+def test_a_table_that_does_not_hold_here_is_said_and_not_used(tmp_path, caplog, changes, words):
+    put_table(tmp_path, "h200", ROWS)
+    assert measured("h200", tmp_path) == {KEY: 1.5}
+    path = put_table(tmp_path, "h200", ROWS, **changes)
+    os.utime(path, ns=(1, 1))
+    with caplog.at_level(logging.WARNING, logger="hcr"):
+        assert measured("h200", tmp_path) == {} == networks_measured("h200", tmp_path)
+    assert [words in record.message for record in caplog.records] == [True]  # once, however often it is asked
+
+
+def test_a_torn_table_is_said_and_not_used(tmp_path, caplog):
+    path = put_table(tmp_path, "h200", ROWS)
+    path.write_text(path.read_text()[:-9])
+    with caplog.at_level(logging.WARNING, logger="hcr"):
+        assert measured("h200", tmp_path) == {}
+    assert "is no table of measurements (JSONDecodeError): not used" in caplog.text
+
+
+def test_a_table_that_this_process_writes_is_read_again(tmp_path):
+    path = put_table(tmp_path, "h200", {})
+    os.utime(path, ns=(1, 1))
+    assert measured("h200", tmp_path) == {}
+    put_table(tmp_path, "h200", ROWS)
+    assert measured("h200", tmp_path) == {KEY: 1.5}
+
+
 def test_a_table_is_read_from_the_report(tmp_path):
     rows = [
         {"layer": KEY, "library_seconds": 3.0, "kernel_seconds": 2.0},
@@ -75,25 +133,20 @@ def test_a_table_is_read_from_the_report(tmp_path):
     ]
     assert speedups(rows) == {KEY: 1.5}
     assert gpu_key("NVIDIA H100 80GB HBM3") == "h100-80gb-hbm3"
-    folder = tmp_path / "h100-80gb-hbm3"
-    folder.mkdir()
-    (folder / "kernels.json").write_text(
-        json.dumps({"rows": {row["layer"]: {"status": "measured", "figures": row} for row in rows}})
-    )
+    put_table(tmp_path, "h100-80gb-hbm3", {row["layer"]: {"status": "measured", "figures": row} for row in rows})
     assert measured("h100-80gb-hbm3", tmp_path) == {KEY: 1.5}
     assert measured("another", tmp_path) == {} == networks_measured("another", tmp_path)
 
 
 def test_a_network_is_fused_where_its_own_step_was_faster(tmp_path, monkeypatch):
     """Layers that were faster one by one are not enough; nor is another network's step."""
-    (tmp_path / "h200").mkdir()
-    steps = [{"arch": arch, "inductor_over_fused": ratio} for arch, ratio in (("mobilenetv2", 1.3), ("resnet50", 0.4))]
+    steps = [{"arch": arch, "inductor_over_auto": ratio} for arch, ratio in (("mobilenetv2", 1.3), ("resnet50", 0.4))]
     rows = {
         row.get("arch", KEY): {"status": "measured", "figures": row}
         for row in [*steps, {"layer": KEY, "library_seconds": 3.0, "kernel_seconds": 2.0}]
     }
     rows["step xception"] = {"status": "error", "figures": {}}
-    (tmp_path / "h200" / "kernels.json").write_text(json.dumps({"rows": rows}))
+    put_table(tmp_path, "h200", rows)
     found = networks_measured("h200", tmp_path)
     assert found == {"mobilenetv2": 1.3, "resnet50": 0.4} and measured("h200", tmp_path) == {KEY: 1.5}
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200")

@@ -19,17 +19,19 @@ from torch import Tensor, nn
 
 import archs
 import kernels
-from archs.fused import set_fused
+from archs.fused import Fusable
 from archs.layers import SqueezeExcite
 from engine.bench.instrument.graphs import graphed
 from engine.bench.instrument.kernel_layers import Layer, layers_of_all
 from engine.bench.instrument.measure import fair_settings, one_line
 from engine.bench.instrument.options import Options
 from engine.bench.instrument.peers import NotAvailable
+from engine.bench.instrument.record import PROFILES, machine
 from engine.bench.instrument.rows import Row
 from engine.bench.suites import kernel_checks
 from engine.bench.suites.layer_checks import CHECKED, CHECKED_BATCH, layer_check, spread
 from kernels.conv import call
+from kernels.dispatch import measured, worth_it
 
 NETWORKS = ("mobilenetv1", "mobilenetv2", "xception", "efficientnet_b0", "shufflenet_g3")
 STEPS = ("mobilenetv1", "mobilenetv2", "efficientnet_b0", "xception", "shufflenet_g3")
@@ -136,6 +138,8 @@ def layer_row(layer: Layer, batch: int, dtype: torch.dtype, device: torch.device
     x = torch.randn(shape, device=device).to(dtype).contiguous(memory_format=torch.channels_last)
     path = "pointwise" if layer.size == 1 else "depthwise"
     contenders = {"kernel": layer_step(layer, x, path), "library": library_step(layer, x)}
+    if not layer.squeezed:  # what auto takes in the kernel's place: the same operator, its passes fused beside cuDNN
+        contenders["aten"] = layer_step(layer, x, "aten")
     recorded = as_graphs(contenders, device)
     times = taking_turns(recorded or contenders, device, rounds, repeats)
     kernel, library = times["kernel"], times["library"]
@@ -147,6 +151,7 @@ def layer_row(layer: Layer, batch: int, dtype: torch.dtype, device: torch.device
         "kernel_seconds": kernel,
         "library_seconds": library,
         "library_over_kernel": library / kernel,
+        "aten_seconds": times.get("aten"),
         "bytes": moved,
         "bytes_per_second": moved / kernel,
         "in_graphs": bool(recorded),
@@ -164,15 +169,29 @@ def as_graphs(contenders: dict[str, Callable[[], Any]], device: torch.device) ->
         return {}
 
 
-def step_row(arch: str, batch: int, size: int, dtype: torch.dtype, device: torch.device, rounds: int) -> dict:
-    """Seconds and peak bytes of a whole training step, fused and plain, both under torch.compile on a GPU."""
+def step_row(
+    arch: str,
+    batch: int,
+    size: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    rounds: int,
+    taken: frozenset[str] = frozenset(),
+) -> dict:
+    """Seconds and peak bytes of a whole training step, all under torch.compile on a GPU, each as one CUDA graph.
+
+    Every layer through its kernel (fused), those in `taken` (auto), none (inductor). auto is what a run would take with
+    the table that `taken` is of: by `inductor_over_auto` it decides about the network.
+    """
     steps: dict[str, Callable[[], None]] = {}
     peaks: dict[str, int | None] = {}
     images = torch.randn(batch, 3, size, size, device=device).contiguous(memory_format=torch.channels_last)
     labels = torch.zeros(batch, dtype=torch.long, device=device)
-    for name, fused in (("fused", "on"), ("inductor", "off")):
+    for name, fused in (("fused", "on"), ("auto", "auto"), ("inductor", "off")):
         model = archs.build(arch, num_classes=1000).to(device).to(memory_format=torch.channels_last).train()
-        set_fused(model, fused, device)  # type: ignore[arg-type]
+        for module in model.modules():
+            if isinstance(module, Fusable):
+                module.switch(fused, taken)  # type: ignore[arg-type]
         if device.type == "cuda":
             model.compile(dynamic=False)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.0, momentum=0.9)
@@ -191,8 +210,17 @@ def step_row(arch: str, batch: int, size: int, dtype: torch.dtype, device: torch
             torch.cuda.reset_peak_memory_stats()
             run()
             peaks[name] = torch.cuda.max_memory_allocated()
-    times = taking_turns(steps, device, rounds, 3)
-    return {"arch": arch, "seconds": times, "inductor_over_fused": times["inductor"] / times["fused"], "peaks": peaks}
+    recorded = as_graphs(steps, device)
+    times = taking_turns(recorded or steps, device, rounds, 3)
+    return {
+        "arch": arch,
+        "seconds": times,
+        "inductor_over_fused": times["inductor"] / times["fused"],
+        "inductor_over_auto": times["inductor"] / times["auto"],
+        "layers_taken": len(taken),
+        "in_graphs": bool(recorded),
+        "peaks": peaks,
+    }
 
 
 def rows(options: Options) -> list[Row]:
@@ -207,7 +235,8 @@ def rows(options: Options) -> list[Row]:
     settings = {"batch": batch, "image_size": size, "dtype": str(dtype), "rounds": rounds, "device": device.type}
 
     def step(arch: str, deadline: float) -> dict[str, Any]:
-        return step_row(arch, batch, size, dtype, device, rounds)
+        table = measured(machine()["key"], options.output or PROFILES)  # of the rows above, as they are written
+        return step_row(arch, batch, size, dtype, device, rounds, worth_it(table))
 
     def layer_figures(layer: Layer, deadline: float) -> dict[str, Any]:
         bandwidth = copy_bandwidth(device, 1024 if cuda else 1, 10)

@@ -127,4 +127,4 @@ def test_a_dry_run_on_the_cpu():
     assert row["layer"] == "depthwise 8>8 16x16 k3 s1 g8 float32"
     assert row["bytes"] == 3 * 4 * 2 * (8 * 16 * 16 * 2)
     assert all(row["kernel_seconds"] > 0 and row["library_seconds"] > 0 for row in found["layers"])
-    assert found["steps"][0]["seconds"].keys() == {"fused", "inductor"}
+    assert found["steps"][0]["seconds"].keys() == {"fused", "auto", "inductor"}
