@@ -121,8 +121,9 @@ def kill_rank(bench: Bench, chance: random.Random) -> str:
     launches = Launches(bench)
     run = launches.fresh()
     victim, at = chance.randrange(RANKS), chance.randrange(1, 8)
-    child = launches.start(run, "--max-restarts", "2", before=first_time(bench, victim, signal_at_step(at)))
+    child = launches.start(run, "--max-restarts", "2", before=first_time(bench, victim, at_step(at)))
     code, said = child.wait(SECONDS, frames=True)
+    refuse_missed(bench, said)
     if code:
         raise Wrong(f"exit {code}: {said[-500:]}")
     if "resuming from" not in said:
@@ -132,27 +133,38 @@ def kill_rank(bench: Bench, chance: random.Random) -> str:
     return "started anew, went on"
 
 
-def first_time(bench: Bench, victim: int, harm: Callable[[], None]) -> Before:
-    """`harm` is prepared in one rank, the first time that it is started."""
-    marker = bench.folder / "harmed"
-    marker.unlink(missing_ok=True)
+Harm = Callable[[Callable[[], None]], None]
+"""Prepares a rank; what it is given is called where the fault happens."""
+
+
+def first_time(bench: Bench, victim: int, harm: Harm, what: signal.Signals = signal.SIGKILL) -> Before:
+    """`harm` is prepared in one rank, the first time that it is started, and sends it a signal."""
+    prepared, struck = bench.folder / "prepared", bench.folder / "struck"
+    for marker in (prepared, struck):
+        marker.unlink(missing_ok=True)
+
+    def strike() -> None:
+        struck.touch()
+        os.kill(os.getpid(), what)
 
     def before(rank: int) -> None:
-        if rank == victim and not marker.exists():
-            marker.touch()
-            harm()
+        if rank == victim and not prepared.exists():
+            prepared.touch()
+            harm(strike)
 
     return before
 
 
-def _die() -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
+def refuse_missed(bench: Bench, said: str) -> None:
+    """Raise Wrong where the fault did not happen: what came out says nothing then."""
+    if not (bench.folder / "struck").exists():
+        raise Wrong(f"the fault did not happen: {said[-500:]}")
 
 
-def signal_at_step(number: int, what: signal.Signals = signal.SIGKILL) -> Callable[[], None]:
-    """A signal in the middle of that step, between the exchange of gradients and the update."""
+def at_step(number: int) -> Harm:
+    """In the middle of that step, between the exchange of gradients and the update."""
 
-    def harm() -> None:
+    def harm(strike: Callable[[], None]) -> None:
         from engine.step.optimizer_step import OptimizerStep
 
         count, real = [0], OptimizerStep._clip
@@ -160,7 +172,7 @@ def signal_at_step(number: int, what: signal.Signals = signal.SIGKILL) -> Callab
         def clip(self):
             count[0] += 1
             if count[0] == number:
-                os.kill(os.getpid(), what)
+                strike()
             return real(self)
 
         OptimizerStep._clip = clip
@@ -168,11 +180,12 @@ def signal_at_step(number: int, what: signal.Signals = signal.SIGKILL) -> Callab
     return harm
 
 
-def killed_in(launches: Launches, victim: int, harm: Callable[[], None]) -> str:
+def killed_in(launches: Launches, victim: int, harm: Harm) -> str:
     """A rank is killed where `harm` says; the launch ends, leaves nobody, and a resume ends where it should."""
     run = launches.fresh()
     child = launches.start(run, before=first_time(launches.bench, victim, harm))
     code, said = child.wait(SECONDS, frames=True)
+    refuse_missed(launches.bench, said)
     if not code:
         raise Wrong(f"a rank was killed and the launch ends with 0: {said[-400:]}")
     launches.refuse_orphans()
@@ -182,10 +195,10 @@ def killed_in(launches: Launches, victim: int, harm: Callable[[], None]) -> str:
 
 def kill_in_sharded_save(bench: Bench, chance: random.Random) -> str:
     """SIGKILL of one of two ranks while both write their shards under ZeRO-2: before its own, behind it, at the end."""
-    number, place = chance.randrange(1, 3), chance.choice(("_begin", "_write_shard", "_finish"))
-    early, victim = chance.random() < 0.5, 0 if place != "_write_shard" else chance.randrange(RANKS)
+    number, place = chance.randrange(1, 3), chance.choice(("_begin", "_write_zero", "_finish"))
+    early, victim = chance.random() < 0.5, 0 if place != "_write_zero" else chance.randrange(RANKS)
 
-    def harm() -> None:
+    def harm(strike: Callable[[], None]) -> None:
         from engine.recovery.checkpoint import Checkpointer
 
         count, real = [0], getattr(Checkpointer, place)
@@ -193,10 +206,10 @@ def kill_in_sharded_save(bench: Bench, chance: random.Random) -> str:
         def method(self, *more):
             count[0] += 1
             if count[0] == number and early:
-                _die()
+                strike()
             done = real(self, *more)
             if count[0] == number:
-                _die()
+                strike()
             return done
 
         setattr(Checkpointer, place, method)
@@ -208,16 +221,16 @@ def kill_in_evaluation(bench: Bench, chance: random.Random) -> str:
     """SIGKILL of one of two ranks at a batch of an evaluation."""
     number, victim = chance.randrange(1, 5), chance.randrange(RANKS)
 
-    def harm() -> None:
+    def harm(strike: Callable[[], None]) -> None:
         from engine.train import trainer
 
         count, real = [0], trainer.refuse_lost
 
-        def batches(loader):
-            for batch in real(loader):
+        def batches(loader, **more):
+            for batch in real(loader, **more):
                 count[0] += 1
                 if count[0] == number:
-                    _die()
+                    strike()
                 yield batch
 
         trainer.refuse_lost = batches
@@ -233,9 +246,10 @@ def kill_store(bench: Bench, chance: random.Random) -> str:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     at = chance.randrange(1, 8)
-    first, other = static_ranks(launches.flags(run), launches.log, port, first_time(bench, 0, signal_at_step(at)))
+    first, other = static_ranks(launches.flags(run), launches.log, port, first_time(bench, 0, at_step(at)))
     first.wait(SECONDS)
     code, said = other.wait(SECONDS, frames=True)
+    refuse_missed(bench, said)
     if code in (0, -signal.SIGKILL):
         raise Wrong(f"the rank that is left ends with {code}: {said[-300:]}")
     launches.finish()
@@ -248,7 +262,7 @@ def data_gone_on_one_rank(bench: Bench, chance: random.Random) -> str:
     run = launches.fresh()
     victim, at = chance.randrange(RANKS), chance.randrange(2, 12)
 
-    def harm() -> None:
+    def harm(strike: Callable[[], None]) -> None:
         from engine.data.sources import source
         from engine.data.sources.reading import Unreachable
 
@@ -256,12 +270,14 @@ def data_gone_on_one_rank(bench: Bench, chance: random.Random) -> str:
             raise Unreachable("No such file or directory")
 
         def gone() -> None:
+            (bench.folder / "struck").touch()
             source.read = read
 
         at_batch(at, gone)()
 
     child = launches.start(run, before=first_time(bench, victim, harm))
     code, said = child.wait(SECONDS)
+    refuse_missed(bench, said)
     if not code or "could be read" not in said:
         raise Wrong(f"exit {code}: {said[-500:]}")
     launches.refuse_orphans()
@@ -275,9 +291,10 @@ def hang(bench: Bench, chance: random.Random) -> str:
     launches = Launches(bench)
     run = launches.fresh()
     victim, at = chance.randrange(RANKS), chance.randrange(1, 8)
-    harm = first_time(bench, victim, signal_at_step(at, signal.SIGSTOP))
+    harm = first_time(bench, victim, at_step(at), signal.SIGSTOP)
     child = launches.start(run, before=harm, more=("--parallel.timeout", "5"))
     code, said = child.wait(SECONDS, frames=True)
+    refuse_missed(bench, said)
     if not code or f"rank {victim}" not in said:
         raise Wrong(f"exit {code}, and rank {victim} is not named: {said[-500:]}")
     launches.refuse_orphans()

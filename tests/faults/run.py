@@ -96,7 +96,7 @@ def main() -> int:
     trials = [(name, number) for name, count in wanted.items() if name not in table for number in range(count)]
     with tempfile.TemporaryDirectory(prefix="hcr-faults") as folder:
         bench = Bench(Path(folder))
-        about = {"command": command(), "commit": commit(), "undisturbed_seconds": round(bench.seconds, 2)}
+        about = {"command": command(), "undisturbed_seconds": round(bench.seconds, 2)}
         rows = {name: {"moments": 0, "outcomes": Counter(), "wrong": [], "seconds": 0.0} for name, _ in trials}
         for name, number, outcome, wrong, seconds in all_of(bench, trials, options.processes):
             row = rows[name]
@@ -108,7 +108,7 @@ def main() -> int:
             else:
                 row["outcomes"][outcome] += 1
             if row["moments"] == wanted[name]:
-                table[name] = row
+                table[name] = row | {"commit": commit()}
                 said = ", ".join(f"{count} {outcome}" for outcome, count in row["outcomes"].items())
                 bad = f", {len(row['wrong'])} WRONG" if row["wrong"] else ""
                 print(f"{name:40} {row['moments']:3} moments, {row['seconds']:6.1f} s: {said}{bad}", flush=True)

@@ -40,6 +40,11 @@ GROUPS: tuple[tuple[str, tuple[str, ...], str], ...] = (
         "no orphans; started anew and went on to the same bits",
     ),
     (
+        "a rank that hangs (SIGSTOP)",
+        ("SIGSTOP of one of two ranks",),
+        "named after the time-out, no process left; goes on",
+    ),
+    (
         "a rank killed in a ZeRO-2 save or in an evaluation",
         ("SIGKILL in a sharded save", "SIGKILL in an evaluation of two ranks"),
         "the launch ends, no stray; goes on to the same bits",

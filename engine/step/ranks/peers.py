@@ -147,8 +147,12 @@ class Peers:
         return f"rank{'s' * (len(ranks) > 1)} {spans(sorted(ranks))} on {hosts}: {what}"
 
     def _leave(self, why: str) -> None:
-        """Say it once a machine, and end: the main thread waits where nothing reaches it."""
-        if self.speaks:
+        """Say it once a machine, and end: the main thread waits where nothing reaches it.
+
+        The machine's first rank says it, and where that is the one that hangs, the next that is there.
+        """
+        before = [sign for rank, sign in self._signs.items() if rank < self.rank and sign.host == self.host]
+        if self.speaks or all(one.text == LEFT or self._silence(one) > self.period * SUSPECT for one in before):
             print(f"error: {why}. {self.advice}", file=sys.stderr, flush=True)
         else:
             time.sleep(self.period)

@@ -1,0 +1,40 @@
+"""Who tells that a rank has gone: the first one of a machine that is still there."""
+
+import time
+from types import SimpleNamespace
+
+import pytest
+
+from engine.step.ranks.peers import LEFT, Peers, Sign
+
+
+@pytest.mark.parametrize(
+    ("rank", "silent", "told"),
+    [
+        (0, {1}, True),
+        (1, {2}, False),  # rank 0 is there, and says it
+        (1, {0}, True),  # it was rank 0's to say, and that one hangs
+        (2, {0}, False),
+        (3, {0}, True),  # of another machine
+    ],
+)
+def test_the_first_that_is_left_on_a_machine_says_it(monkeypatch, capsys, rank, silent, told):
+    monkeypatch.setenv("LOCAL_RANK", str(rank % 3))
+    ended = []
+    hosts = ["one", "one", "one", "two"]
+    peers = Peers(SimpleNamespace(rank=rank, ranks=4, host=hosts[rank]), patience=5.0, end=ended.append)
+    peers.period = 0.01
+    now = time.monotonic()
+    for other, host in enumerate(hosts):
+        peers._signs[other] = Sign("7", "step 3", host, now - 100 if other in silent else now + 100, now)
+    peers._leave("rank 0 on one: no sign of life")
+    assert ended == [1]
+    assert ("no sign of life" in capsys.readouterr().err) is told
+
+
+def test_one_that_has_ended_as_it_should_says_nothing_any_more(capsys):
+    peers = Peers(SimpleNamespace(rank=1, ranks=2, host="one"), patience=5.0, end=lambda code: None)
+    peers.speaks, peers.period = False, 0.01
+    peers._signs[0] = Sign(LEFT, "", "one", time.monotonic(), 0.0)
+    peers._leave("why")
+    assert "why" in capsys.readouterr().err
