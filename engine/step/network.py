@@ -49,10 +49,13 @@ def published_relatives(arch: str) -> str:
     return f"of its family there are {', '.join(found)}" if found else "nor does any library, of its family"
 
 
-def build_network(config: RunConfig, num_classes: int, classes: Sequence[str] | None = None) -> archs.Classifier:
+def build_network(
+    config: RunConfig, num_classes: int, classes: Sequence[str] | None = None, begun: bool = False
+) -> archs.Classifier:
     """The network that `config` describes, with its pretrained weights where it names any.
 
     classes  their names, in order, so that the head keeps what it knows of them
+    begun    its weights will come from a checkpoint: those that the run began with are not read
 
     Raises ConfigError where it cannot be built so: name, image sizes, options, weights.
     """
@@ -64,7 +67,7 @@ def build_network(config: RunConfig, num_classes: int, classes: Sequence[str] | 
             network.refuse_size(data.progressive_from, data.progressive_from)
     except (ValueError, TypeError) as error:
         raise ConfigError(str(error)) from None
-    if model.pretrained is not None:
+    if model.pretrained is not None and not begun:
         load_pretrained(network, model.pretrained, classes)
     set_fused(network, model.fused, "cuda" if use_cuda() else "cpu", archs.lookup(model.arch).name)
     freeze(network, model.finetune)

@@ -55,7 +55,7 @@ from engine.train.decoder_crash import known_crashes
 from engine.train.kept_weights import measure_test
 from engine.train.loss_terms import loss_terms
 from engine.train.memory_verdict import compare_memory
-from engine.train.shared_folder import choose_checkpoint, decided, describe, open_folder
+from engine.train.shared_folder import choose_checkpoint, decided, describe, has_begun, open_folder
 from engine.train.together.planning import plan_session
 from engine.train.trainer import Diverged, Trainer
 
@@ -114,7 +114,7 @@ class Session:
         self.source = source = kept.source
         config = replace(config, augment=config.augment.whole(), data=replace(config.data, cache=kept.choice))
         torch.manual_seed(config.seed)
-        model = build_network(config, len(source.classes), source.classes)
+        model = build_network(config, len(source.classes), source.classes, has_begun(config))
         self.planned = plan_session(config, model, source, hardware, launch, self.meeting)
         plan = self.planned.plan
         refuse_single_values(model, plan, config.data.progressive_from or config.data.side)

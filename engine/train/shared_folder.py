@@ -12,7 +12,7 @@ from accelerate.utils import broadcast_object_list
 from engine.config import ConfigError, RunConfig, find_run, to_yaml
 from engine.data.sources.holdout import NAME as HOLDOUT
 from engine.plan.workload import Planned
-from engine.recovery.checkpoint import Checkpointer, named_checkpoint, newest_whole
+from engine.recovery.checkpoint import Checkpointer, checkpoint_folders, named_checkpoint, newest_whole
 from engine.recovery.same_run import refuse_other_run
 from engine.report.memory_picture import planned_picture
 from engine.runs.door import CannotWrite
@@ -59,6 +59,14 @@ def open_folder(config: RunConfig, asked: RunConfig, arch: str, data: str, accel
     path = decided(accelerator, find)
     assert path is not None
     return owned[0] if owned else RunFolder(Path(path))
+
+
+def has_begun(config: RunConfig) -> bool:
+    """Whether this run goes on from a checkpoint: the weights that it began with may be gone by then."""
+    if config.resume is None:
+        return False
+    run = find_run(config.resume, str(config.log.output or "") or None)
+    return named_checkpoint(Path(config.resume)) is not None or bool(checkpoint_folders(run / "checkpoints"))
 
 
 def choose_checkpoint(

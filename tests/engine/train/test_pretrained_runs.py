@@ -34,6 +34,22 @@ def test_a_run_folder_gives_its_weights(averaged, run_here, tmp_path):
     }
 
 
+def test_fine_tuning_goes_on_without_the_weights_that_it_began_with(averaged, run_here, tmp_path):
+    """Its own are in its checkpoint; what was frozen is as it was, and the end is that of an undisturbed run."""
+    shape = ["--pretrained", averaged, "--finetune", "1", "--optim.layer-decay", 0.5]
+    run_here(*shape, "--epochs", 2, "--output", tmp_path / "whole")
+    run_here(*shape, "--epochs", 1, "--output", tmp_path / "halves")
+    before = load_file(averaged / "model.safetensors")
+    averaged.rename(tmp_path / "gone")
+    done = run_here("--resume", tmp_path / "halves", "--epochs", 2, base=False)
+    assert "frozen: " in done.out and "loaded" not in done.out
+    last = [max((tmp_path / name / "checkpoints").iterdir()) for name in ("whole", "halves")]
+    one, two = (read_weight_file(path, "") for path in last)
+    assert last[0].name == last[1].name
+    assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+    assert any(torch.equal(one[name], before[name]) for name in one if name.startswith("stem"))
+
+
 def test_rows_of_a_head_go_by_name(averaged, run_here, photos, tmp_path):
     """W1: `cat, dog` and `bird, cat` are as many, and no row of `dog` becomes one of `cat`."""
     for split in ("train", "val"):
