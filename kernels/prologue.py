@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -48,6 +49,12 @@ def runs_triton(x: Tensor) -> bool:
     if x.dtype == torch.float64:
         return False
     return x.is_cuda or os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def outside_autocast(x: Tensor) -> AbstractContextManager:
+    """Inside, products keep their operands' dtype: an operator's body would else run in other precision when eager than
+    within torch.compile, which turns autocast off there."""
+    return nullcontext() if x.device.type == "meta" else torch.autocast(x.device.type, enabled=False)
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:

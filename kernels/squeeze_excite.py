@@ -16,7 +16,15 @@ from torch import Tensor
 
 from kernels.activation import activate, check_activation, derivative
 from kernels.norm_act import before_activation
-from kernels.prologue import Prologue, check_images, check_prologue, compute_dtype, prologue_gradients, runs_triton
+from kernels.prologue import (
+    Prologue,
+    check_images,
+    check_prologue,
+    compute_dtype,
+    outside_autocast,
+    prologue_gradients,
+    runs_triton,
+)
 
 GATES = ("sigmoid", "hardsigmoid")
 
@@ -100,8 +108,9 @@ def squeeze_excite_twin(
 def excite(x, center, scale, shift, act, slope, first, first_bias, second, second_bias, inner):
     """Pooled m [N, C], the inner layer [N, R] and the gate's input [N, C]: one pass over x, then vectors."""
     pooled = _pool(x, center, scale, shift, act, slope)
-    hidden = pooled @ first.t() + first_bias
-    return pooled, hidden, activate(hidden, inner) @ second.t() + second_bias
+    with outside_autocast(x):
+        hidden = pooled @ first.t() + first_bias
+        return pooled, hidden, activate(hidden, inner) @ second.t() + second_bias
 
 
 def _pool(x, center, scale, shift, act, slope):
@@ -207,19 +216,20 @@ def through_gate(sums, first, second, inner, gate, pooled, hidden, logits, pixel
     s1, s2, s3, s4, s5 = sums
     opened = open_gate(logits, gate)
     steep = opened * (1 - opened) if gate == "sigmoid" else derivative(logits + 3, "relu6") / 6
-    d_logits = s1 * steep
-    d_hidden = (d_logits @ second) * derivative(hidden, inner)
-    constant = (d_hidden @ first) / max(pixels, 1)
-    return (
-        opened,
-        constant,
-        (opened * s2 + constant * s4).sum(0),
-        (opened * s3 + constant * s5).sum(0),
-        d_hidden.t() @ pooled,
-        d_hidden.sum(0),
-        d_logits.t() @ activate(hidden, inner),
-        d_logits.sum(0),
-    )
+    with outside_autocast(logits):
+        d_logits = s1 * steep
+        d_hidden = (d_logits @ second) * derivative(hidden, inner)
+        constant = (d_hidden @ first) / max(pixels, 1)
+        return (
+            opened,
+            constant,
+            (opened * s2 + constant * s4).sum(0),
+            (opened * s3 + constant * s5).sum(0),
+            d_hidden.t() @ pooled,
+            d_hidden.sum(0),
+            d_logits.t() @ activate(hidden, inner),
+            d_logits.sum(0),
+        )
 
 
 @squeeze_excite_backward_op.register_fake

@@ -220,3 +220,18 @@ def test_tensors_of_more_than_two_to_the_31_elements_on_a_gpu():
         del y, gradient
     for large, alone in zip(*results, strict=True):
         torch.testing.assert_close(large, alone)
+
+
+@pytest.mark.parametrize("fused", ["squeeze_excite", "excited_pointwise_conv2d"])
+def test_autocast_does_not_reach_into_an_operator(fused):
+    """Eager, its products of vectors would else be rounded to 16 bits, as they are not within torch.compile."""
+    x = leaf(2, 16, 5, 4, dtype=torch.bfloat16).detach().requires_grad_()
+    weight = [leaf(6, 16, 1, 1, dtype=torch.float32)] if fused == "excited_pointwise_conv2d" else []
+    layers = [leaf(*shape, dtype=torch.float32) for shape in ((3, 16), (3,), (16, 3), (16,))]
+    prologue = Prologue(*vectors(16, dtype=torch.float32), "silu")
+    found = []
+    for enabled in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            out = getattr(kernels, fused)(x, *weight, *layers, prologue=prologue)
+            found.append([out, *torch.autograd.grad(out.float().sum(), [x, *weight, *layers])])
+    assert all(torch.equal(plain, cast) for plain, cast in zip(*found, strict=True))
