@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 import torch
@@ -21,9 +22,21 @@ def budget_bytes(config: RunConfig) -> int:
     return 0 if given in ("auto", "off") else parse_bytes(given)
 
 
-def free_memory() -> int:
-    """Bytes of the current GPU that this process can have: what is free, and the context that it holds already."""
+PAUSE, PATIENCE = 0.5, 15.0
+"""Seconds between two looks at memory that is being given back, and for how long it is looked at."""
+
+
+def free_memory(settle: bool = False) -> int:
+    """Bytes of the current GPU that this process can have: what is free, and the context that it holds already.
+
+    settle  wait until it grows no more: the process in whose place this one started may not have given back all
+    """
     free, _ = torch.cuda.mem_get_info()
+    deadline = time.monotonic() + PATIENCE
+    while settle and time.monotonic() < deadline:
+        time.sleep(PAUSE)
+        before, (free, _) = free, torch.cuda.mem_get_info()
+        settle = free > before
     card = torch.cuda.get_device_properties(torch.cuda.current_device())
     return free + device_of(card.name, (card.major, card.minor)).context
 

@@ -115,7 +115,7 @@ class Session:
         config = replace(config, augment=config.augment.whole(), data=replace(config.data, cache=kept.choice))
         torch.manual_seed(config.seed)
         model = build_network(config, len(source.classes), source.classes, has_begun(config))
-        self.planned = plan_session(config, model, source, hardware, launch, self.meeting)
+        self.planned = plan_session(config, model, source, hardware, launch, self.meeting, bool(relaunch.reason))
         plan = self.planned.plan
         refuse_single_values(model, plan, config.data.progressive_from or config.data.side)
         optimizer_model = model.to(device)

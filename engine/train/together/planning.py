@@ -20,16 +20,24 @@ from engine.step.wrap import Launch
 
 
 def plan_session(
-    config: RunConfig, model: nn.Module, source: Source, hardware: Hardware, launch: Launch, meeting: Meeting | None
+    config: RunConfig,
+    model: nn.Module,
+    source: Source,
+    hardware: Hardware,
+    launch: Launch,
+    meeting: Meeting | None,
+    replacing: bool = False,
 ) -> Planned:
     """How `config` runs here; nothing is searched on a bare CPU.
+
+    replacing  this process took the place of one that held memory of the device (engine.recovery.relaunch)
 
     Raises ConfigError where nothing fits, and on all ranks where one would plan something else.
     """
     budget, classes = budget_bytes(config), len(source.classes)
     refuse_more_than_the_card(budget, hardware)
     if config.memory.gpu_memory == "auto" and hardware.type == "cuda":
-        budget = least_over_ranks(free_memory(), launch)
+        budget = least_over_ranks(free_memory(settle=replacing), launch)
     planned = plan_run(
         config,
         model,
