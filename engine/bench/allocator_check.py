@@ -13,6 +13,7 @@ import argparse
 import ctypes
 import gc
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -285,7 +286,9 @@ def main() -> None:
         began = time.perf_counter()
         command = [sys.executable, "-m", "engine.bench.allocator_check", name, "--precision", precision, "--row"]
         try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=options.limit)
+            # an emulated card of its own: processes of one machine share a card, and its memory
+            environment = {"EMULATED_GPU_MACHINE": "allocator_check"} | os.environ
+            done = subprocess.run(command, capture_output=True, text=True, timeout=options.limit, env=environment)
         except subprocess.TimeoutExpired:
             print(f"{name} {precision}: longer than {options.limit:.0f} s", flush=True)
             continue
