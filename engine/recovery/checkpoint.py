@@ -179,6 +179,8 @@ class Checkpointer:
         """Let this rank's thread finish where the run ends by an error, and the others cannot be waited for."""
         with suppress(Exception):
             self._background.wait(seconds)
+        if self._under_way is not None and self._under_way[1].is_dir():  # another rank's thread has finished it
+            self.last = self._under_way[1]
 
     def _give_up(self) -> None:
         assert self._under_way is not None
