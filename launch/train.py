@@ -16,6 +16,7 @@ begin()
 from engine.config import ConfigError
 from engine.train.lr_range import asked
 from engine.train.run import described, refuse, train
+from engine.train.together.print_launch import launch_text, wanted
 
 
 def main() -> int:
@@ -26,6 +27,9 @@ def main() -> int:
         print(listing())
         return 0
     try:
+        if wanted(sys.argv[1:]):
+            print(launch_text(sys.argv[1:]), end="")
+            return 0
         arguments, span = asked(sys.argv[1:])
         config = described(arguments)
     except ConfigError as error:

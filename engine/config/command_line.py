@@ -19,6 +19,8 @@ DESCRIPTION = """Train an image classifier.
 
 Without --data.name or --data.root it trains on scikit-learn's handwritten digits, which need no download.
 `--list-archs` shows the networks. `--find-lr` looks for a learning rate (`--find-lr 1e-6:10:100`: from, to, steps).
+`--print-launch slurm --nodes 4` prints a launch file (slurm, slurm-accelerate, kubernetes, pytorchjob), with
+`--gpus-per-node 8` and a run's flags.
 Several GPUs: put `accelerate launch` in front. Your own pictures: --data.root FOLDER with train/ and val/."""
 
 

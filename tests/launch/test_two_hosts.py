@@ -59,7 +59,7 @@ def test_two_hosts_agree_with_one(hosts, root, tiny, rows, alone, tmp_path, laun
 
 
 def test_a_slow_and_lossy_network_is_slower_and_right(hosts, root, tiny, rows, alone, tmp_path):
-    hosts.shape("delay", "20ms", "loss", "1%")
+    hosts.shape(delay=20, loss=1)
     finish(hosts, root, tmp_path, torchrun, [*tiny, "--output", tmp_path / "run"])
     compare(rows, tmp_path / "run", alone)
     speeds = [
@@ -113,13 +113,13 @@ for size in map(int, sys.argv[1:]):
 """
 
 
-@pytest.mark.parametrize(("rate", "delay"), [(200, 5), (50, 20)])
+@pytest.mark.parametrize(("rate", "delay"), [(200, 0), (50, 0), (50, 20)])
 def test_the_projections_exchange_is_that_of_a_shaped_cable(hosts, root, tmp_path, rate, delay):
-    """α and β are what tc was told; from 64 KiB to 4 MiB the model is within a third of what gloo takes."""
-    hosts.shape("rate", f"{rate}mbit", "delay", f"{delay}ms")
+    """α and β are what tc was told; for 1 and 4 MiB the model is within a third of what gloo takes."""
+    hosts.shape(rate, delay)
     script = tmp_path / "sums.py"
     script.write_text(SCRIPT_OF_SUMS)
-    sizes, port = [2**16, 2**20, 2**22], free_port()
+    sizes, port = [2**20, 2**22], free_port()
     logs = [tmp_path / f"{name}.log" for name in NAMES]
     processes = [hosts.start(host, [*torchrun(host, port), script, *sizes], root, logs[host]) for host in (0, 1)]
     assert [process.wait(SECONDS) for process in processes] == [0, 0], said(logs)
