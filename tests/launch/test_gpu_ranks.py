@@ -36,14 +36,15 @@ def zero(root, stage: str) -> dict[str, str]:
     return {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_CONFIG_FILE": str(path)}
 
 
-@pytest.mark.parametrize("stage", ["", "1", "2", "3"])
+@pytest.mark.parametrize("stage", ["", "1", "2", "3", "fsdp"])
 def test_two_ranks_equal_one(on_cards, tiny, one_card, tmp_path, rows, root, stage):
     run = tmp_path / "run"
-    more = zero(root, stage) if stage else {}
+    fsdp = stage == "fsdp"
+    more = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"} if fsdp else zero(root, stage) if stage else {}
     done = on_cards(*tiny, "--no-compile", "--epochs", 2, "--output", run, **more)
     assert "Grad strides" not in done.stderr and "broadcast_buffers" not in done.stderr
     plan = json.loads((run / "plan.json").read_text())
-    assert (plan["device"], plan["ranks"], plan["zero_stage"]) == ("cuda", 2, int(stage or 0))
+    assert (plan["device"], plan["ranks"], plan["zero_stage"]) == ("cuda", 2, 3 if fsdp else int(stage or 0))
     for ours, theirs in zip(rows(run, "step"), rows(one_card, "step"), strict=True):
         assert ours["loss"] == pytest.approx(theirs["loss"], abs=1e-4)
     expected = load_file(one_card / "model.safetensors")

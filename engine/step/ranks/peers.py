@@ -78,7 +78,7 @@ class Peers:
         if not self._looks:
             return
         time.sleep(self.period * (SUSPECT + 1))
-        if silent := [rank for rank, sign in self._signs.items() if self._silence(sign) > self.period * SUSPECT]:
+        if silent := self._silent(self.period * SUSPECT):
             first_line = next(iter(str(error).splitlines()), "")[:160]
             self._leave(self._words(silent, f"no sign of life, and an exchange failed ({first_line})"))
 
@@ -114,6 +114,11 @@ class Peers:
     def _silence(self, sign: Sign) -> float:
         return 0.0 if sign.text == LEFT else time.monotonic() - sign.seen
 
+    def _silent(self, seconds: float) -> list[int]:
+        """Ranks without a sign for so long; where this machine is cut off, those of the others."""
+        old = [rank for rank, sign in self._signs.items() if self._silence(sign) > seconds]
+        return [rank for rank in old if self.rank not in old or self._signs[rank].host != self.host]
+
     def _judge(self, heard: float) -> str | None:
         """Why there is no use in waiting on, in words; None while there is."""
         now = time.monotonic()
@@ -121,8 +126,7 @@ class Peers:
             first = self._signs.get(0)
             where = f" on {first.host}" if first else ""
             return f"the store of rank 0{where} has not answered for {now - heard:.0f} s: that machine, or the network"
-        silent = [rank for rank, sign in self._signs.items() if self._silence(sign) > self.patience]
-        if silent:
+        if silent := self._silent(self.patience):
             return self._words(
                 silent, f"no sign of life for {self.patience:g} s: the process, its machine or the network"
             )
