@@ -160,6 +160,7 @@ def _run(flags: list[str], before: Callable[[], None]) -> int:
     for state in (AcceleratorState, PartialState, GradientState):
         state._reset_state()
     logging.getLogger("hcr").handlers.clear()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell ignores it
     begin()
     before()
     try:
