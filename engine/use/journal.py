@@ -117,6 +117,7 @@ class FeatureFile:
 
     def __init__(self, path: Path, rows: int) -> None:
         self.path, self.rows = path, rows
+        self.part = path.with_name(f".{path.name}.rows.part")  # not the journal's, whose file this may be too
         self._array: np.memmap | None = None
 
     def put(self, first: int, features: np.ndarray) -> None:
@@ -127,7 +128,7 @@ class FeatureFile:
         self._array.flush()
 
     def _opened(self, width: int) -> np.memmap:
-        part = part_of(self.path)
+        part = self.part
         if part.is_file():
             with contextlib.suppress(ValueError):  # not one of this shape: it is begun anew
                 found = np.lib.format.open_memmap(part, mode="r+")
@@ -137,7 +138,7 @@ class FeatureFile:
 
     def finish(self, paths: list[str]) -> None:
         """Give the file its name; a .safetensors has the array as `features` and the paths in its metadata."""
-        part = part_of(self.path)
+        part = self.part
         self._array = None
         if not part.exists():  # a job that was killed after this had been done
             return

@@ -89,6 +89,14 @@ def test_on_the_screen(checkpoint, pictures, capsys):
     assert "unreadable: no image format that Pillow knows" in said and "2 pictures, 1 of them unreadable" in said
 
 
+@pytest.mark.parametrize("name", ["e.npy", "e.safetensors"])
+def test_embeddings_alone_and_the_table_on_screen(checkpoint, pictures, tmp_path, capsys, name):
+    """The rows and the features that are not finished lie in files of their own."""
+    assert run("--checkpoint", checkpoint, pictures, "--embeddings", tmp_path / name) == 0
+    assert [path.name for path in tmp_path.iterdir() if "e." in path.name] == [name]
+    assert "written to " in capsys.readouterr().out
+
+
 def test_embeddings_beside_the_table(checkpoint, pictures, tmp_path):
     out, features = tmp_path / "x.csv", tmp_path / "f.npy"
     assert run("--checkpoint", checkpoint, pictures, "--output", out, "--embeddings", features) == 0
