@@ -4,6 +4,7 @@ from engine.config.augment import AugmentConfig
 from engine.config.checks import ConfigError, RankError, require
 from engine.config.command_line import command_line, parse
 from engine.config.data import DataConfig
+from engine.config.distill import DistillConfig
 from engine.config.log import LogConfig
 from engine.config.memory import MemoryConfig
 from engine.config.model import ModelConfig
@@ -18,6 +19,7 @@ __all__ = [
     "AugmentConfig",
     "ConfigError",
     "DataConfig",
+    "DistillConfig",
     "LogConfig",
     "MemoryConfig",
     "ModelConfig",

@@ -15,3 +15,6 @@ Positional = tyro.conf.Positional if tyro else None
 
 Augment = tyro.conf.arg(name="augment", prefix_name=False) if tyro else "augment"
 """Marks the field whose flag is its group's name alone: `--augment medium`."""
+
+Distill = tyro.conf.arg(name="distill", prefix_name=False) if tyro else "distill"
+"""The same: `--distill RUN`."""

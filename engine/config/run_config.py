@@ -21,17 +21,18 @@ import yaml
 from engine.config.augment import AugmentConfig
 from engine.config.checks import ConfigError, require
 from engine.config.data import DataConfig
-from engine.config.flag import Augment, TopLevel
+from engine.config.distill import DistillConfig
+from engine.config.flag import Augment, Distill, TopLevel
 from engine.config.log import LogConfig
 from engine.config.memory import MemoryConfig
 from engine.config.model import ModelConfig
-from engine.config.numbers import refuse_absurd
 from engine.config.optim import OptimConfig
 from engine.config.parallel import ParallelConfig
 from engine.config.precision import PrecisionConfig
+from engine.config.reading.numbers import refuse_absurd
+from engine.config.reading.yaml_text import as_meant, read_yaml
 from engine.config.recipe import recipe_file
 from engine.config.stop import StopConfig
-from engine.config.yaml_text import as_meant, read_yaml
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class RunConfig:
     data: DataConfig = field(default_factory=DataConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    distill: DistillConfig = field(default_factory=DistillConfig)
     precision: PrecisionConfig = field(default_factory=PrecisionConfig)
     memory: MemoryConfig = field(default_factory=MemoryConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
@@ -62,6 +64,7 @@ class RunConfig:
         refuse_absurd(self, flags())
         off, epochs = self.augment.mix_off_epochs, self.optim.epochs
         self.stop.refuse(epochs, self.optim.ema)
+        self.distill.refuse(self.optim.sam)
         require(off < epochs, f"--augment.mix-off-epochs {off}: of {epochs} epochs none would have mixtures")
         require(
             not self.optim.logit_adjust or self.data.balance == "none",
@@ -109,8 +112,9 @@ def flags() -> dict[str, str]:
             continue
         for name, hint in get_type_hints(kind, include_extras=True).items():
             marks = getattr(hint, "__metadata__", ())
-            alone = any(mark is TopLevel or mark is Augment for mark in marks)
-            leaf = "augment" if any(mark is Augment for mark in marks) else name.replace("_", "-")
+            of_group = any(mark is Augment or mark is Distill for mark in marks)
+            alone = of_group or any(mark is TopLevel for mark in marks)
+            leaf = group if of_group else name.replace("_", "-")
             found[f"{group}.{name}"] = f"--{leaf}" if alone else f"--{group}.{leaf}"
     return found
 

@@ -70,11 +70,13 @@ def plan_run(
     correction: Correction | None = None,
     offload_optimizer: bool = False,
     feed: Feed | None = None,
+    teacher: Callable[[], nn.Module] | None = None,
 ) -> Planned:
     """How `config` runs in `budget` bytes of device memory on each of `ranks` devices; 0 searches nothing.
 
     model  the network itself; `build` makes another one
     feed   where its images come from; None is photographs through DALI
+    teacher  builds the network whose logits it learns
 
     Raises ConfigError where nothing fits, with the smallest budget that would do. A network that cannot be simulated is
     planned as it was asked for: the first real step then measures it.
@@ -96,6 +98,7 @@ def plan_run(
         expandable=expandable(),
         recorded=plain.cuda_graph,
         device=device_of(hardware.name, hardware.capability),
+        teacher=teacher,
         **({} if feed is None else {"feed": feed}),
     )
     try:

@@ -37,7 +37,7 @@ class Simulated:
     def __init__(self, workload: Workload) -> None:
         self.workload = workload
         model = CudaModel() if workload.cuda and workload.device.workspaces else None
-        self._simulator = Simulator(workload.build, workload.optim, workload.channels_last, model)
+        self._simulator = Simulator(workload.build, workload.optim, workload.channels_last, model, workload.teacher)
         self.within = 0
         """Candidates whose tensors alone are above this budget are not replayed; 0 replays all."""
         self._fragmentation: dict[tuple, int] = {}

@@ -46,6 +46,8 @@ class Workload:
     device: Device = field(default_factory=Device)
     correction: Correction | None = None
     """What earlier runs measured on this GPU."""
+    teacher: Callable[[], nn.Module] | None = None
+    """Builds the network whose logits are learnt, where there is one."""
 
     @property
     def share(self) -> int:

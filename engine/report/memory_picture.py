@@ -18,7 +18,10 @@ POINTS = 1200
 SHOWN = (
     ("context, loader", (Category.CONTEXT, Category.LOADER)),
     ("communication", (Category.COMMUNICATION,)),
-    ("parameters, optimizer", (Category.PARAMETERS, Category.OPTIMIZER, Category.AVERAGE, Category.KEPT)),
+    (
+        "parameters, optimizer",
+        (Category.PARAMETERS, Category.OPTIMIZER, Category.AVERAGE, Category.KEPT, Category.TEACHER),
+    ),
     ("gradients", (Category.GRADIENTS,)),
     ("input", (Category.INPUT,)),
     ("saved activations", (Category.SAVED, Category.AUTOCAST)),

@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from engine.config import ConfigError, RunConfig, yaml_text
+from engine.config import ConfigError, RunConfig
+from engine.config.reading import yaml_text
 from engine.runs.monitor_summary import summarise
 from engine.runs.records import read_records
 

@@ -12,6 +12,30 @@ from engine.config import OptimConfig
 
 
 @dataclass(frozen=True)
+class Distillation:
+    """What a network learns from another one's logits."""
+
+    mode: str
+    """logits or hard."""
+    temperature: float
+    weight: float
+    """Share of the loss."""
+
+    def losses(self, logits: Tensor, taught: Tensor) -> Tensor:
+        """Of each image, [N]; both [N, classes].
+
+        T² · KL(teacher ‖ student) of logits over T, whose gradients do not shrink with T (Hinton et al. 2015,
+        arXiv:1503.02531, section 2), or cross-entropy with the teacher's guess (Touvron et al. 2020, arXiv:2012.12877,
+        equation 3).
+        """
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        if self.mode == "hard":
+            return F.cross_entropy(logits, taught.argmax(dim=1), reduction="none")
+        ours, theirs = (F.log_softmax(one / self.temperature, dim=1) for one in (logits, taught.to(logits.dtype)))
+        return F.kl_div(ours, theirs, reduction="none", log_target=True).sum(dim=1) * self.temperature**2
+
+
+@dataclass(frozen=True)
 class LossTerms:
     """Which loss, and what it does about classes of unlike size."""
 
@@ -25,6 +49,7 @@ class LossTerms:
     """bce: shares of a class above it count as 1, others as 0."""
     gamma: float = 2.0
     """focal: exponent of what is missing to certainty."""
+    distillation: Distillation | None = None
 
     @classmethod
     def of(cls, optim: OptimConfig, weights: Tensor | None = None, shift: Tensor | None = None) -> LossTerms:
@@ -60,12 +85,18 @@ PLAIN = LossTerms()
 
 
 def loss_and_hits(
-    output, labels: Tensor, weights: Tensor, smoothing: float, terms: LossTerms = PLAIN
+    output,
+    labels: Tensor,
+    weights: Tensor,
+    smoothing: float,
+    terms: LossTerms = PLAIN,
+    taught: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """(summed loss, number of right guesses) of a micro-batch; images of weight 0 do not count.
 
     labels    int64 [N], or the classes' shares of each image, float32 [N, classes]: then the largest is the right guess
     terms     which loss, weights of classes, a shift of the logits; a guess is made without the shift
+    taught    a teacher's logits [N, classes], which the network's own logits learn; auxiliary heads have the labels
     output    logits [N, classes], or an AuxiliaryOutput whose auxiliary losses are added with the paper's weights
     """
     logits = getattr(output, "logits", output)
@@ -73,6 +104,8 @@ def loss_and_hits(
     for auxiliary, share in zip(getattr(output, "auxiliary", ()), getattr(output, "weights", ()), strict=True):
         extra = terms.losses(auxiliary, labels, smoothing)
         losses = losses + share * extra
+    if taught is not None and (part := terms.distillation) is not None:
+        losses = (1 - part.weight) * losses + part.weight * part.losses(logits, taught)
     right = labels.argmax(dim=1) if labels.ndim == 2 else labels
     hits = (logits.detach().argmax(dim=1) == right) * weights
     return torch.where(weights > 0, losses * weights, 0.0).sum(), hits.sum()

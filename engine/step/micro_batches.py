@@ -15,15 +15,15 @@ def is_whole(batch, plan: Plan) -> bool:
     return batch.global_count == plan.global_batch_size
 
 
-def micro_batches(batch, plan: Plan) -> Iterator[tuple[Tensor, ...]]:
-    """(images, labels, weights) of each micro-batch of a rank's share, in order.
+def micro_batches(batch, plan: Plan, *more: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """(images, labels, weights, *more) of each micro-batch of a rank's share, in order; `more` has a row an image.
 
     Where the share does not divide evenly, a shorter micro-batch is filled up with its first image at weight 0: all
     have one shape, and the gradient is that of the share. The tail of an epoch is divided as it is, filled up to one
     image for each micro-batch, or two where BatchNorm needs them.
     """
     whole = is_whole(batch, plan)
-    share = batch.images, batch.labels, batch.weights
+    share = batch.images, batch.labels, batch.weights, *more
     if not whole:
         share = _filled(share, plan.accumulation * (2 if plan.normalised else 1))
     for part in zip(*(tensor.tensor_split(plan.accumulation) for tensor in share), strict=True):
@@ -31,15 +31,16 @@ def micro_batches(batch, plan: Plan) -> Iterator[tuple[Tensor, ...]]:
 
 
 def _filled(part: tuple[Tensor, ...], size: int) -> tuple[Tensor, ...]:
-    """(images, labels, weights) with at least `size` images: the first one again, at weight 0."""
-    images, labels, weights = part
+    """(images, labels, weights, …) with at least `size` images: the first one again, at weight 0."""
+    images, labels, weights, *more = part
     missing = size - len(images)
     if missing <= 0:
         return part
     filler = torch.arange(size, device=images.device)
     filler[-missing:] = 0
     weights = torch.cat([weights, weights.new_zeros(missing)])
-    return images[filler].contiguous(memory_format=_layout(images)), labels[filler], weights
+    images = images[filler].contiguous(memory_format=_layout(images))
+    return images, labels[filler], weights, *(tensor[filler] for tensor in more)
 
 
 def _layout(images: Tensor) -> torch.memory_format:

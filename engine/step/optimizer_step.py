@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -56,6 +57,8 @@ class OptimizerStep:
         """Of the last step."""
         self.terms = LossTerms.of(config)
         """Which loss; whoever knows the images adds what it does about classes of unlike size."""
+        self.teacher: Callable[[Any], Tensor] | None = None
+        """From a batch to another network's logits [N, classes], where there is one to learn from."""
         self.meter = torch.zeros(7, dtype=torch.float64, device=accelerator.device)
         """Loss, hits, images, the first step with a bad loss, and three places for the training loop."""
         self._number = torch.zeros((), dtype=torch.float64, device=accelerator.device)
@@ -134,12 +137,16 @@ class OptimizerStep:
         scale = batch.count / readable / batch.global_count * plan.ranks * plan.accumulation
         tail = not is_whole(batch, plan)
         counted = []
-        for images, labels, weights in micro_batches(batch, plan):
+        lessons: tuple[Tensor, ...] = ()
+        if self.teacher is not None:
+            with self.span("teacher"):
+                lessons = (self.teacher(batch),)
+        for images, labels, weights, *taught in micro_batches(batch, plan, *lessons):
             with self.accelerator.accumulate(self.model), eager_for_odd_shapes(plan.compile, tail):
                 with self.span("forward"):
                     with plan.policy.around_forward(self._parameters):
                         output = self.model(images)
-                    loss, hits = loss_and_hits(output, labels, weights, smoothing, self.terms)
+                    loss, hits = loss_and_hits(output, labels, weights, smoothing, self.terms, *taught)
                 with self.span("backward"):
                     self.accelerator.backward(loss * scale)
                     del output

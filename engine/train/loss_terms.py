@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from engine.config import RunConfig
-from engine.data.balance import class_weights, logit_shift
+from engine.data.balance import class_weights, describe, logit_shift
 from engine.step.loss import LossTerms
 
 
@@ -24,3 +24,15 @@ def loss_terms(config: RunConfig, counts, device: torch.device) -> LossTerms:
         there(class_weights(counts, config.data.balance, config.data.balance_beta)),
         there(logit_shift(counts, config.optim.logit_adjust)),
     )
+
+
+def run_lines(config: RunConfig, classes: list[str], counts, lessons: str) -> str:
+    """Rate, classes of unlike size, teacher and augmentation in words, a line each where there is something to say."""
+    changed = config.augment.describe()
+    lines = (
+        config.optim.rate_line(),
+        describe(classes, counts, config.data, config.optim),
+        lessons,
+        f"augmentation: {changed}" if changed else "",
+    )
+    return "".join(f"{line}\n" for line in lines if line)

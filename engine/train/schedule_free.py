@@ -90,7 +90,7 @@ class AveragedPoint:
         try:
             with torch.random.fork_rng(devices), eager_for_odd_shapes(trainer.plan.compile, True):
                 for batch in islice(batches, BATCHES):
-                    for images, _, _ in micro_batches(batch, trainer.plan):
+                    for images, *_ in micro_batches(batch, trainer.plan):
                         seen += 1
                         for norm in norms:
                             norm.momentum = 1 / seen

@@ -20,7 +20,6 @@ from accelerate.utils import gather_object
 from engine.config import DataConfig, RunConfig
 from engine.config.byte_sizes import gib
 from engine.data.backend import make_loader
-from engine.data.balance import describe as balance_line
 from engine.data.decoded.choice import Kept, decoded_source
 from engine.data.decoding_watch import DecodingWatch
 from engine.data.fingerprint import fingerprint_of
@@ -53,9 +52,10 @@ from engine.step.wrap import AUTOCAST_DTYPES, Launch, build_accelerator, prepare
 from engine.train.data.check import checked, told
 from engine.train.decoder_crash import known_crashes
 from engine.train.kept_weights import measure_test
-from engine.train.loss_terms import loss_terms
+from engine.train.loss_terms import loss_terms, run_lines
 from engine.train.memory_verdict import compare_memory
 from engine.train.shared_folder import choose_checkpoint, decided, describe, has_begun, open_folder
+from engine.train.taught import take_lessons, teacher_of
 from engine.train.together.planning import plan_session
 from engine.train.trainer import Diverged, Trainer
 
@@ -113,9 +113,11 @@ class Session:
         kept = self.kept = decoded_source(source, config.data, config.data.eval_crop, data)
         self.source = source = kept.source
         config = replace(config, augment=config.augment.whole(), data=replace(config.data, cache=kept.choice))
+        teacher = teacher_of(config, source.classes)
         torch.manual_seed(config.seed)
         model = build_network(config, len(source.classes), source.classes, has_begun(config))
-        self.planned = plan_session(config, model, source, hardware, launch, self.meeting, bool(relaunch.reason))
+        restarted = bool(relaunch.reason)
+        self.planned = plan_session(config, model, source, hardware, launch, self.meeting, restarted, teacher)
         plan = self.planned.plan
         refuse_single_values(model, plan, config.data.progressive_from or config.data.side)
         optimizer_model = model.to(device)
@@ -174,6 +176,7 @@ class Session:
             data,
         )
         self.trainer.step.terms = loss_terms(config, self.train_loader.class_counts, device)
+        self.lessons = take_lessons(self.trainer, teacher, data)
         self.resumed = choose_checkpoint(config, folder, self.accelerator, self.trainer.checkpointer)
         if self.resumed is not None:
             self.trainer.resume(self.resumed)
@@ -316,10 +319,7 @@ class Session:
         print(f"{self.config.model.arch} on {source.name}: {sizes}, {size} px, {backend}")
         print(self.data_lines)
         print("\n".join(plan_lines(self.planned)))
-        balance = balance_line(source.classes, self.train_loader.class_counts, self.config.data, self.config.optim)
-        print("".join(f"{line}\n" for line in (self.config.optim.rate_line(), balance) if line), end="")
-        if line := self.config.augment.describe():
-            print(f"augmentation: {line}")
+        print(run_lines(self.config, source.classes, self.train_loader.class_counts, self.lessons), end="")
         if plan.device == "cuda" and os.environ.get(VARIABLES[0]) == CHOSEN:
             print(f"allocator: expandable segments; {VARIABLES[0]} chooses otherwise")
         if plan.device == "cpu" and Path("/proc/driver/nvidia/version").exists():

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -22,7 +22,7 @@ from engine.plan.memory.replay import Replay
 from engine.plan.memory.trace import PRIME, SECOND_FORWARD, Category, Trace, Unit
 from engine.plan.memory.tracker import DeviceModel, Tracker
 from engine.step.ema import WeightAverage
-from engine.step.loss import LossTerms, loss_and_hits
+from engine.step.loss import Distillation, LossTerms, loss_and_hits
 from engine.step.optim import build_optimizer
 from engine.step.recompute import Policy, apply_policy, clear_policy
 from engine.step.sam import SharpnessAware
@@ -54,7 +54,8 @@ class Step:
 class Simulator:
     """One network without memory whose steps are recorded one after the other, each under its own policy.
 
-    device  what the device allocates beside the operators' results; None is nothing
+    device   what the device allocates beside the operators' results; None is nothing
+    teacher  builds a network whose logits are learnt
     """
 
     def __init__(
@@ -63,16 +64,19 @@ class Simulator:
         optim: OptimConfig | None = None,
         channels_last: bool = True,
         device: DeviceModel | None = None,
+        teacher: Callable[[], nn.Module] | None = None,
     ) -> None:
         self.build, self.optim, self.channels_last, self.device = build, optim or OptimConfig(), channels_last, device
+        self.teacher = teacher
         self._mode = FakeTensorMode(allow_non_fake_inputs=True)
         self._replay: Replay | None = Replay(self._mode)
         self._stepper = self._network()
 
     def _network(self) -> Stepper:
-        model = on_meta(self.build)
+        model, teacher = on_meta(self.build), None if self.teacher is None else on_meta(self.teacher)
         with self._mode:
-            return Stepper(fake_copy(model, self.channels_last), self.optim)
+            taught_by = None if teacher is None else fake_copy(teacher, self.channels_last)
+            return Stepper(fake_copy(model, self.channels_last), self.optim, taught_by)
 
     def record(self, step: Step, only: int = 0) -> Trace:
         """One training step without memory or arithmetic; the first call runs one more before it.
@@ -91,21 +95,27 @@ class Simulator:
             raise
 
 
-def simulate(build: Callable[[], nn.Module], step: Step, device: DeviceModel | None = None) -> Trace:
+def simulate(
+    build: Callable[[], nn.Module],
+    step: Step,
+    device: DeviceModel | None = None,
+    teacher: Callable[[], nn.Module] | None = None,
+) -> Trace:
     """Record one training step of `build()`'s network; the only one of a Simulator."""
-    return Simulator(build, step.optim, step.channels_last, device).record(step)
+    return Simulator(build, step.optim, step.channels_last, device, teacher).record(step)
 
 
-def run_step(model: nn.Module, step: Step, batch: int, tracker: Tracker) -> Trace:
+def run_step(model: nn.Module, step: Step, batch: int, tracker: Tracker, teacher: nn.Module | None = None) -> Trace:
     """Two optimizer steps of `model` under `tracker` on images of the ambient kind, fake or real."""
-    return Stepper(model, step.optim).record(step, batch, tracker)
+    return Stepper(model, step.optim, teacher).record(step, batch, tracker)
 
 
 class Stepper:
     """A network and its optimizer, on tensors of the ambient kind: fake or real."""
 
-    def __init__(self, model: nn.Module, optim: OptimConfig) -> None:
+    def __init__(self, model: nn.Module, optim: OptimConfig, teacher: nn.Module | None = None) -> None:
         self.model, self.optim = model, optim
+        self.teacher = None if teacher is None else teacher.eval().requires_grad_(False)
         self.optimizer = build_optimizer(model, optim)
         self.average = WeightAverage(model, optim.ema) if optim.ema else None
         self.sam = SharpnessAware(model, optim.sam) if optim.sam else None
@@ -131,6 +141,8 @@ class Stepper:
         tracker.hold(self.average.tensors() if self.average else (), Category.AVERAGE)
         tracker.hold(self.sam.tensors() if self.sam else (), Category.KEPT)
         tracker.hold([images, labels, weights], Category.INPUT)
+        taught_by = self.teacher or nn.Identity()
+        tracker.hold([*taught_by.parameters(), *taught_by.buffers()], Category.TEACHER)
         first = not any(self.optimizer.state.values())
         try:
             with tracker:
@@ -197,11 +209,16 @@ class Stepper:
     ) -> tuple[Tensor, Tensor]:
         """Forward, loss, backward as in `Trainer._gradient`: accelerate autocasts the network's forward alone."""
         dtype, parameters = DTYPES[step.precision], list(self.model.parameters())
+        taught = None
+        if self.teacher is not None:
+            with torch.no_grad(), autocast(dtype, step.cuda):
+                taught = self.teacher(images).float()
         with step.policy.around_forward(parameters, fake=tracker.batch > 0), autocast(dtype, step.cuda):
             output = self._forward(images)
         output = output if dtype == torch.float32 else _widen(output)
         terms = LossTerms.of(self.optim, None, weights.new_zeros(step.num_classes) if self.optim.logit_adjust else None)
-        loss, hits = loss_and_hits(output, labels, weights, self.optim.label_smoothing, terms)
+        terms = terms if taught is None else replace(terms, distillation=Distillation("logits", 3.0, 0.5))
+        loss, hits = loss_and_hits(output, labels, weights, self.optim.label_smoothing, terms, taught)
         scaled = loss * 1.0
         tracker.settle_alive(Category.SAVED)
         tracker.mark(f"backward{again}")

@@ -40,6 +40,7 @@ class Category(IntEnum):
     AVERAGE = 12
     KEPT = 13
     FRAGMENTATION = 14
+    TEACHER = 15
 
     @property
     def label(self) -> str:
@@ -63,6 +64,7 @@ LABELS = {
     Category.AVERAGE: "averaged weights",
     Category.KEPT: "weights to go back to",
     Category.FRAGMENTATION: "allocator fragmentation",
+    Category.TEACHER: "teacher",
 }
 
 

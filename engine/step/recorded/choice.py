@@ -41,6 +41,8 @@ def obstacle(
         return f"does not go with {config.optim.optimizer}, whose update reads rate and count of steps on the host"
     if precision == "fp16" and not chosen.fused:
         return f"does not go with fp16 and {config.optim.optimizer}, whose overflows are looked for on the host"
+    if config.distill.teacher is not None:
+        return "does not go with --distill, whose teacher's outputs may come from the host"
     if config.log.profile:
         return "does not go with --profile, which shows the parts of a step: a recorded one has none"
     if policy is not None and not recordable(policy):

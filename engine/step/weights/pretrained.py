@@ -17,6 +17,7 @@ from engine.data.sources.source import Source
 from engine.step.weights.files import file_metadata, named_classes, read_weight_file
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 SHOWN = 8
@@ -112,16 +113,24 @@ def _named(names: Sequence[str]) -> str:
 
 def library_weights(pretrained: str) -> Mapping[str, Tensor]:
     """The state dict that a library publishes under this name. Raises ConfigError where it cannot be had."""
-    library, _, name = pretrained.partition(":")
+    return library_network(pretrained, "--pretrained").state_dict()
+
+
+def library_network(name: str, flag: str, trained: bool = True) -> torch.nn.Module:
+    """A library's own network, with its weights if `trained`, as `timm:NAME`.
+
+    Raises ConfigError, which begins with `flag`, where it cannot be had.
+    """
+    library, _, network = name.partition(":")
     try:
         if library == "timm":
             import timm
 
-            return timm.create_model(name, pretrained=True).state_dict()
+            return timm.create_model(network, pretrained=trained)
         import torchvision
 
-        return torchvision.models.get_model(name, weights="DEFAULT").state_dict()
+        return torchvision.models.get_model(network, weights="DEFAULT" if trained else None)
     except ImportError:
-        raise ConfigError(f"--pretrained {pretrained}: {library} is not installed: pip install {library}") from None
+        raise ConfigError(f"{flag} {name}: {library} is not installed: pip install {library}") from None
     except Exception as error:  # the libraries and their hubs raise many types: no network, no such name, no space
-        raise ConfigError(f"--pretrained {pretrained}: {library} cannot give these weights: {error}") from error
+        raise ConfigError(f"{flag} {name}: {library} cannot give these weights: {error}") from error

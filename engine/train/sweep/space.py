@@ -18,8 +18,8 @@ from typing import Any
 import yaml
 
 from engine.config import ConfigError, RunConfig, field_names, require
+from engine.config.reading.yaml_text import read_yaml
 from engine.config.run_config import from_tree
-from engine.config.yaml_text import read_yaml
 
 KINDS = ("log", "uniform", "int", "choice")
 OWN = ("config", "resume", "recipe", "log.output", "data.folds", "data.fold", "seed")

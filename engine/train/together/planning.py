@@ -7,12 +7,14 @@ from dataclasses import replace
 from torch import nn
 
 from engine.config import RunConfig, flatten
+from engine.data.preprocessing import Preprocessing
 from engine.data.sources.source import Source
 from engine.plan.budget import budget_bytes, free_memory, least_over_ranks, refuse_more_than_the_card
 from engine.plan.calibration import Correction, correction_for
 from engine.plan.memory.loader import feed_of
 from engine.plan.run_plan import plan_run
 from engine.plan.workload import Planned
+from engine.step.distill.teacher import Teacher
 from engine.step.network import network_builder
 from engine.step.plan import Hardware
 from engine.step.ranks.meeting import Meeting
@@ -27,8 +29,9 @@ def plan_session(
     launch: Launch,
     meeting: Meeting | None,
     replacing: bool = False,
+    teacher: Teacher | None = None,
 ) -> Planned:
-    """How `config` runs here; nothing is searched on a bare CPU.
+    """How `config` runs here, beside its `teacher`; nothing is searched on a bare CPU.
 
     replacing  this process took the place of one that held memory of the device (engine.recovery.relaunch)
 
@@ -50,6 +53,7 @@ def plan_session(
         _correction(hardware.name, meeting) if budget else None,
         launch.offload_optimizer,
         feed_of(source, config.data),
+        None if teacher is None else teacher.builder(classes, Preprocessing.named_by(config.data)),
     )
     planned = replace(planned, plan=replace(planned.plan, fsdp=launch.fsdp and launch.ranks > 1))
     if meeting is not None:  # machines may differ in their GPUs

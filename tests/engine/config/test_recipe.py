@@ -6,6 +6,7 @@ import yaml
 import archs
 from engine.config import ConfigError, RunConfig, changed_yaml, from_yaml, parse, to_yaml
 from engine.config.recipe import recipe_file, recipe_names
+from engine.report.arch_table import LEARNING_REPOSITORY
 
 ORIGINS = ("paper", "original", "best", "sam", "a1", "a2", "a3", "deit", "progressive")
 
@@ -24,7 +25,11 @@ def test_a_recipe_is_short_and_says_where_it_is_from(name):
 
 def test_every_row_of_the_learning_repository_has_its_recipes():
     names = set(recipe_names())
-    assert {"resnet18/paper", "resnet18/original", "resnet18/sam", "alexnet/original"} <= names
+    rows = {ours for _, _, ours, _ in LEARNING_REPOSITORY}
+    lacking = {f"{ours}/{origin}" for ours in rows for origin in ("paper", "original")} - names
+    assert not lacking
+    assert {"resnet18/sam", "resnet50/a1", "resnet50/a2", "resnet50/a3", "vit_s16/deit"} <= names
+    assert "efficientnetv2_s/progressive" in names
 
 
 def test_flags_win_over_a_recipe_and_the_run_keeps_its_name():

@@ -68,3 +68,30 @@ def test_every_loss_as_on_a_cpu(make_trainer, loss, precision):
         ended.append(losses(trainer))
     assert ended[1] == pytest.approx(ended[0], abs=0.03)
     assert len({round(one, 4) for one in ended[1]}) > 3
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize("mode", ["logits", "hard"])
+def test_lessons_as_on_a_cpu(make_trainer, tmp_path, mode, precision):
+    """The teacher's logits are computed in the first epoch's steps and, in another run of it, read from the host."""
+    from engine.step.distill.kept_logits import KeptLogits, LogitsOf
+    from engine.step.loss import Distillation, LossTerms
+    from engine.step.wrap import AUTOCAST_DTYPES
+
+    optim = OptimConfig(epochs=1, batch_size=8, lr=0.003)
+    ended = {}
+    for place, kind, device in (("cpu", "fp32", "cpu"), ("gpu", precision, "cuda"), ("kept", precision, "cuda")):
+        torch.manual_seed(5)
+        teacher = TinyNet(dropout=0.0).eval().requires_grad_(False)
+        torch.manual_seed(0)
+        trainer = make_trainer(
+            place, TinyNet(dropout=0.0), optim=optim, precision=kind, device=device, log=LogConfig(every=1)
+        )
+        compute = LogitsOf(lambda taught_by=teacher: taught_by, torch.device(device), AUTOCAST_DTYPES[kind], lambda: 8)
+        kept = KeptLogits(compute, tmp_path / device, trainer.progress, trainer.steps_per_epoch, 8, 2)
+        trainer.step.terms = LossTerms(distillation=Distillation(mode, 3.0, 0.5))
+        trainer.step.teacher = kept
+        trainer.fit()
+        ended[place] = losses(trainer), kept.read
+    assert ended["gpu"][0] == pytest.approx(ended["cpu"][0], abs=0.03)
+    assert ended["kept"][0] == ended["gpu"][0] and ended["kept"][1] == trainer.steps_per_epoch

@@ -8,7 +8,7 @@ import pytest
 import archs
 from engine.config.recipe import recipe_names
 
-QUICK = ("densenet40/paper", "shufflenet_g2/original", "squeezenet1_1/original")
+QUICK = ("densenet40/paper", "shufflenet_g2/original", "squeezenet1_1/original", "mobilenetv1/original")
 """Of the default suite; the others are slow."""
 
 
@@ -34,7 +34,10 @@ def test_two_steps(run_here, photos, tmp_path, name):
 
 def schedule(name: str) -> list:
     """What one epoch cannot mean of a recipe for ten."""
-    return []
+    growing = (
+        ["--data.progressive-from", 16, "--data.progressive-stages", 2] if name.startswith("efficientnetv2") else []
+    )
+    return growing if not name.endswith("original") else []
 
 
 @pytest.mark.slow
