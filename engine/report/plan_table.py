@@ -7,7 +7,17 @@ from typing import Any
 from engine.runs.wording import gib, value_of, words
 
 SHOWN_ELSEWHERE = {
-    *("device", "global_batch_size", "micro_batch_size", "accumulation", "ranks", "loss_scaling", "policy"),
+    *(
+        "device",
+        "global_batch_size",
+        "micro_batch_size",
+        "accumulation",
+        "ranks",
+        "loss_scaling",
+        "policy",
+        "fsdp",
+        "tf32",
+    ),
     *(
         "normalised",
         "changes",
@@ -40,7 +50,10 @@ def _device(plan: dict[str, Any]) -> str:
 
 
 def _precision(plan: dict[str, Any]) -> str:
-    return f"{plan.get('precision') or ''}{' with loss scaling' if plan.get('loss_scaling') else ''}"
+    precision = plan.get("precision") or ""
+    rounded = precision == "fp32" and plan.get("device") == "cuda" and plan.get("tf32") == "on"
+    scaled = " with loss scaling" if plan.get("loss_scaling") else ""
+    return f"{precision}{scaled}{', products in TF32' if rounded else ''}"
 
 
 def _batch(plan: dict[str, Any]) -> str:
@@ -63,6 +76,10 @@ def _recompute(plan: dict[str, Any]) -> str:
 
 def _compile(plan: dict[str, Any]) -> str:
     return "on" if plan.get("compile") else ""
+
+
+def _graph(plan: dict[str, Any]) -> str:
+    return "a whole step is recorded and replayed" if plan.get("cuda_graph") else ""
 
 
 def _layout(plan: dict[str, Any]) -> str:
@@ -117,6 +134,7 @@ LINES = {
     "batch": ("global_batch_size", _batch),
     "recompute": ("recompute", _recompute),
     "torch.compile": ("compile", _compile),
+    "CUDA graph": ("cuda_graph", _graph),
     "memory layout": ("channels_last", _layout),
     "sharding": ("zero_stage", _sharding),
     "BatchNorm": ("sync_bn", _norms),

@@ -79,11 +79,19 @@ def refuse(error: Exception) -> int:
     return fail(error)
 
 
+class _ToStandardOutput(logging.StreamHandler):
+    """Writes to what standard output is at that moment: notebooks and tests put another in its place."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.stream = sys.stdout
+        super().emit(record)
+
+
 def show_notices() -> None:
     """Let the first rank's notices (logger `hcr`) reach the person, without dates or module names."""
     logger = logging.getLogger("hcr")
     if not logger.handlers and first_rank():
-        handler = logging.StreamHandler(sys.stdout)
+        handler = _ToStandardOutput()
         handler.setFormatter(logging.Formatter("%(message)s"))
         logger.addHandler(handler)
         logger.setLevel(logging.INFO)

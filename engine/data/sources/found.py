@@ -151,7 +151,10 @@ def _held_out(found: Found, wanted: Wanted, groups: Sequence[str] | None) -> tup
             raise DataError(f"{root} holds no image that the run trained on and none that it held out: other data?")
         made = recorded
     else:
-        chosen = held_out(whole.labels, wanted.val_share, wanted.split_seed, groups)
+        try:
+            chosen = held_out(whole.labels, wanted.val_share, wanted.split_seed, groups)
+        except DataError as error:
+            raise DataError(f"{root}: {error}") from error
         places = np.flatnonzero(chosen)
         val = list(names.take(places)) if isinstance(names, Texts) else [names[place] for place in places.tolist()]
         made = Holdout(wanted.val_share, wanted.split_seed, wanted.group_by, val)

@@ -62,7 +62,7 @@ def by_the_library(name: str) -> list[torch.Tensor]:
     for step in range(STEPS):
         images, labels = images_of(step)
         optimizer.zero_grad()
-        F.cross_entropy(model(images).float(), labels).backward()
+        F.cross_entropy(model(images), labels).backward()
         optimizer.step()
     return [parameter.detach() for parameter in model.parameters()]
 

@@ -168,4 +168,4 @@ def test_what_a_killed_one_left_is_swept(find, tmp_path, monkeypatch):
     for folder in (killed, alive):
         (folder / "run").mkdir(parents=True)
     find("--output", tmp_path / "found")
-    assert {path.name for path in tmp_path.iterdir()} == {"found", alive.name}
+    assert {path.name for path in tmp_path.iterdir()} == {"found", "photos", alive.name}
