@@ -151,7 +151,7 @@ def mistakes(photos: Path):
     """(flags, words of the message), each ending with exit code 2."""
     yield ["--arch", "resnxt50"], ["resnext50"]
     yield ["--data.root", photos / "nowhere"], ["nowhere"]
-    yield ["--data.root", photos / "train"], ["train/", "val/"]
+    yield ["--data.root", photos / "train" / "red"], ["no class folders"]
     yield ["--data.name", "mnist", "--data.no-download", "--data.root", photos], ["MNIST", "raw"]
     yield ["--data.root", photos, "--batch-size", "8", "--parallel.micro-batch-size", "9"], ["a rank's share of 8"]
     yield ["--config", "configs/quikstart.yaml"], ["quickstart.yaml"]

@@ -107,7 +107,7 @@ def test_a_plan_is_written_with_its_picture(planned):
         (["--gpu-memory", "0.5GiB"], r"has no plan in 0\.50 GiB: it needs .* most of it loader; --gpu-memory"),
         (["--arch", "resnet19"], "resnet18"),
         (["--gpus", "3"], "128 does not divide over 3"),
-        (["--gpus", "0"], "at least 1"),
+        (["--gpus", "0"], "--gpus must be a number from 1 on, not 0"),
         (["--micro-batch-size", "129"], "129 are more than a rank's share of 128"),
         (["--arch", "inceptionv3"], "75"),
         (["--micro-batch-size", "7", "--gpu-memory", "0.6GiB"], r"has no plan in 0\.60 GiB.*, 7 images at a time"),

@@ -83,10 +83,9 @@ def test_what_agrees_is_not_mentioned(caplog):
     assert not caplog.text
 
 
-@pytest.mark.parametrize("name", ["ACCELERATE_USE_FSDP", "ACCELERATE_USE_MEGATRON_LM"])
-def test_what_is_not_here_is_refused(name):
-    with pytest.raises(ConfigError, match=name):
-        overrule("fp32", {name: "true"})
+def test_what_is_not_here_is_refused():
+    with pytest.raises(ConfigError, match="ACCELERATE_USE_MEGATRON_LM"):
+        overrule("fp32", {"ACCELERATE_USE_MEGATRON_LM": "true"})
 
 
 def test_names_stay_the_networks_own_under_a_dynamo_backend(reset_accelerator, monkeypatch):
