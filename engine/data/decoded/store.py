@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image
@@ -27,6 +28,7 @@ from engine.runs.wording import gib
 
 CHUNK = 64
 VERSION = 1
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -74,20 +76,25 @@ def measure(split: Split, cap: int, threads: int) -> Measured:
 
     def sized(index: int) -> None:
         nonlocal shrunk
-        try:
-            header = look(split.read(index))
-        except Unreachable as error:
-            raise DataError(
-                f"{split.path(index)} cannot be read ({error}), and would be missing in the cache"
-            ) from None
-        except Unreadable as error:
-            wrong[index] = str(error)
+        if (header := _usable(split, index, look, wrong)) is None:
             return
         sizes[index] = kept_size(header.height, header.width, cap)
         shrunk += int(min(header.height, header.width) > cap)
 
     _each(len(split), sized, threads)
     return Measured(sizes, wrong, shrunk)
+
+
+def _usable(split: Split, index: int, work: Callable[[bytes], T], wrong: dict[int, str]) -> T | None:
+    """What `work` makes of an image's bytes; none, and why in `wrong`, where it cannot be used. Raises DataError for a
+    file that the disk does not give."""
+    try:
+        return work(split.read(index))
+    except Unreachable as error:
+        raise DataError(f"{split.path(index)} cannot be read ({error}), and would be missing in the cache") from None
+    except Unreadable as error:
+        wrong[index] = str(error)
+        return None
 
 
 def kept_size(height: int, width: int, cap: int) -> tuple[int, int]:
@@ -174,14 +181,7 @@ def _fill(split: Split, measured: Measured, pixels: np.ndarray, threads: int) ->
     def filled(index: int) -> None:
         if index in wrong:
             return
-        try:
-            image = decode(split.read(index))
-        except Unreachable as error:
-            raise DataError(
-                f"{split.path(index)} cannot be read ({error}), and would be missing in the cache"
-            ) from None
-        except Unreadable as error:
-            wrong[index] = str(error)
+        if (image := _usable(split, index, decode, wrong)) is None:
             return
         height, width = measured.sizes[index].tolist()
         if image.size != (width, height):
