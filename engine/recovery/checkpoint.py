@@ -175,12 +175,16 @@ class Checkpointer:
             raise
         self.last, self._under_way = self._under_way[1], None
 
-    def settle(self, seconds: float = 60.0) -> None:
-        """Let this rank's thread finish where the run ends by an error, and the others cannot be waited for."""
+    def settle(self, seconds: float = 60.0) -> Path | None:
+        """Let this rank's thread finish where the run ends by an error, and the others cannot be waited for.
+
+        Returns the newest checkpoint then.
+        """
         with suppress(Exception):
             self._background.wait(seconds)
         if self._under_way is not None and self._under_way[1].is_dir():  # another rank's thread has finished it
             self.last = self._under_way[1]
+        return self.last
 
     def _give_up(self) -> None:
         assert self._under_way is not None

@@ -206,7 +206,7 @@ class Rescue:
         """What to raise where memory ran out and no step can be repeated here."""
         flags = self._smaller()
         row = self._row(failure, self.step.plan)
-        good = self.checkpointer.last or "none yet"
+        good = self.checkpointer.settle() or "none yet"
         more = f" ({gib(peak)} were in use)" if (peak := row["allocated_bytes"]) else ""
         would = " ".join(flags) or "and a smaller --gpu-memory, --recompute nested or --parallel.micro-batch-size"
         return MemoryExhausted(

@@ -273,10 +273,9 @@ class Session:
 
     def _start_again(self, error: MemoryExhausted) -> None:
         """Become a run under the next plan, from the last checkpoint; returns where there is none or it cannot be."""
-        self.trainer.checkpointer.settle()
         if not self.relaunch.possible or not error.flags:
             return
-        where = self.trainer.checkpointer.last or "the start"
+        where = self.trainer.checkpointer.settle() or "the start"
         print(
             f"out of memory at step {error.row['step']} ({error.row['reason']}): all ranks start again from {where} "
             f"with {' '.join(error.flags)}",

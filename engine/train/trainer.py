@@ -293,7 +293,7 @@ class Trainer:
         rate = self.step.rate(step - 1)
         scaler = self.accelerator.scaler
         scale = f"{scaler.get_scale():g}" if scaler else "none"
-        good = self.checkpointer.last or "none yet"
+        good = self.checkpointer.settle() or "none yet"
         if self.main:
             self.folder.append("event", event="nan", step=step, lr=rate, scale=scale, checkpoint=str(good))
         return (

@@ -95,7 +95,7 @@ class Meeting:
                 self.store.set(f"{name}/verdict", verdict(self._gather(name), self.ranks, self.patience) or "")
             self.store.wait([f"{name}/verdict"], self.patience * 2)
             told = self.store.get(f"{name}/verdict").decode()
-            self._take_leave(name, wait=bool(told))
+            self._take_leave(name)
         except RuntimeError as error:
             raise RankError(f"process {self.rank} lost the first one while ranks met: {_first_line(error)}") from None
         if told:
@@ -118,11 +118,11 @@ class Meeting:
                 present.append(Present(**json.loads(self.store.get(f"{name}/{rank}"))))
         return present
 
-    def _take_leave(self, name: str, wait: bool) -> None:
-        """Say that the verdict was read; the first rank, whose store it is in, waits for all where the run ends now."""
+    def _take_leave(self, name: str) -> None:
+        """Say that the verdict was read; the first rank, whose store it is in and may soon be gone, waits for all."""
         if self.store.add(f"{name}/read", 1) == self.ranks:
             self.store.set(f"{name}/all read", "")
-        if wait:
+        if self.rank == 0:
             with suppress(RuntimeError):
                 self.store.wait([f"{name}/all read"], FAREWELL)
 

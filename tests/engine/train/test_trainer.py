@@ -3,6 +3,7 @@
 import json
 import signal
 import sys
+import time
 
 import pytest
 import torch
@@ -177,8 +178,16 @@ def test_killed_after_a_periodic_checkpoint(make_trainer):
     assert_same(weights(whole), weights(second))
 
 
-def test_nan_loss_stops_with_step_rate_and_checkpoint(make_trainer):
+def test_nan_loss_stops_with_step_rate_and_checkpoint(make_trainer, monkeypatch):
+    """Also where that checkpoint is still being written."""
     trainer = make_trainer(log=LogConfig(every=2))
+    write = trainer.checkpointer._write
+
+    def slowly(*what):
+        time.sleep(0.3)
+        write(*what)
+
+    monkeypatch.setattr(trainer.checkpointer, "_write", slowly)
     step = trainer.step.take
 
     def poison(batch):
