@@ -189,9 +189,22 @@ def convolve(
     y, statistics = result
     group = norm.exchange_group() if _across_ranks(norm) else None
     if group is not None:
+        if norm.counted is not None:
+            statistics = _of_the_first(y, norm.counted)
         statistics = kernels.synchronise(statistics, group)
     _update(norm, statistics, None if order is None else pending.shuffle)
     return Pending(y, kernels.batch_norm(statistics, gamma, beta, norm.eps), left)
+
+
+def _of_the_first(y: Tensor, images: int) -> Statistics:
+    """Statistics of the first so many images, where the others fill up a shape: a tail's, not worth a kernel."""
+    values = y[:images].float()
+    if not images:
+        zeros = values.sum(dim=(0, 2, 3))
+        return Statistics(zeros, zeros, 0)
+    mean = values.mean(dim=(0, 2, 3))
+    m2 = (values - mean.view(1, -1, 1, 1)).square().sum(dim=(0, 2, 3))
+    return Statistics(mean, m2, values.numel() // values.shape[1])
 
 
 def _known(conv: nn.Conv2d, norm: nn.Module | None) -> bool:

@@ -78,14 +78,14 @@ class Sampler:
     """Cuts an epoch of n images into global batches, and each of those into one contiguous share a rank.
 
     n              images in an epoch
-    global_batch   images a step over all ranks, a multiple of `world`
+    global_batch   images a step over all ranks, one for each at the least; shares differ by one at the most
     seed, shuffle  the order is a permutation by (seed, epoch), or 0..n-1 unshuffled
     minimum_share  a shorter share, in the last batch, is filled with repeats at weight 0 (BatchNorm needs 2)
     balanced       int64 [n] labels: an epoch draws n images, each class equally often (engine.data.balance)
 
     Every rank has the same number of steps, and every image has weight 1 exactly once an epoch over the ranks, unless
     classes are balanced.
-    Raises ValueError for no images, and for a global batch that the ranks cannot share evenly.
+    Raises ValueError for no images, and for a global batch of fewer images than ranks.
     """
 
     def __init__(
@@ -103,9 +103,8 @@ class Sampler:
             raise ValueError("there are no images to sample from")
         if not 0 <= rank < world:
             raise ValueError(f"rank {rank} is not one of {world} ranks")
-        if global_batch < 1 or global_batch % world:
-            fits = max(world, round(global_batch / world) * world)
-            raise ValueError(f"a batch of {global_batch} images cannot be shared evenly by {world} ranks; {fits} can")
+        if global_batch < world:
+            raise ValueError(f"a batch of {global_batch} images leaves some of {world} ranks without any")
         self.n, self.global_batch, self.rank, self.world = n, global_batch, rank, world
         self.seed, self.shuffle, self.minimum_share = seed, shuffle, max(1, minimum_share)
         self.balanced = balanced
@@ -118,8 +117,8 @@ class Sampler:
 
     @property
     def largest_share(self) -> int:
-        """Images in the largest share of this rank."""
-        return max(self.global_batch // self.world, self.minimum_share)
+        """Images in the largest share of any rank."""
+        return max(-(-self.global_batch // self.world), self.minimum_share)
 
     def share(self, epoch: int, step: int) -> Share:
         """This rank's part of batch `step` of `epoch`; raises IndexError for a step that the epoch has not."""

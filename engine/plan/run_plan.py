@@ -20,6 +20,7 @@ from engine.plan.told import nothing_fits
 from engine.plan.workload import Candidate, Planned, Result, Workload
 from engine.step.device_memory.allocator_settings import expandable
 from engine.step.plan import Hardware, Plan, choose_precision, function_changes, make_plan, split_batch
+from engine.step.ranks.shares import largest_share
 from engine.step.recorded.choice import recordable
 
 if TYPE_CHECKING:
@@ -190,7 +191,7 @@ def ladder(plain: Plan, search: Search, result: Result) -> tuple[Plan, ...]:
 
 def halvings(plan: Plan) -> tuple[Plan, ...]:
     """The same plan in twice as many micro-batches, again and again, down to one image."""
-    share, steps = plan.global_batch_size // plan.ranks, []
+    share, steps = largest_share(plan.global_batch_size, plan.ranks), []
     while plan.micro_batch_size > (2 if plan.normalised else 1):
         count = min(share, 2 * plan.accumulation)
         micro = -(-share // count)

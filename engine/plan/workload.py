@@ -13,6 +13,7 @@ from engine.plan.memory.cuda import Device
 from engine.plan.memory.loader import Feed
 from engine.plan.memory.trace import Category, Timeline
 from engine.step.plan import Plan
+from engine.step.ranks.shares import largest_share
 from engine.step.recompute import Policy
 from engine.step.recorded.choice import recordable
 
@@ -51,8 +52,8 @@ class Workload:
 
     @property
     def share(self) -> int:
-        """Images of one rank's share of the global batch."""
-        return self.global_batch // self.ranks
+        """Images of the largest share of the global batch that a rank has."""
+        return largest_share(self.global_batch, self.ranks)
 
     def factors(self, precision: str, policy: Policy) -> Factors:
         """What a plan is multiplied by."""

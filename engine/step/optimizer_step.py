@@ -21,6 +21,7 @@ from engine.step.recorded.graph import StepGraph
 from engine.step.sam import SharpnessAware
 from engine.step.schedule import learning_rate
 from engine.step.standing import Progress
+from engine.step.sync_norm import counting
 from engine.step.wrap import bare_module, eager_for_odd_shapes, set_partition
 
 
@@ -141,8 +142,12 @@ class OptimizerStep:
         if self.teacher is not None:
             with self.span("teacher"):
                 lessons = (self.teacher(batch),)
-        for images, labels, weights, *taught in micro_batches(batch, plan, *lessons):
-            with self.accelerator.accumulate(self.model), eager_for_odd_shapes(plan.compile, tail):
+        for images, labels, weights, taught, valid in micro_batches(batch, plan, *lessons):
+            with (
+                self.accelerator.accumulate(self.model),
+                eager_for_odd_shapes(plan.compile, tail),
+                counting(self.model, valid),
+            ):
                 with self.span("forward"):
                     with plan.policy.around_forward(self._parameters):
                         output = self.model(images)

@@ -1,7 +1,7 @@
 """From what was asked and what is there to how the run will be done: precision, micro-batches, compile, ZeRO stage.
 
-A Plan is made before anything is allocated. The global batch is always what was asked, in micro-batches of one size; a
-batch that does not divide over the ranks is refused with the sizes that would.
+A Plan is made before anything is allocated. The global batch is always what was asked. Where it does not divide over
+the ranks, shares differ by one image, and the plan is that of the largest.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from engine.config import ConfigError, RunConfig, require
 from engine.config.byte_sizes import gib
 from engine.step.finetune import frozen_text, is_frozen
 from engine.step.optim import state_elements
+from engine.step.ranks.shares import largest_share, refuse_few, refuse_parted_pairs
 from engine.step.recompute import Policy, by_block
 from engine.step.recorded.choice import choose_cuda_graph
 
@@ -163,19 +164,15 @@ def choose_compile(asked: str, hardware: Hardware, zero_stage: int = 0) -> bool:
 
 
 def split_batch(batch_size: int, ranks: int, micro_batch_size: int) -> tuple[int, int]:
-    """(micro-batch, accumulation) of one rank's share of the global batch.
+    """(micro-batch, accumulation) of the largest share of the global batch that a rank has.
 
     The micro-batch is at most what was asked for: as many as it takes, as even as can be. Where they do not come out
     even, the last ones are filled up with images that do not count (engine.step.micro_batches).
 
-    Raises ConfigError for a batch that does not divide over the ranks, naming those that would, and for more than a
-    share.
+    Raises ConfigError for a batch of fewer images than ranks, and for more than a share.
     """
-    if batch_size % ranks:
-        below, above = batch_size // ranks * ranks, -(-batch_size // ranks) * ranks
-        would = f"{below} or {above}" if below else f"{above}"
-        raise ConfigError(f"--batch-size {batch_size} does not divide over {ranks} ranks; {would} would")
-    share = batch_size // ranks
+    refuse_few(batch_size, ranks)
+    share = largest_share(batch_size, ranks)
     require(
         micro_batch_size <= share,
         f"micro-batches of {micro_batch_size} are more than a rank's share of {share} images",
@@ -194,7 +191,7 @@ def function_changes(
         return (f"BatchNorm sees {micro * ranks} images over all ranks, not the whole batch of {batch}",)
     changes = []
     if accumulation > 1:
-        changes.append(f"BatchNorm sees micro-batches of {micro} images, not {batch // ranks}")
+        changes.append(f"BatchNorm sees micro-batches of {micro} images, not {largest_share(batch, ranks)}")
     if ranks > 1:
         changes.append(f"BatchNorm sees each rank's {micro} images, not the whole batch of {batch}")
     return tuple(changes)
@@ -205,6 +202,7 @@ def make_plan(config: RunConfig, model: nn.Module, hardware: Hardware, ranks: in
 
     Raises ConfigError for a batch that does not split, or a precision that the hardware does not have.
     """
+    refuse_parted_pairs(config.augment, config.optim.batch_size, ranks)
     micro, accumulation = split_batch(config.optim.batch_size, ranks, config.parallel.micro_batch_size)
     precision = choose_precision(config.precision.precision, hardware)
     compiled = choose_compile(config.model.compile, hardware, zero_stage)

@@ -22,11 +22,12 @@ def refuse_single_values(model: nn.Module, plan: Plan, image_size: int) -> None:
 
     image_size  the smallest that the run has
     """
-    if plan.micro_batch_size != 1 or (plan.sync_bn and plan.ranks > 1) or not plan.normalised:
+    share = plan.global_batch_size // plan.ranks if plan.accumulation == 1 else plan.micro_batch_size
+    if min(share, plan.micro_batch_size) != 1 or (plan.sync_bn and plan.ranks > 1) or not plan.normalised:
         return
     layer = single_valued(model, image_size)
     if layer is not None:
-        more = "--batch-size" if plan.global_batch_size == plan.ranks else "--parallel.micro-batch-size"
+        more = "--batch-size" if plan.global_batch_size < 2 * plan.ranks else "--parallel.micro-batch-size"
         least = 2 * plan.ranks if more == "--batch-size" else 2
         raise ConfigError(
             f"at {image_size} px and one image at a time, this network's BatchNorm ({layer}) sees one value a channel "

@@ -7,6 +7,8 @@ taken. The backward pass all-reduces two sums a channel (Ioffe & Szegedy 2015, a
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -48,6 +50,15 @@ def local_statistics(features: Tensor) -> tuple[Tensor, Tensor]:
     return mean, (inverse.square().reciprocal() - TINY).clamp(min=0) * count
 
 
+def counted_statistics(features: Tensor, counted: int | None) -> tuple[Tensor, Tensor, int]:
+    """(mean, M2, count) of the first `counted` images, all of them for None; zeros for none."""
+    images = features if counted is None else features[:counted]
+    if not len(images):
+        zeros = features.new_zeros(features.shape[1], dtype=torch.float32)
+        return zeros, zeros, 0
+    return *local_statistics(images), images.numel() // images.shape[1]
+
+
 def combined(counts: Tensor, means: Tensor, m2s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """(count, mean, M2) over all ranks from counts [R, 1], means and M2 [R, C]."""
     count = counts.sum()
@@ -59,9 +70,10 @@ class _SyncNorm(torch.autograd.Function):
     """weight · (x - mean) / √(var + eps) + bias with statistics over all ranks; returns them too."""
 
     @staticmethod
-    def forward(ctx: Any, features: Tensor, weight: Tensor, bias: Tensor, eps: float, group: str):
-        mean, m2 = local_statistics(features)
-        count = features.numel() // features.shape[1]
+    def forward(
+        ctx: Any, features: Tensor, weight: Tensor, bias: Tensor, eps: float, group: str, counted: int | None = None
+    ):
+        mean, m2, count = counted_statistics(features, counted)
         gathered = gather_over_ranks(torch.cat([mean, m2, mean.new_full((1,), float(count))]), group)
         channels = len(mean)
         total, mean, m2 = combined(
@@ -69,7 +81,7 @@ class _SyncNorm(torch.autograd.Function):
         )
         variance = m2 / total
         ctx.save_for_backward(features, weight, mean, variance, total)
-        ctx.eps, ctx.group = eps, group
+        ctx.eps, ctx.group, ctx.counted = eps, group, counted
         output = F.batch_norm(_exact(features), mean, variance, weight, bias, training=False, eps=eps)
         output = converted(output, features.dtype)
         ctx.mark_non_differentiable(mean, variance, total)
@@ -94,15 +106,16 @@ class _SyncNorm(torch.autograd.Function):
             [ctx.needs_input_grad[0], True, True],
         )
         if through is None:
-            return None, of_weight, of_bias, None, None
+            return None, of_weight, of_bias, None, None, None
         sums = sum_over_ranks(torch.cat([of_weight.float(), of_bias.float()]), ctx.group)
         all_weight, all_bias = sums.chunk(2)
         # dx = w/σ · (dy - mean(dy) - x̂ · mean(dy · x̂)), x̂ = (x - mean)/σ: a line in x for each channel
         slope = -weight * inverse * all_weight * inverse / total
         level = -weight * inverse * all_bias / total - slope * mean
         shape = (1, -1) + (1,) * (features.ndim - 2)
-        through.addcmul_(features, slope.view(shape)).add_(level.view(shape))
-        return through.to(features.dtype), of_weight, of_bias, None, None
+        # What is not counted is in no statistics, and nothing comes back to it from them.
+        through[: ctx.counted].addcmul_(features[: ctx.counted], slope.view(shape)).add_(level.view(shape))
+        return through.to(features.dtype), of_weight, of_bias, None, None, None
 
 
 def _exact(tensor: Tensor) -> Tensor:
@@ -124,6 +137,8 @@ class SyncNorm(nn.modules.batchnorm._BatchNorm):
 
     group = ""
     """Name of the ranks' group that statistics go over; empty for that of all ranks. See kernels.over_ranks."""
+    counted: int | None = None
+    """Images from the front that are in the statistics, the others fill up the shape (`counting`); None is all."""
 
     def exchange_group(self) -> str | None:
         """The group's name; None where this rank is alone. archs.fused asks too, where it has measured statistics."""
@@ -140,7 +155,7 @@ class SyncNorm(nn.modules.batchnorm._BatchNorm):
         group = self.exchange_group()
         if group is None or not self.training:
             return super().forward(features)
-        output, mean, variance, total = _SyncNorm.apply(features, self.weight, self.bias, self.eps, group)
+        output, mean, variance, total = _SyncNorm.apply(features, self.weight, self.bias, self.eps, group, self.counted)
         if self.track_running_stats and self.running_mean is not None:
             self._follow(mean, variance, total)
         return output
@@ -157,6 +172,19 @@ class SyncNorm(nn.modules.batchnorm._BatchNorm):
         unbiased = variance * total / (total - 1).clamp(min=1)
         self.running_mean += momentum * (mean - self.running_mean)
         self.running_var += momentum * (unbiased - self.running_var)
+
+
+@contextmanager
+def counting(model: nn.Module, counted: int | None) -> Iterator[None]:
+    """Inside, forward and backward passes have the first `counted` images in statistics over ranks; None is all."""
+    norms = [] if counted is None else [one for one in model.modules() if isinstance(one, SyncNorm)]
+    for norm in norms:
+        norm.counted = counted
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.counted = None
 
 
 def synchronise_norms(model: nn.Module, group: str = "") -> int:

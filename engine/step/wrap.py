@@ -102,6 +102,7 @@ def deepspeed_configuration(launch: Launch, plan: Plan, optim: OptimConfig) -> d
     parameter group: ZeRO lets the loss scaler step and update after each (0.19, `_optimizer_step`).
     """
     configuration = dict(launch.deepspeed or {})
+    configuration.pop("train_batch_size", None)  # it would have to be micro-batch × accumulation × ranks, to the image
     configuration |= {
         "train_micro_batch_size_per_gpu": plan.micro_batch_size,
         "gradient_accumulation_steps": plan.accumulation,

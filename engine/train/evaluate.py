@@ -12,6 +12,7 @@ from torch import Tensor
 
 from engine.data.bad_images import BadImage
 from engine.data.sources.source import DataError
+from engine.step.micro_batches import even_passes
 
 
 @dataclass(frozen=True)
@@ -43,11 +44,13 @@ def evaluate(
     micro_batch_size: int,
     reduce: Callable[[Tensor], Tensor] = lambda totals: totals,
     confusion: bool = False,
+    ranks: int = 1,
 ) -> Evaluation:
     """Run `model` in eval mode over `batches` (engine.data Batch); images of weight 0 do not count.
 
     reduce       sums a tensor over the ranks
     confusion    also count [truth, prediction] pairs
+    ranks        that make each pass together, as many passes each
 
     The host waits for the device once, at the end. `top5` is over min(5, classes) guesses. Raises DataError on every
     rank where `batches` does on one.
@@ -59,8 +62,7 @@ def evaluate(
     lost: DataError | None = None
     try:
         for batch in batches:
-            micro = zip(*(t.split(micro_batch_size) for t in (batch.images, batch.labels, batch.weights)), strict=True)
-            for images, labels, weights in micro:
+            for images, labels, weights in passes(batch, micro_batch_size, ranks):
                 logits = model(images).float()
                 losses = F.cross_entropy(logits, labels, reduction="none")
                 best = logits.topk(guesses, dim=1).indices
@@ -87,6 +89,20 @@ def evaluate(
         matrix = reduce(pairs).round().long().reshape(num_classes, num_classes).cpu()
     images = max(1.0, count)
     return Evaluation(loss / images, top1 / images, top5 / images, round(count), matrix, balanced, macro_f1)
+
+
+def passes(batch: Any, micro_batch_size: int, ranks: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """(images, labels, weights) of each forward pass over a rank's share: as many passes as on every other rank.
+
+    A smaller share can be done earlier: it goes on with an image that does not count.
+    """
+    images, labels, weights = batch.images, batch.labels, batch.weights
+    left = even_passes(batch.global_count, ranks, micro_batch_size) if ranks > 1 else 0
+    for part in zip(*(tensor.split(micro_batch_size) for tensor in (images, labels, weights)), strict=True):
+        left -= 1
+        yield part
+    for _ in range(left):
+        yield images[:1], labels[:1], torch.zeros_like(weights[:1])
 
 
 def class_means(tallies: Tensor) -> tuple[float, float]:

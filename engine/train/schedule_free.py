@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from engine.config.optimizers import OPTIMIZERS
 from engine.step.finetune import is_frozen
 from engine.step.micro_batches import micro_batches
+from engine.step.sync_norm import counting
 from engine.step.wrap import bare_module, eager_for_odd_shapes, share_buffers
 
 BATCHES = 50
@@ -90,11 +91,12 @@ class AveragedPoint:
         try:
             with torch.random.fork_rng(devices), eager_for_odd_shapes(trainer.plan.compile, True):
                 for batch in islice(batches, BATCHES):
-                    for images, *_ in micro_batches(batch, trainer.plan):
+                    for images, *_, counted in micro_batches(batch, trainer.plan):
                         seen += 1
                         for norm in norms:
                             norm.momentum = 1 / seen
-                        model(images)
+                        with counting(model, counted):
+                            model(images)
         finally:
             batches.close()
             for norm, momentum in zip(norms, usual, strict=True):

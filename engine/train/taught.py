@@ -15,6 +15,7 @@ from engine.runs.cache import cache_folder
 from engine.step.distill.kept_logits import AUTO_BYTES, KeptLogits, LogitsOf
 from engine.step.distill.teacher import Teacher, digest
 from engine.step.loss import Distillation
+from engine.step.ranks.shares import largest_share
 from engine.step.wrap import AUTOCAST_DTYPES
 
 
@@ -52,7 +53,7 @@ def take_lessons(trainer: Any, teacher: Teacher | None, data: Fingerprint) -> st
 def _kept(trainer: Any, teacher: Teacher, data: Fingerprint, compute: LogitsOf) -> KeptLogits | None:
     """Its logits through the cache folder, where they are to be kept."""
     config, plan, accelerator = trainer.config, trainer.plan, trainer.accelerator
-    share = -(-plan.global_batch_size // plan.ranks)
+    share = largest_share(plan.global_batch_size, plan.ranks)
     steps, classes = trainer.steps_per_epoch, trainer.num_classes
     size = 4 * config.optim.epochs * steps * plan.global_batch_size * classes
     if config.distill.cache == "off" or (config.distill.cache == "auto" and size > AUTO_BYTES):

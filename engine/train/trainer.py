@@ -168,9 +168,8 @@ class Trainer:
     def _train_epoch(self) -> None:
         """The steps of one epoch that are left, until its end or a stop."""
         progress, epoch, epochs = self.progress, self.progress.epoch, self.config.optim.epochs
-        nominal = self.config.optim.batch_size
         images = len(self.train_loader)
-        done = min(images, progress.step_in_epoch * nominal)
+        done = min(images, progress.step_in_epoch * self.config.optim.batch_size)
         bar = EpochBar(f"epoch {epoch + 1:>{len(str(epochs))}}/{epochs}", images, done, quiet=not self.main)
         self.model.train()
         self.step.begin_epoch()
@@ -330,6 +329,7 @@ class Trainer:
                 self.plan.micro_batch_size,
                 reduce=lambda totals: self.accelerator.reduce(totals, "sum"),
                 confusion=confusion,
+                ranks=self.plan.ranks if self.checkpointer.sharded else 1,
             )
         refuse_none(result, self.val_loader)
         return result

@@ -11,7 +11,7 @@ from torch import nn
 
 from archs.fused import set_fused
 from archs.layers import ConvNormAct, InvertedResidual
-from engine.step.sync_norm import SyncNorm, synchronise_norms
+from engine.step.sync_norm import SyncNorm, counting, synchronise_norms
 from kernels import (
     Statistics,
     batch_norm,
@@ -95,25 +95,29 @@ def _images() -> torch.Tensor:
     return 30 + torch.randn(5, 3, 12, 10, generator=torch.Generator().manual_seed(1))
 
 
-def _two_steps(model: nn.Module, images: torch.Tensor) -> dict[str, np.ndarray]:
-    """Outputs, gradients summed over two steps, running statistics."""
+def _two_steps(model: nn.Module, images: torch.Tensor, counted: int | None = None) -> dict[str, np.ndarray]:
+    """Outputs, gradients summed over two steps of a loss of the first images, running statistics."""
     images = images.clone().requires_grad_()
     for _ in range(2):
         output = model(images)
-        (output * torch.linspace(-1, 1, output[0].numel()).view(output.shape[1:])).square().sum().backward()
+        losses = (output * torch.linspace(-1, 1, output[0].numel()).view(output.shape[1:])).square()
+        losses[:counted].sum().backward()
     found = {"output": output.detach(), "images": images.grad}
     found |= {f"grad {name}": parameter.grad for name, parameter in model.named_parameters()}
     return {name: value.numpy() for name, value in (found | dict(model.named_buffers())).items()}
 
 
-def _rank(rank, meeting, results):
+def _rank(rank, meeting, results, fillers):
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
     torch.set_num_threads(1)
     model = _network()
     assert synchronise_norms(model) == 7
     mine = _images()[:2] if rank == 0 else _images()[2:]
-    with exchanged_only_by_fused_operators():
-        results[rank] = _two_steps(model, mine)
+    shown = torch.cat([mine, torch.full_like(mine[:fillers], 7.0)])
+    with exchanged_only_by_fused_operators(), counting(model, len(mine) if fillers else None):
+        found = _two_steps(model, shown, len(mine))
+    assert not found["images"][len(mine) :].any(), "what is not counted has no gradient"
+    results[rank] = found | {name: found[name][: len(mine)] for name in ("output", "images")}
     dist.destroy_process_group()
 
 
@@ -123,11 +127,15 @@ def exchanged_only_by_fused_operators():
 
 
 @pytest.mark.distributed
-def test_two_ranks_with_unequal_batches_are_one_batch(tmp_path):
-    """SyncNorm in the fused path, fp32: outputs, gradients and running statistics of the whole batch in one process."""
+@pytest.mark.parametrize("fillers", [0, 1])
+def test_two_ranks_with_unequal_batches_are_one_batch(fillers, tmp_path):
+    """SyncNorm in the fused path, fp32: outputs, gradients and running statistics of the whole batch in one process.
+
+    Also where each rank shows an image that does not count.
+    """
     with mp.Manager() as manager:
         shared = manager.dict()
-        mp.spawn(_rank, (str(tmp_path / "meeting"), shared), nprocs=2)
+        mp.spawn(_rank, (str(tmp_path / "meeting"), shared, fillers), nprocs=2)
         first, second = shared[0], shared[1]
     whole = _two_steps(_network(), _images())
     largest = max(np.abs(value).max() for name, value in whole.items() if name.startswith("grad "))

@@ -162,11 +162,6 @@ def test_resume_on_another_number_of_processes(launch, tiny, rows, alone, tmp_pa
     assert rows(run, "epoch")[-1]["val_loss"] == pytest.approx(rows(alone, "epoch")[-1]["val_loss"], abs=1e-4)
 
 
-def test_uneven_batch_is_refused_on_all_ranks(launch, tiny, tmp_path):
-    done = launch(*tiny[:4], "--batch-size", 41, "--output", tmp_path / "run", ranks=2, code=1)
-    assert done.stderr.count("41 does not divide over 2 ranks; 40 or 42 would") == 1
-
-
 def test_bad_images_of_every_rank_are_counted(launch, tmp_path, rows):
     """The second rank reads the second half of each batch; what it finds is told, written down and counted."""
     from PIL import Image

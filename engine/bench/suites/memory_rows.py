@@ -101,7 +101,7 @@ def run_steps(config: RunConfig, plan: Plan, num_classes: int, steps: int) -> tu
             if cuda:
                 torch.cuda.synchronize()
             began = time.perf_counter()
-        for part, targets, weights in micro_batches(batch, plan):
+        for part, targets, weights, *_ in micro_batches(batch, plan):
             with accelerator.accumulate(model):
                 with plan.policy.around_forward(parameters):
                     output = model(part)

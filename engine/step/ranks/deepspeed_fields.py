@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from engine.config import RunConfig, require
+from engine.step.ranks.shares import largest_share
 
 
 def refuse_contradictions(deepspeed: dict[str, Any], config: RunConfig, ranks: int) -> None:
@@ -13,7 +14,7 @@ def refuse_contradictions(deepspeed: dict[str, Any], config: RunConfig, ranks: i
     What says "auto", or the same, is taken. Where ZeRO cuts, its buckets and its offload of the optimizer are its own.
     """
     optim = config.optim
-    share = -(-optim.batch_size // ranks)
+    share = largest_share(optim.batch_size, ranks)
     micro = config.parallel.micro_batch_size or share
     of_the_run = {
         "train_batch_size": (optim.batch_size, "--batch-size"),

@@ -106,7 +106,7 @@ def test_a_plan_is_written_with_its_picture(planned):
         (["--gpu-memory", "lots"], "a number and a unit"),
         (["--gpu-memory", "0.5GiB"], r"has no plan in 0\.50 GiB: it needs .* most of it loader; --gpu-memory"),
         (["--arch", "resnet19"], "resnet18"),
-        (["--gpus", "3"], "128 does not divide over 3"),
+        (["--gpus", "200"], "--batch-size 128 is less than an image for each of 200 ranks"),
         (["--gpus", "0"], "--gpus must be a number from 1 on, not 0"),
         (["--micro-batch-size", "129"], "129 are more than a rank's share of 128"),
         (["--arch", "inceptionv3"], "75"),
@@ -114,7 +114,7 @@ def test_a_plan_is_written_with_its_picture(planned):
         (["--offload-optimizer"], "give --zero-stage 2"),
         (["--processes", "-1"], "0 .one a core. or more"),
         (["--matrix", "--recompute", "none", "--explain"], "recompute, explain would have no effect"),
-        (["--matrix", "--gpus", "3"], "128 does not divide over 3"),
+        (["--matrix", "--gpus", "200"], "128 is less than an image for each of 200"),
     ],
     ids=lambda value: "" if isinstance(value, str) else " ".join(value),
 )

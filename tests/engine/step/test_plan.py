@@ -6,7 +6,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from engine.config import ConfigError, ModelConfig, OptimConfig, ParallelConfig, PrecisionConfig, RunConfig
+from engine.config import (
+    AugmentConfig,
+    ConfigError,
+    ModelConfig,
+    OptimConfig,
+    ParallelConfig,
+    PrecisionConfig,
+    RunConfig,
+)
 from engine.step.plan import Hardware, choose_compile, choose_precision, make_plan, split_batch
 
 CPU = Hardware("cpu", "CPU", native_bf16=True)
@@ -52,13 +60,23 @@ def test_a_split_holds_the_share_in_as_few_even_parts_as_asked_for(ranks, share,
         assert size == micro
 
 
-def test_uneven_batch_says_what_would_be_even():
-    with pytest.raises(ConfigError, match="128 does not divide over 3 ranks; 126 or 129 would"):
-        split_batch(128, 3, 0)
-    with pytest.raises(ConfigError, match="2 does not divide over 4 ranks; 4 would"):
+def test_the_largest_share_of_an_uneven_batch_is_split():
+    assert split_batch(128, 3, 0) == (43, 1)
+    assert split_batch(128, 3, 16) == (15, 3)
+
+
+def test_what_cannot_be_split_is_refused():
+    with pytest.raises(ConfigError, match="2 is less than an image for each of 4 ranks: use 4 or more, or"):
         split_batch(2, 4, 0)
     with pytest.raises(ConfigError, match="micro-batches of 96 are more than a rank's share of 64"):
         split_batch(128, 2, 96)
+
+
+def test_images_that_are_mixed_may_not_be_on_two_ranks():
+    mixed = RunConfig(optim=OptimConfig(batch_size=32), augment=AugmentConfig(mixup=0.2))
+    with pytest.raises(ConfigError, match=r"--batch-size 32 over 3 ranks gives shares .* use 30 or 33, or no mixing"):
+        make_plan(mixed, nn.Linear(4, 4), CPU, ranks=3)
+    assert make_plan(mixed, nn.Linear(4, 4), CPU, ranks=2).micro_batch_size == 16
 
 
 def test_plan_counts_states_and_says_what_changes():

@@ -11,7 +11,7 @@ import torch.multiprocessing as mp
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from engine.step.sync_norm import SyncNorm, combined, local_statistics, synchronise_norms
+from engine.step.sync_norm import SyncNorm, combined, counting, local_statistics, synchronise_norms
 
 STEPS = 3
 
@@ -29,18 +29,19 @@ def images() -> torch.Tensor:
     return 30 + torch.randn(12, 3, 9, 8, generator=generator)
 
 
-def train(model: nn.Module, batch: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Three steps on `batch`; outputs, gradients summed over steps, buffers."""
+def train(model: nn.Module, batch: torch.Tensor, counted: int | None = None) -> dict[str, torch.Tensor]:
+    """Three steps on `batch`, with a loss of its first images; outputs, gradients summed over steps, buffers."""
     batch = batch.clone().requires_grad_()
     for _ in range(STEPS):
         output = model(batch)
-        (output * torch.linspace(-1, 1, output[0].numel()).view(output.shape[1:])).square().sum().backward()
+        losses = (output * torch.linspace(-1, 1, output[0].numel()).view(output.shape[1:])).square()
+        losses[:counted].sum().backward()
     result = {"output": output.detach(), "images": batch.grad}
     result |= {f"grad {name}": parameter.grad for name, parameter in model.named_parameters()}
     return result | {name: buffer.clone() for name, buffer in model.named_buffers()}
 
 
-def one_rank(rank: int, sizes: list[int], port: int, precision: str, folder: str) -> None:
+def one_rank(rank: int, sizes: list[int], port: int, precision: str, folder: str, fillers: int = 0) -> None:
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
     dist.init_process_group("gloo", rank=rank, world_size=len(sizes))
@@ -48,7 +49,12 @@ def one_rank(rank: int, sizes: list[int], port: int, precision: str, folder: str
     assert synchronise_norms(model) == 2
     start = sum(sizes[:rank])
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16"):
-        result = train(model, images()[start : start + sizes[rank]])
+        mine = images()[start : start + sizes[rank]]
+        with counting(model, len(mine) if fillers else None):
+            result = train(model, torch.cat([mine, torch.full_like(images()[:fillers], 7.0)]), len(mine))
+    if fillers:
+        assert not result["images"][len(mine) :].any(), "what is not counted has no gradient"
+        result |= {name: result[name][: len(mine)] for name in ("output", "images")}
     torch.save(result, f"{folder}/{rank}.pt")
     group = weakref.ref(dist.group.WORLD)
     dist.destroy_process_group()
@@ -57,10 +63,11 @@ def one_rank(rank: int, sizes: list[int], port: int, precision: str, folder: str
 
 @pytest.mark.distributed
 @pytest.mark.parametrize(
-    ("sizes", "precision", "tolerance"), [([6, 6], "fp32", 1e-4), ([5, 7], "fp32", 1e-4)], ids=["even", "uneven"]
+    ("sizes", "fillers"), [([6, 6], 0), ([5, 7], 2), ([12, 0], 1)], ids=["even", "uneven and fillers", "only a filler"]
 )
-def test_two_ranks_equal_the_whole_batch(sizes, precision, tolerance, tmp_path, free_port):
-    mp.start_processes(one_rank, (sizes, free_port, precision, str(tmp_path)), nprocs=len(sizes), start_method="spawn")
+def test_two_ranks_equal_the_whole_batch(sizes, fillers, tmp_path, free_port, precision="fp32", tolerance=1e-4):
+    settings = sizes, free_port, precision, str(tmp_path), fillers
+    mp.start_processes(one_rank, settings, nprocs=len(sizes), start_method="spawn")
     parts = [torch.load(tmp_path / f"{rank}.pt") for rank in range(len(sizes))]
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16"):
         whole = train(network(), images())
