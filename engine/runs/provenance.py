@@ -64,7 +64,7 @@ def _git(*arguments: str) -> str | None:
 def command() -> str:
     """The command line of this process, as one would type it in the source tree."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)
-    if spec is not None and spec.name.startswith("engine."):
+    if spec is not None and spec.name.startswith(("engine.", "tests.")):
         return shlex.join(["python", "-m", spec.name, *sys.argv[1:]])
     script = Path(sys.argv[0])
     if script.is_absolute() and script.is_relative_to(ROOT):

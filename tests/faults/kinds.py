@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tests.faults import over_ranks
+from tests.faults.beside import struck_in_a_write
 from tests.faults.moments import at_batch
 from tests.faults.trial import FLAGS, Bench, Wrong, refuse_strays, start
 
@@ -63,7 +64,12 @@ def stopped(bench: Bench, chance: random.Random, number: signal.Signals, wanted:
     time.sleep(chance.uniform(0, bench.seconds))
     child.signal(number)
     code, said = child.wait()
-    expect(code, (0, *wanted), said)
+    return after_a_signal(bench, run, code, said, (0, *wanted))
+
+
+def after_a_signal(bench: Bench, run: Path, code: int, said: str, wanted: tuple[int, ...]) -> str:
+    """What is left of a run that got a signal and ended with `code`; it goes on."""
+    expect(code, wanted, said)
     if code > 0 and (run / "config.yaml").exists():
         refuse_strays(run)  # it had the time to tidy up
     if not code:
@@ -88,6 +94,27 @@ def terminated(bench: Bench, chance: random.Random) -> str:
 def interrupted(bench: Bench, chance: random.Random) -> str:
     """Saved and 130."""
     return stopped(bench, chance, signal.SIGINT, (130, -signal.SIGINT))
+
+
+def stopped_in_a_write(bench: Bench, chance: random.Random, number: signal.Signals, wanted: tuple[int, ...]) -> str:
+    run = fresh(bench)
+    child, struck = struck_in_a_write(bench, chance, run, number)
+    code, said = child.wait()
+    if not struck.exists():
+        raise Wrong(f"the fault did not happen: {said[-300:]}")
+    return after_a_signal(bench, run, code, said, wanted)
+
+
+@kind("SIGKILL in a write beside training")
+def killed_in_a_write(bench: Bench, chance: random.Random) -> str:
+    """At any call of the thread that writes a checkpoint, while training goes on."""
+    return stopped_in_a_write(bench, chance, signal.SIGKILL, (-signal.SIGKILL,))
+
+
+@kind("SIGTERM in a write beside training")
+def terminated_in_a_write(bench: Bench, chance: random.Random) -> str:
+    """What is being written becomes whole, then the run saves where it is, or ends where that was its last step."""
+    return stopped_in_a_write(bench, chance, signal.SIGTERM, (0, 143))
 
 
 def newest(run: Path) -> Path:
@@ -305,3 +332,4 @@ kind("SIGKILL of the rank with the store", dear=True)(over_ranks.kill_store)
 kind("SIGSTOP of one of two ranks", dear=True)(over_ranks.hang)
 kind("images gone on one of two ranks", dear=True)(over_ranks.data_gone_on_one_rank)
 kind("SIGKILL in a sharded save", dear=True)(over_ranks.kill_in_sharded_save)
+kind("SIGKILL of a rank that writes beside training", dear=True)(over_ranks.kill_in_write)

@@ -1,6 +1,6 @@
 """Faults of two ranks: launchers, ranks and stores that die, ranks that hang, images that are gone on one of them.
 
-Each is compared with an undisturbed run of two ranks, under DDP or ZeRO-2, bit for bit.
+Each is compared with an undisturbed run of two ranks, under DDP, ZeRO-2 or FSDP2, bit for bit.
 """
 
 from __future__ import annotations
@@ -16,30 +16,35 @@ from pathlib import Path
 
 import psutil
 
+from tests.faults.beside import CHECKPOINTS, in_the_write
 from tests.faults.moments import at_batch
 from tests.faults.torchrun import RANKS, ROOT, Before, ranks_of, static_ranks, torchrun
 from tests.faults.trial import FLAGS, Bench, Child, Wrong, compare, read_rows, read_weights, refuse_strays
 
 SECONDS = 240
 """Of a launch, on a busy machine."""
-ZERO = {
-    "ACCELERATE_USE_CPU": "false",
-    "ACCELERATE_USE_DEEPSPEED": "true",
-    "ACCELERATE_DEEPSPEED_CONFIG_FILE": str(ROOT / "configs" / "deepspeed" / "zero2.json"),
-    "DS_ACCELERATOR": "cpu",
-    "DS_LOG_LEVEL": "error",
+ENVIRONMENTS = {
+    "ddp": {},
+    "zero2": {
+        "ACCELERATE_USE_CPU": "false",
+        "ACCELERATE_USE_DEEPSPEED": "true",
+        "ACCELERATE_DEEPSPEED_CONFIG_FILE": str(ROOT / "configs" / "deepspeed" / "zero2.json"),
+        "DS_ACCELERATOR": "cpu",
+        "DS_LOG_LEVEL": "error",
+    },
+    "fsdp2": {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"},
 }
+"""Ways of training, and what a launcher says for each."""
 
 
 class Launches:
     """Launches of two ranks on a bench's pictures, and what an undisturbed one left."""
 
-    def __init__(self, bench: Bench, zero: bool = False) -> None:
-        self.bench, self.zero = bench, zero
-        name = "zero" if zero else "ranks"
-        self.run, self.log = bench.folder / f"{name}-run", bench.folder / f"{name}.log"
-        whole = bench.folder / f"{name}-whole"
-        if zero:
+    def __init__(self, bench: Bench, way: str = "ddp") -> None:
+        self.bench, self.way = bench, way
+        self.run, self.log = bench.folder / f"{way}-run", bench.folder / f"{way}.log"
+        whole = bench.folder / f"{way}-whole"
+        if way == "zero2":
             os.environ.update(DS_ACCELERATOR="cpu", DS_LOG_LEVEL="error")
             import deepspeed  # noqa: F401  (seconds, once instead of in each launch)
         if not (whole / "model.safetensors").exists():
@@ -52,13 +57,16 @@ class Launches:
         """Of a run, or to go on with it."""
         if (run / "config.yaml").exists():
             return ["--resume", str(run)]
-        return [*FLAGS, "--data.root", str(self.bench.photos), "--output", str(run)]
+        flags = [*FLAGS, "--data.root", str(self.bench.photos), "--output", str(run)]
+        if self.way == "fsdp2":  # which keeps no average
+            at = flags.index("--optim.ema")
+            del flags[at : at + 2]
+        return flags
 
     def start(self, run: Path, *launcher: str, before: Before = lambda rank: None, more: tuple[str, ...] = ()) -> Child:
         """torchrun with two ranks; `more` are the run's flags."""
-        return torchrun(
-            [*self.flags(run), *more], self.log, *launcher, before=before, environment=ZERO if self.zero else None
-        )
+        flags, environment = [*self.flags(run), *more], ENVIRONMENTS[self.way]
+        return torchrun(flags, self.log, *launcher, before=before, environment=environment)
 
     def fresh(self) -> Path:
         """A place for a run."""
@@ -214,7 +222,22 @@ def kill_in_sharded_save(bench: Bench, chance: random.Random) -> str:
 
         setattr(Checkpointer, place, method)
 
-    return killed_in(Launches(bench, zero=True), victim, harm)
+    return killed_in(Launches(bench, "zero2"), victim, harm)
+
+
+def kill_in_write(bench: Bench, chance: random.Random) -> str:
+    """SIGKILL of one of two ranks in the thread that writes beside training: the file under DDP, shards under FSDP2."""
+    way = chance.choice(("ddp", "fsdp2"))
+    launches = Launches(bench, way)
+    victim = chance.randrange(RANKS) if way == "fsdp2" else 0
+    noted = bench.folder / f"calls-{way}-{victim}"
+    if not noted.exists():
+        count = lambda rank: rank == victim and in_the_write(1, 0, lambda: None, lambda n: noted.write_text(str(n)))  # noqa: E731
+        code, said = launches.start(launches.fresh(), before=count).wait(SECONDS)
+        if code or not noted.exists():
+            raise Wrong(f"the run whose calls are counted ends with {code}: {said[-300:]}")
+    number, at = chance.randrange(1, CHECKPOINTS + 1), chance.randrange(1, int(noted.read_text()) + 1)
+    return killed_in(launches, victim, lambda strike: in_the_write(number, at, strike))
 
 
 def kill_in_evaluation(bench: Bench, chance: random.Random) -> str:

@@ -2,8 +2,8 @@
 
 Every kind at so many random moments, each compared with a run that nothing disturbed: weights bit for bit, the rows
 that count, files left lying, processes left running, exit codes and messages. Exits with 1 where one is wrong. The
-file is written after each kind; `--continue` keeps what is in it already, so that the
-table can be made in parts (`--kind`).
+file is written after each kind; `--continue` keeps what is in it already, so that the table can be made in parts
+(`--kind`). `mean_load` in it is of all that ran on the machine: processes that wanted a core.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import argparse
 import copy
 import json
 import multiprocessing
+import os
 import queue
 import sys
 import tempfile
@@ -96,10 +97,12 @@ def main() -> int:
     trials = [(name, number) for name, count in wanted.items() if name not in table for number in range(count)]
     with tempfile.TemporaryDirectory(prefix="hcr-faults") as folder:
         bench = Bench(Path(folder))
-        about = {"command": command(), "undisturbed_seconds": round(bench.seconds, 2)}
+        about = {"command": command(), "undisturbed_seconds": round(bench.seconds, 2), "cores": os.cpu_count()}
+        loads = []
         rows = {name: {"moments": 0, "outcomes": Counter(), "wrong": [], "seconds": 0.0} for name, _ in trials}
         for name, number, outcome, wrong, seconds in all_of(bench, trials, options.processes):
             row = rows[name]
+            loads.append(os.getloadavg()[0])
             row["moments"] += 1
             row["seconds"] = round(row["seconds"] + seconds, 1)
             if wrong:
@@ -112,7 +115,7 @@ def main() -> int:
                 said = ", ".join(f"{count} {outcome}" for outcome, count in row["outcomes"].items())
                 bad = f", {len(row['wrong'])} WRONG" if row["wrong"] else ""
                 print(f"{name:40} {row['moments']:3} moments, {row['seconds']:6.1f} s: {said}{bad}", flush=True)
-                write(options.output, about, table)
+                write(options.output, about | {"mean_load": round(sum(loads) / len(loads), 1)}, table)
     return int(any(row["wrong"] for row in table.values()))
 
 

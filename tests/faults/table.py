@@ -9,6 +9,11 @@ GROUPS: tuple[tuple[str, tuple[str, ...], str], ...] = (
         "130 or 143 where it could save; goes on to the same bits",
     ),
     (
+        "the same at any call of the thread that writes a checkpoint",
+        ("SIGKILL in a write beside training", "SIGTERM in a write beside training"),
+        "no half checkpoint is read; goes on to the same bits",
+    ),
+    (
         "a bit, a cut, a missing file in the newest checkpoint",
         ("flipped bit in a checkpoint", "cut checkpoint", "deleted file of a checkpoint"),
         "passed over by name; the same bits from the one before",
@@ -45,8 +50,12 @@ GROUPS: tuple[tuple[str, tuple[str, ...], str], ...] = (
         "named after the time-out, no process left; goes on",
     ),
     (
-        "a rank killed in a ZeRO-2 save or in an evaluation",
-        ("SIGKILL in a sharded save", "SIGKILL in an evaluation of two ranks"),
+        "a rank killed in a save (DDP, ZeRO-2, FSDP2) or in an evaluation",
+        (
+            "SIGKILL in a sharded save",
+            "SIGKILL of a rank that writes beside training",
+            "SIGKILL in an evaluation of two ranks",
+        ),
         "the launch ends, no stray; goes on to the same bits",
     ),
     (

@@ -13,6 +13,7 @@ pytestmark = [pytest.mark.faults, pytest.mark.skipif(not hasattr(os, "fork"), re
 SHORT = (
     "images gone on one of two ranks",
     "SIGKILL",
+    "SIGKILL in a write beside training",
     "SIGTERM",
     "flipped bit in a checkpoint",
     "full disk",

@@ -12,9 +12,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from engine.step.ranks.meeting import Meeting, spans
+
+if TYPE_CHECKING:
+    from torch.distributed import Store
 
 FEW = 64
 """Up to so many ranks all look at all of them, once a second; of more, one on each machine, every five seconds."""
@@ -57,7 +62,12 @@ class Peers:
         self._thread = threading.Thread(target=self._follow, name="peers", daemon=True)
 
     def start(self) -> None:
-        """From now on."""
+        """From now on.
+
+        The first sign is there before the rank joins an exchange: one that stops at once is missed by name, too.
+        """
+        with suppress(RuntimeError):  # the thread tries again
+            self._show(self._meeting.store, "0")
         self._thread.start()
 
     def is_doing(self, what: str) -> None:
@@ -85,11 +95,11 @@ class Peers:
     def _follow(self) -> None:
         client, count, heard = None, 0, time.monotonic()
         while True:
-            left = self._left.wait(self.period)
+            left = self._left.wait(self.period if count else 0.0)
             count += 1
             try:
                 client = client or self._meeting.another_client(self.period * SUSPECT)
-                client.set(f"sign/{self.rank}", json.dumps([LEFT if left else count, self.doing, self.host]))
+                self._show(client, LEFT if left else str(count))
                 heard = self._look(client) or heard
             except (RuntimeError, ValueError):
                 client = None  # what is under way on it is lost
@@ -98,7 +108,11 @@ class Peers:
             if self._looks and (why := self._judge(heard)):
                 self._leave(why)
 
-    def _look(self, client) -> float:
+    def _show(self, client: Store, text: str) -> None:
+        """This rank's sign of life."""
+        client.set(f"sign/{self.rank}", json.dumps([text, self.doing, self.host]))
+
+    def _look(self, client: Store) -> float:
         """Read everyone's sign; returns when."""
         now = time.monotonic()
         if self._looks:

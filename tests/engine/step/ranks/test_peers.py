@@ -1,10 +1,12 @@
 """Who tells that a rank has gone: the first one of a machine that is still there."""
 
+import socket
 import time
 from types import SimpleNamespace
 
 import pytest
 
+from engine.step.ranks.meeting import Meeting
 from engine.step.ranks.peers import LEFT, Peers, Sign
 
 
@@ -38,3 +40,25 @@ def test_one_that_has_ended_as_it_should_says_nothing_any_more(capsys):
     peers._signs[0] = Sign(LEFT, "", "one", time.monotonic(), 0.0)
     peers._leave("why")
     assert "why" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("stopped", [0, 1])
+def test_one_that_stops_before_its_thread_has_shown_a_sign_is_named(capsys, monkeypatch, stopped):
+    """SIGSTOP within the first second of a launch: the exchange that the other one waits in fails, and says whom."""
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
+    meetings = [Meeting(5.0, address | {"RANK": str(rank)}) for rank in range(2)]
+    ended = []
+    both = [Peers(meeting, patience=60.0, end=ended.append) for meeting in meetings]
+    for peers in both:
+        peers.period = 0.2
+    monkeypatch.setattr(both[stopped], "_thread", SimpleNamespace(start=lambda: None))
+    for peers in both:
+        peers.start()
+    other = both[1 - stopped]
+    other.explain(RuntimeError("Timed out waiting 5000ms for recv operation to complete"))
+    other.close()
+    assert ended == [1]
+    assert f"rank {stopped} on {meetings[0].host}: no sign of life" in capsys.readouterr().err
