@@ -30,11 +30,11 @@ ARCH, SIZE, SEEDS, TESTED = "resnet18", 32, (0, 1, 2), 100
 BEFORE = 2000
 """Training pictures a class of the network that is fine-tuned."""
 PRETRAINING = ("--epochs", "2", "--batch-size", "64")
-SHOTS = {5: (5, 4), 10: (10, 4), 50: (50, 4)}
-"""Training pictures a class -> (pictures a step, epochs): as many steps in all, four times the classes."""
+SHOTS = {10: (10, 4), 5: (5, 4), 50: (50, 4)}
+"""Training pictures a class -> (pictures a step, passes over them): as many steps in all, four times the classes."""
 WAYS = {
-    "from scratch": ((), ("0.0003", "0.001", "0.003")),
-    "head": (("--finetune", "head"), ("0.003", "0.01", "0.03")),
+    "from scratch": ((), ("0.001", "0.0003", "0.003")),
+    "head": (("--finetune", "head"), ("0.01", "0.03")),
     "all": (("--finetune", "all"), ("0.001",)),
 }
 """What is trained: its flags beside --pretrained, and the learning rates that are tried."""
@@ -44,19 +44,23 @@ DRAWN = ("--data.flip", "off", "--data.crop-scale", "0.8", "1", "--data.eval-cro
 QUIET = ("--log.monitor-interval", "0", "--log.keep-checkpoints", "1")
 
 
-def part(source: Source, at: Path, classes: Sequence[str], shots: int, seed: int) -> Path:
-    """A folder of pictures at `at`: at most `shots` training ones of each class, and TESTED of its val ones."""
+def part(source: Source, at: Path, classes: Sequence[str], shots: int, seed: int, passes: int = 1) -> Path:
+    """A folder of pictures at `at`: at most `shots` training ones of each class, and TESTED of its val ones.
+
+    passes  names that each training picture has: an epoch, with its evaluation, is so many passes over them
+    """
     for name, split, most in (("train", source.train, shots), ("val", source.val, TESTED)):
         for label in classes:
             places = np.flatnonzero(split.labels == source.classes.index(label)).tolist()
             target = at / name / label
             target.mkdir(parents=True)
             for place in random.Random(f"{seed} {name} {label}").sample(places, min(most, len(places))):
-                if split.encoded:
-                    picture = Path(split.path(place)).resolve()
-                    (target / f"{place}{picture.suffix}").symlink_to(picture)
-                else:
-                    Image.fromarray(split.pixels(place)).save(target / f"{place}.png")
+                for copy in range(passes if name == "train" else 1):
+                    if split.encoded:
+                        picture = Path(split.path(place)).resolve()
+                        (target / f"{place}-{copy}{picture.suffix}").symlink_to(picture)
+                    else:
+                        Image.fromarray(split.pixels(place)).save(target / f"{place}-{copy}.png")
     return at
 
 
@@ -104,14 +108,14 @@ def measure(
     source: Source, held_out: Sequence[str], work: Path, before: Path, shots: int, way: str, rate: str
 ) -> dict[str, Any]:
     """One row: a way at a rate with `shots` pictures a class, each seed with pictures and weights of its own."""
-    batch, epochs = SHOTS[shots]
+    batch, passes = SHOTS[shots]
     flags, _ = WAYS[way]
-    shape = ["--batch-size", str(batch), "--epochs", str(epochs), "--lr", rate, *as_drawn(source), *flags]
+    shape = ["--batch-size", str(batch), "--epochs", "1", "--lr", rate, *as_drawn(source), *flags]
     shape += ["--pretrained", str(before)] if flags else []
     found = []
     for seed in SEEDS:
         with tempfile.TemporaryDirectory(dir=work) as scratch:
-            root = part(source, Path(scratch) / "data", held_out, shots, seed)
+            root = part(source, Path(scratch) / "data", held_out, shots, seed, passes)
             found.append(trained([*shape, "--data.root", str(root), "--seed", str(seed)], Path(scratch) / "run"))
     reached = [one["accuracy"] for one in found]
     row = {"pictures_a_class": shots, "steps": found[0]["steps"], "way": way, "lr": float(rate)}

@@ -43,6 +43,10 @@ def test_a_part_has_so_many_pictures_of_its_classes_alone(kind, request, tmp_pat
     assert not (made[0] / "train" / "dog").exists()
     again = open_source("folder", made[0])
     assert again.classes == ["cat", "ship"] and len(again.train) == 6
+    more = part(source, tmp_path / "more", ["cat"], 3, 0, passes=4)
+    of_cats = list((more / "train" / "cat").iterdir())
+    assert len(of_cats) == 12 and len({path.read_bytes() for path in of_cats}) == (3 if kind == "photographs" else 1)
+    assert len(list((more / "val" / "cat").iterdir())) == 4
     if kind == "drawings":
         ships = [np.asarray(Image.open(path)) for path in (made[0] / "train" / "ship").iterdir()]
         assert all((ship == 2).all() for ship in ships)
