@@ -1,6 +1,8 @@
 """What every test can rely on: a cache of its own, the project's root, shared data where it is there."""
 
 import os
+import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -42,8 +44,24 @@ def cache(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """The folder of real images beside the checkout; tests that use it skip where it is absent."""
-    folder = ROOT.parent / "shared" / "data"
+    """The folder of real images: $HCR_TEST_DATA, else beside the checkout. Tests that use it skip without."""
+    folder = Path(os.environ.get("HCR_TEST_DATA", ROOT.parent / "shared" / "data"))
     if not folder.is_dir():
-        pytest.skip(f"no real images at {folder}")
+        pytest.skip(f"no real images at {folder}; HCR_TEST_DATA names their folder")
     return folder
+
+
+@pytest.fixture(scope="session")
+def unpacked(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """unpacked(name): the folder that NAME.tar of the shared data holds."""
+    done: dict[str, Path] = {}
+
+    def unpack(name: str) -> Path:
+        if name not in done:
+            target = tmp_path_factory.mktemp("shared")
+            with tarfile.open(shared_data / f"{name}.tar") as archive:
+                archive.extractall(target, filter="data")
+            done[name] = target / name
+        return done[name]
+
+    return unpack

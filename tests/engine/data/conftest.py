@@ -84,21 +84,3 @@ def loader_of():
     yield build
     for loader in loaders:
         loader.close()
-
-
-@pytest.fixture(scope="session")
-def unpacked(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """unpacked(name): the folder that NAME.tar of the shared data holds."""
-    import tarfile
-
-    done: dict[str, Path] = {}
-
-    def unpack(name: str) -> Path:
-        if name not in done:
-            target = tmp_path_factory.mktemp("shared")
-            with tarfile.open(shared_data / f"{name}.tar") as archive:
-                archive.extractall(target, filter="data")
-            done[name] = target / name
-        return done[name]
-
-    return unpack
