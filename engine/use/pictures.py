@@ -67,6 +67,8 @@ def named_pictures(given: Sequence[str], standard_input: BinaryIO | None = None)
 def _named_by(given: str, standard_input: BinaryIO | None) -> Iterator[str]:
     path = Path(given)
     if given == "-":
+        if standard_input is None and sys.stdin is None:
+            raise ConfigError("-: standard input is closed; pipe paths into it, a path a line")
         paths = _lines((standard_input or sys.stdin.buffer).read())
         if not paths:
             raise ConfigError("-: standard input ended before it named a picture")

@@ -45,6 +45,12 @@ def test_paths_on_standard_input():
     ]
 
 
+def test_standard_input_that_was_never_open(monkeypatch):
+    monkeypatch.setattr("sys.stdin", None)  # as Python has it behind `<&-`
+    with pytest.raises(ConfigError, match="-: standard input is closed"):
+        named_pictures(["-"])
+
+
 def test_a_file_that_is_called_like_a_pattern_is_that_file(tmp_path):
     path = tmp_path / "a[1].jpg"
     path.write_bytes(b"x")
