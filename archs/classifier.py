@@ -9,6 +9,14 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
+ImageSize = int | tuple[int, int]
+"""Side of square images in pixels, or (height, width)."""
+
+
+def sides(image_size: ImageSize) -> tuple[int, int]:
+    """(height, width) in pixels."""
+    return image_size if isinstance(image_size, tuple) else (image_size, image_size)
+
 
 class AuxiliaryOutput(NamedTuple):
     """What a network with auxiliary heads returns while it trains; in evaluation it returns the logits alone."""
@@ -33,8 +41,8 @@ class Classifier(nn.Module):
     """The name it was built by; `archs.build` sets it."""
     minimum_size: int = 1
     """The smallest side of an image in pixels; `archs.build` sets it."""
-    fixed_size: int | None = None
-    """The only side that it takes, for networks with one weight a place; None where any size will do."""
+    fixed_size: tuple[int, int] | None = None
+    """The only height and width that it takes, for networks with one weight a place; None where any size will do."""
 
     def __init__(self, stem: nn.Module, stages: Iterable[nn.Sequential], head: nn.Module) -> None:
         super().__init__()
@@ -48,10 +56,10 @@ class Classifier(nn.Module):
 
     def refuse_size(self, height: int, width: int) -> None:
         """Raise ValueError for images of a size in pixels that the network does not take, naming the one it does."""
-        if self.fixed_size is not None and (height, width) != (self.fixed_size, self.fixed_size):
+        if self.fixed_size is not None and (height, width) != self.fixed_size:
+            built = "x".join(str(side) for side in self.fixed_size)
             raise ValueError(
-                f"{self.arch} was built for {self.fixed_size}x{self.fixed_size} pixels, not ({height}, {width}); "
-                "build it with that image_size"
+                f"{self.arch} was built for {built} pixels, not ({height}, {width}); build it with that image_size"
             )
         if min(height, width) < self.minimum_size:
             least = self.minimum_size

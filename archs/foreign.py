@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from archs.classifier import ImageSize, sides
 from archs.registry import ADOPTERS, ArchInfo, Reference, UnknownArch
 
 LIBRARIES = ("timm", "torchvision")
@@ -30,9 +31,9 @@ class Foreign(nn.Module):
     """
 
     minimum_size = 1
-    fixed_size: int | None = None
+    fixed_size: tuple[int, int] | None = None
 
-    def __init__(self, network: nn.Module, name: str, image_size: int) -> None:
+    def __init__(self, network: nn.Module, name: str, image_size: ImageSize) -> None:
         super().__init__()
         self.network, self.arch = network, name
         self.head_name = head_name(network)
@@ -93,7 +94,7 @@ def candidates(network: nn.Module, head: str) -> list[str]:
     return expand(network, "")
 
 
-def unit_names(network: nn.Module, head: str, image_size: int) -> tuple[str, ...]:
+def unit_names(network: nn.Module, head: str, image_size: ImageSize) -> tuple[str, ...]:
     """The longest chain among `candidates`, by parameters; nothing where the network does not run on meta tensors."""
     names = candidates(network, head)
     calls: list[tuple[str, int, int]] = []
@@ -114,7 +115,7 @@ def unit_names(network: nn.Module, head: str, image_size: int) -> tuple[str, ...
         shadow.get_submodule(name).register_forward_hook(note(name))
     try:
         with torch.no_grad():
-            shadow(torch.empty(2, 3, image_size, image_size, device="meta"))
+            shadow(torch.empty(2, 3, *sides(image_size), device="meta"))
     except (RuntimeError, NotImplementedError, TypeError, ValueError):
         return ()
     seen = [name for name, _, _ in calls]
@@ -148,13 +149,13 @@ def adopt(name: str) -> tuple[ArchInfo, Callable[..., nn.Module]] | None:
     else:
         return None
 
-    def build(num_classes: int, *, image_size: int = size) -> Foreign:
+    def build(num_classes: int, *, image_size: ImageSize = size) -> Foreign:
         return Foreign(make(num_classes, image_size), name, image_size)
 
     return ArchInfo(name, name, 0, size, 0, 0, references), build
 
 
-def _of_library(library: str, model: str) -> tuple[Callable[[int, int], nn.Module], int]:
+def _of_library(library: str, model: str) -> tuple[Callable[[int, ImageSize], nn.Module], int]:
     if library == "timm":
         try:
             import timm
@@ -167,7 +168,7 @@ def _of_library(library: str, model: str) -> tuple[Callable[[int, int], nn.Modul
         fixed = bool(config and config.fixed_input_size)
         side = config.input_size[-1] if config else 224
 
-        def make(num_classes: int, image_size: int) -> nn.Module:
+        def make(num_classes: int, image_size: ImageSize) -> nn.Module:
             size = {"img_size": image_size} if fixed else {}
             return timm.create_model(model, pretrained=False, num_classes=num_classes, **size)
 
@@ -178,7 +179,7 @@ def _of_library(library: str, model: str) -> tuple[Callable[[int, int], nn.Modul
         near = ", ".join(one for one in models.list_models(module=models) if one[:4] == model[:4]) or "none alike"
         raise UnknownArch(f"torchvision has no classifier called {model!r} (near: {near})")
 
-    def make_theirs(num_classes: int, image_size: int) -> nn.Module:
+    def make_theirs(num_classes: int, image_size: ImageSize) -> nn.Module:
         taken = inspect.signature(models.get_model_builder(model)).parameters
         sized = model.startswith("vit")
         size = {"image_size": image_size} if sized and "kwargs" in taken else {}
@@ -187,7 +188,7 @@ def _of_library(library: str, model: str) -> tuple[Callable[[int, int], nn.Modul
     return make_theirs, 224
 
 
-def _of_file(name: str) -> Callable[[int, int], nn.Module]:
+def _of_file(name: str) -> Callable[[int, ImageSize], nn.Module]:
     path, _, factory = name.rpartition(":")
     if not Path(path).is_file():
         raise UnknownArch(f"{name}: there is no file {path}")
@@ -203,7 +204,7 @@ def _of_file(name: str) -> Callable[[int, int], nn.Module]:
         there = ", ".join(key for key, value in vars(module).items() if callable(value) and not key.startswith("_"))
         raise UnknownArch(f"{name}: {path} has no function {factory} (it has {there or 'none'})")
 
-    def make(num_classes: int, image_size: int) -> nn.Module:
+    def make(num_classes: int, image_size: ImageSize) -> nn.Module:
         taken = inspect.signature(made).parameters
         size = {"image_size": image_size} if "image_size" in taken else {}
         network = made(num_classes=num_classes, **size)

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from torch import Tensor
 
-from archs.classifier import Classifier
+from archs.classifier import Classifier, ImageSize, sides
 
 
 class UnknownArch(ValueError):
@@ -145,23 +145,24 @@ def options_of(name: str) -> list[str]:
     return [option for option in inspect.signature(constructor(name)).parameters if option != "num_classes"]
 
 
-def build(name: str, num_classes: int, *, image_size: int | None = None, **options: object) -> Classifier:
+def build(name: str, num_classes: int, *, image_size: ImageSize | None = None, **options: object) -> Classifier:
     """The network called `name`, initialised as its paper or its reference says, on torch's default device.
 
-    image_size  side of the images that it will see, in pixels; None is the one that its figures are for. Most
-                networks take any size from their smallest on
+    image_size  side of the images that it will see in pixels, or (height, width); None is the one that its figures
+                are for. Most networks take any size from their smallest on
     options     the keyword arguments of its constructor, in `archs/networks/<family>/<file>.py`, such as in_channels=1
 
     Raises UnknownArch; ValueError for fewer than one class or channel, or images that are too small; TypeError for
     an option that it does not take.
     """
     info = lookup(name)
-    side = info.image_size if image_size is None else image_size
+    size = info.image_size if image_size is None else image_size
+    height, width = sides(size)
     if num_classes < 1:
         raise ValueError(f"{info.name} needs at least one class, not {num_classes}")
-    if side < info.minimum_size:
+    if min(height, width) < info.minimum_size:
         least = info.minimum_size
-        raise ValueError(f"{info.name} needs images of at least {least}x{least} pixels, not {side}x{side}")
+        raise ValueError(f"{info.name} needs images of at least {least}x{least} pixels, not {height}x{width}")
     accepted = options_of(name)
     for option in options:
         if option not in accepted:
@@ -171,9 +172,9 @@ def build(name: str, num_classes: int, *, image_size: int | None = None, **optio
     if not isinstance(channels, int) or channels < 1:
         raise ValueError(f"{info.name} needs at least one input channel, not {channels}")
     if "image_size" in accepted:
-        options["image_size"] = side
+        options["image_size"] = size
     model = constructor(name)(num_classes, **options)
     model.arch, model.minimum_size = info.name, info.minimum_size
     if "image_size" in accepted and info.name in _INFOS:
-        model.fixed_size = side
+        model.fixed_size = height, width
     return model

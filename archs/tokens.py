@@ -7,6 +7,7 @@ import torch
 from einops import rearrange, reduce
 from torch import Tensor, nn
 
+from archs.classifier import ImageSize, sides
 from archs.layers import DropPath
 
 TIMM_RENAMES = (
@@ -33,15 +34,18 @@ class Patches(nn.Module):
         return rearrange(self.conv(images), "n c h w -> n (h w) c").contiguous()
 
 
-def patch_count(image_size: int, patch: int) -> int:
-    """Tokens of a square image. Raises ValueError where the patches do not tile it, naming the nearest sizes."""
-    if image_size % patch or image_size < patch:
-        below, above = image_size // patch * patch, max(patch, -(-image_size // patch) * patch)
-        would = f"{below} or {above}" if below > 0 else f"{above}"
-        raise ValueError(
-            f"{patch}x{patch} patches do not tile an image of {image_size}x{image_size} pixels; {would} would do"
-        )
-    return (image_size // patch) ** 2
+def patch_count(image_size: ImageSize, patch: int) -> int:
+    """Tokens of an image. Raises ValueError where the patches do not tile it, naming the nearest sizes."""
+    height, width = sides(image_size)
+    for side in (height, width):
+        if side % patch or side < patch:
+            below, above = side // patch * patch, max(patch, -(-side // patch) * patch)
+            would = f"{below} or {above}" if below > 0 else f"{above}"
+            would = would if height == width else f"for {side}: {would}"
+            raise ValueError(
+                f"{patch}x{patch} patches do not tile an image of {height}x{width} pixels; {would} would do"
+            )
+    return (height // patch) * (width // patch)
 
 
 class TokenLinear(nn.Linear):

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 from engine.config.checks import require
 from engine.config.flag import TopLevel
+from engine.config.pixels.image_size import ImageSize, px, sides, size_in_words, size_of
 
 USUAL_SIDE = 224
 """Pixels of an image's side where neither a person nor pretrained weights say: what most of the networks are for."""
@@ -32,9 +33,9 @@ class DataConfig:
     one side only, in a held-out share and in folds."""
     columns: str = ""
     """Columns of a list by what they hold, as 'path=file,label=breed'; empty is guessed and said."""
-    image_size: Annotated[int, TopLevel] = 0
-    """Height and width of the images that the network sees, in pixels; 0 is what the pretrained weights expect, else
-    224."""
+    image_size: Annotated[ImageSize, TopLevel] = 0
+    """Side of the images that the network sees in pixels, or HEIGHT WIDTH; 0 is what the pretrained weights expect,
+    else 224."""
     progressive_from: int = 0
     """Size in pixels of the first training images, which grow to image_size over the run; 0 is no growth."""
     progressive_stages: int = 4
@@ -82,14 +83,20 @@ class DataConfig:
     """Let mnist and cifar10 be downloaded where they are missing."""
 
     def __post_init__(self) -> None:
+        size = size_of(*sides(self.image_size))
+        object.__setattr__(self, "image_size", size)
         require(
-            self.image_size == 0 or self.image_size >= 8,
-            f"--image-size must be at least 8 pixels (or 0: that of the pretrained weights), not {self.image_size}",
+            size == 0 or min(sides(size)) >= 8,
+            f"--image-size must be at least 8 pixels (or 0: that of the pretrained weights), not {size_in_words(size)}",
         )
-        largest = self.image_size or self.progressive_from  # it is looked at again when the size is known
+        require(
+            isinstance(size, int) or not self.progressive_from,
+            f"--data.progressive-from grows square images, and these are {size_in_words(size)}: one or the other",
+        )
+        largest = max(sides(size)) or self.progressive_from  # it is looked at again when the size is known
         require(
             self.progressive_from == 0 or 8 <= self.progressive_from <= largest,
-            f"--data.progressive-from must be 0 (no growth) or from 8 to the image size of {self.side} pixels, "
+            f"--data.progressive-from must be 0 (no growth) or from 8 to the image size of {px(self.side)}, "
             f"not {self.progressive_from}",
         )
         require(
@@ -119,8 +126,8 @@ class DataConfig:
             require(0 < low <= high <= 1, f"--data.crop-scale needs 0 < MIN <= MAX <= 1, not {low} {high}")
 
     @property
-    def side(self) -> int:
-        """Height and width in pixels: image_size, or USUAL_SIDE where nobody says one."""
+    def side(self) -> ImageSize:
+        """image_size, or USUAL_SIDE where nobody says one."""
         return self.image_size or USUAL_SIDE
 
 

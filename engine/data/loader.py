@@ -175,11 +175,15 @@ class Loader(ABC):
         self.flip = {"auto": source.flip, "on": True, "off": False}[config.flip] and self.train
         self.crop_scale = source.crop_scale if config.crop_scale is None else config.crop_scale
         self.preprocessing = Preprocessing.of(source, config)
-        self.window: Window = partial(crops.training_window, scale=self.crop_scale)
+        self.window: Window = partial(
+            crops.training_window, scale=self.crop_scale, image_size=self.preprocessing.image_size
+        )
         self.augmentation: Augmentation | None = None
         if augment is not None and self.train:
             if augment.resolved["crop"] == "fixed":
-                self.window = partial(crops.fixed_window, share=self.preprocessing.eval_crop)
+                self.window = partial(
+                    crops.fixed_window, share=self.preprocessing.eval_crop, image_size=self.preprocessing.image_size
+                )
             if augment.changes_pixels:
                 from engine.data.augment.augmentation import Augmentation  # torchvision takes a second
 

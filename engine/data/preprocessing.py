@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, get_args
 
 from engine.config import ConfigError, DataConfig, require
+from engine.config.pixels.image_size import ImageSize, px, sides, size_from
 from engine.data.sources.source import Source
 
 Interpolation = Literal["bilinear", "bicubic"]
@@ -30,8 +31,8 @@ class Preprocessing:
     """Side of the centre crop over the shorter side of the resized image: 0.875 is 224 out of 256."""
     interpolation: Interpolation
     """Filter of the resize: triangle, or the cubic of Keys 1981 with a = -1/2, each widened where it shrinks."""
-    image_size: int
-    """Height and width of the images that the network sees, in pixels."""
+    image_size: ImageSize
+    """Side of the images that the network sees in pixels, or (height, width)."""
     channels: int = 3
     """Colours that the network takes; images are read as RGB."""
 
@@ -40,7 +41,8 @@ class Preprocessing:
         require(min(self.std) > 0, f"std must be above 0 in every channel, not {self.std}")
         require(0 < self.eval_crop <= 1, f"the crop share must be in (0, 1], not {self.eval_crop}")
         require(self.interpolation in get_args(Interpolation), f"no interpolation is called {self.interpolation!r}")
-        require(self.image_size >= 1, f"the image size must be 1 pixel or more, not {self.image_size}")
+        height, width = sides(self.image_size)
+        require(min(height, width) >= 1, f"the image size must be 1 pixel or more, not {self.image_size}")
         require(self.channels == 3, f"images are read as RGB: 3 channels, not {self.channels}")
 
     @classmethod
@@ -64,7 +66,7 @@ class Preprocessing:
         """`224 px, crop 0.875, bilinear, mean 0.485 0.456 0.406, std 0.229 0.224 0.225`."""
         mean, std = (" ".join(f"{value:.4g}" for value in values) for values in (self.mean, self.std))
         crop = f"{self.eval_crop:.4g}"
-        return f"{self.image_size} px, crop {crop}, {self.interpolation}, mean {mean}, std {std}"
+        return f"{px(self.image_size)}, crop {crop}, {self.interpolation}, mean {mean}, std {std}"
 
     def to_json(self) -> str:
         """For a file's metadata."""
@@ -77,6 +79,7 @@ class Preprocessing:
             fields: dict[str, Any] = json.loads(text)
             for name in ("mean", "std"):
                 fields[name] = tuple(float(value) for value in fields[name])
+            fields["image_size"] = size_from(fields["image_size"])
             return cls(**fields)
         except ConfigError:
             raise

@@ -12,6 +12,7 @@ from dataclasses import replace
 import numpy as np
 
 from engine.config import DataConfig
+from engine.config.pixels.image_size import sides
 from engine.data.bad_images import BadImage
 from engine.data.decoding_watch import DecodingWatch
 from engine.data.loader import Batch, Loader
@@ -54,7 +55,7 @@ class ProgressiveLoader:
     def size_of(self, epoch: int) -> int:
         """Side in pixels of the images of a 0-based epoch."""
         config = self.config
-        return size_at(epoch, self._epochs, config.progressive_from, config.side, config.progressive_stages)
+        return size_at(epoch, self._epochs, config.progressive_from, max(sides(config.side)), config.progressive_stages)
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
         """The batches of one epoch from `start_step` on, at that epoch's size; see Loader.epoch."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from engine.config import ConfigError
+from engine.config.pixels.image_size import size_of
 from engine.data.preprocessing import Preprocessing
 
 LIBRARIES = ("timm:", "torchvision:")
@@ -64,7 +65,7 @@ def _of_timm(model: str) -> Preprocessing:
         std=tuple(config.std),
         eval_crop=config.crop_pct,
         interpolation=config.interpolation,
-        image_size=_square(f"timm:{model}", height, width),
+        image_size=size_of(height, width),
         channels=channels,
     )
 
@@ -95,9 +96,3 @@ def _checked(name: str, **fields: Any) -> Preprocessing:
         return Preprocessing(**fields)
     except ConfigError as error:
         raise ConfigError(f"{name} cannot be fed: {error}") from None
-
-
-def _square(name: str, height: int, width: int) -> int:
-    if height != width:
-        raise ConfigError(f"{name}: its images are {height}x{width} pixels; square ones alone can be made here")
-    return height

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from engine.config import ConfigError
 from engine.config.byte_sizes import gib
+from engine.config.pixels.image_size import px
 from engine.plan.budget import budget_of
 from engine.plan.calibration import correction_for
 from engine.plan.candidate_table import candidate_table, explanation
@@ -60,7 +61,7 @@ def run_plan(options: PlanConfig, draw: Callable[[Planned], bytes | None]) -> in
             f"{error}. No plan can be made ahead; launch/train.py measures instead: it starts with the whole batch and "
             "splits a step that runs out of memory"
         ) from None
-    print(f"{arch}, batch {options.batch_size}, {options.image_size} px, {options.gpus} × {gib(budget)}")
+    print(f"{arch}, batch {options.batch_size}, {px(options.image_size)}, {options.gpus} × {gib(budget)}")
     if result.chosen is None:  # then under the first stage that has a plan
         asked, result = result, next((one for one in others if one.chosen), result)
         others = [one for one in (asked, *others) if one is not result]

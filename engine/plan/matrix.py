@@ -15,6 +15,7 @@ from pathlib import Path
 import archs
 from engine.config import require
 from engine.config.byte_sizes import GIB
+from engine.config.pixels.image_size import at_least
 from engine.plan.memory.simulate import Untraceable
 from engine.plan.request import PlanConfig, builder, output_folder
 from engine.plan.run_plan import workload_of
@@ -36,7 +37,7 @@ MATRIX = Path("profiles") / "plan" / "plan-matrix.json"
 def network_rows(options: PlanConfig, name: str) -> list[dict]:
     """The plans of one network, a row a precision and budget."""
     info = archs.lookup(name)
-    size = max(options.image_size, info.minimum_size)
+    size = at_least(options.image_size, info.minimum_size)
     options = replace(options, arch=info.name, image_size=size)
     config = options.run_config()
     workload = workload_of(config, builder(config, options.num_classes), options.num_classes, ranks=int(options.gpus))

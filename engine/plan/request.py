@@ -21,6 +21,7 @@ from engine.config import (
     require,
 )
 from engine.config.optimizers import OPTIMIZERS
+from engine.config.pixels.image_size import ImageSize, sides
 
 TRAINING_FLAGS = {
     "precision": "--precision",
@@ -44,8 +45,8 @@ class PlanConfig:
     """Network name, or with --matrix a list of names between commas; none is resnext50, or with --matrix all."""
     batch_size: int = 128
     """Images a step over all GPUs together."""
-    image_size: int = 224
-    """Side of the images in pixels."""
+    image_size: ImageSize = 224
+    """Side of the images in pixels, or HEIGHT WIDTH."""
     gpu_memory: str = "8GiB"
     """Memory of one GPU, with its unit; auto is what is free on the GPU of this machine."""
     gpus: int | str = 1
@@ -130,7 +131,7 @@ def output_folder(options: PlanConfig, name: str) -> Path:
 def training_flags(options: PlanConfig) -> str:
     """launch/train.py's flags for what is planned."""
     said = ["--arch", options.arch or ModelConfig.arch, "--batch-size", options.batch_size]
-    said += ["--image-size", options.image_size, "--gpu-memory", options.gpu_memory]
+    said += ["--image-size", *dict.fromkeys(sides(options.image_size)), "--gpu-memory", options.gpu_memory]
     for field, flag in TRAINING_FLAGS.items():
         if (value := getattr(options, field)) != getattr(PlanConfig, field):
             said += [flag] if value is True else [flag, value]

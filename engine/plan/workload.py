@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from engine.config import OptimConfig
+from engine.config.pixels.image_size import ImageSize, pixels_of
 from engine.plan.calibration import Correction, Factors
 from engine.plan.memory.cuda import Device
 from engine.plan.memory.loader import Feed
@@ -28,7 +29,7 @@ class Workload:
     name: str
     build: Callable[[], nn.Module]
     """The network; it is built on the meta device."""
-    image_size: int
+    image_size: ImageSize
     num_classes: int
     global_batch: int
     optim: OptimConfig = field(default_factory=OptimConfig)
@@ -64,7 +65,7 @@ class Workload:
         it is on a stream of its own."""
         if not (self.recorded and recordable(policy)):
             return 0, 0
-        pixels = 3 * self.image_size**2 * (4 if precision == "fp32" else 2)
+        pixels = 3 * pixels_of(self.image_size) * (4 if precision == "fp32" else 2)
         return self.share * (pixels + LABEL_AND_WEIGHT), self.device.cublas
 
     @property

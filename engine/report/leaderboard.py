@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import archs
+from engine.config.pixels.image_size import sides, size_from, size_in_words
 from engine.report.arch_table import LEARNING_REPOSITORY, short
 from engine.runs.history import History, NotARun, read_history
 from engine.runs.wording import gib, number
@@ -53,7 +54,8 @@ class Line:
     parameters: int | None = None
     multiply_adds: float | None = None
     """Of one image at the run's size."""
-    image_size: int | None = None
+    image_size: int | str | None = None
+    """Side in pixels, or `HEIGHTxWIDTH`."""
     data: str = ""
     epochs: str = ""
     batch: int | None = None
@@ -142,7 +144,7 @@ def line_of(history: History) -> Line:
     """One run as a row."""
     optim, data = _group(history, "optim"), _group(history, "data")
     facts = _weights_facts(history.folder)
-    network, size = _their_name(history, optim), data.get("image_size")
+    network, size = _their_name(history, optim), size_from(data.get("image_size") or 0)
     classes, width = len(facts.get("classes") or ()) or 10, _group(history, "model").get("width") or 1.0
     parameters, adds = network_facts(history.arch, classes, size or 0, width)
     best, start = history.best, next((row for row in history.events if row.get("event") == "start"), {})
@@ -156,7 +158,7 @@ def line_of(history: History) -> Line:
         ours=100 * reached if reached is not None else None,
         parameters=parameters,
         multiply_adds=adds,
-        image_size=size,
+        image_size=size if isinstance(size, int) else size_in_words(size),
         data="cifar10" if on_cifar else str(data.get("name") or ""),
         epochs=f"{len(history.epochs)} of {history.epochs_asked or '?'}",
         batch=history.plan.get("global_batch_size") or optim.get("batch_size"),
@@ -207,7 +209,7 @@ def network_facts(arch: str, classes: int, size: int, width: float = 1.0) -> tup
     except (ValueError, TypeError, RuntimeError, NotImplementedError, ImportError):
         return None, None
     try:
-        return parameters, multiply_adds(model, size, size) if size else None
+        return parameters, multiply_adds(model, *sides(size)) if size else None
     except (ValueError, RuntimeError, NotImplementedError):
         return parameters, None
 

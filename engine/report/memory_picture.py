@@ -8,6 +8,7 @@ from itertools import pairwise
 import numpy as np
 
 from engine.config.byte_sizes import GIB, gib
+from engine.config.pixels.image_size import px
 from engine.plan.memory.trace import ONCE, Category, Timeline
 from engine.plan.workload import Planned
 from engine.report.plot_style import LIGHT, Theme, dress, head, new_figure, to_png
@@ -110,7 +111,7 @@ def planned_picture(planned: Planned) -> bytes | None:
     plan, load = planned.plan, planned.result.workload
     return memory_picture(
         planned.timeline,
-        f"{load.name}, batch {load.global_batch}, {load.image_size} px",
+        f"{load.name}, batch {load.global_batch}, {px(load.image_size)}",
         f"{plan.precision}, {plan.micro_batch_size} × {plan.accumulation} × {plan.ranks}, recompute "
         f"{plan.recompute}: peak {gib(plan.predicted_peak_bytes)}",
         planned.result.budget,

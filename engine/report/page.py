@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from engine.config.pixels.image_size import px, size_from
 from engine.report.plan_table import plan_rows
 from engine.runs.history import History, Row, read_json
 from engine.runs.wording import duration, gib, measured, moment, number, percent, value_of, words
@@ -75,7 +76,7 @@ def subtitle(history: History) -> str:
     batch = history.plan.get("global_batch_size") or history.config.get("optim", {}).get("batch_size")
     parts = [
         f"{history.arch} on {history.data}" if history.arch and history.data else history.arch,
-        f"{size} px" if size else "",
+        px(size_from(size)) if size else "",
         f"batch {batch}" if batch else "",
         str(history.plan.get("precision") or ""),
         str(device or ""),

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from engine.config import ConfigError
+from engine.config.pixels.image_size import ImageSize, sides, size_from
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,8 +30,8 @@ class WeightsFacts:
     """Names in the order of the outputs."""
     options: dict[str, Any]
     """What `archs.build` was told beside the name."""
-    image_size: int
-    """Side in pixels."""
+    image_size: ImageSize
+    """Side in pixels, or (height, width)."""
     data: dict[str, Any] = field(default_factory=dict)
     """The training data's fingerprint (engine.data.fingerprint) as plain values; empty where it is not known."""
     run: dict[str, Any] = field(default_factory=dict)
@@ -45,7 +46,7 @@ class WeightsFacts:
             "arch": self.arch,
             "classes": json.dumps(self.classes),
             "options": json.dumps(self.options),
-            "image_size": str(self.image_size),
+            "image_size": json.dumps(self.image_size),
             "data": json.dumps(self.data),
             "run": json.dumps(self.run),
         }
@@ -62,14 +63,12 @@ class WeightsFacts:
         facts = {
             "classes": _entry(found, "classes", list, origin),
             "options": _entry(found, "options", dict, origin, "{}"),
-            "image_size": _entry(found, "image_size", int, origin),
+            "image_size": _size(_entry(found, "image_size", int | list, origin), origin),
             "data": _entry(found, "data", dict, origin, "{}"),
             "run": _entry(found, "run", dict, origin, "{}"),
         }
         if not facts["classes"] or not all(isinstance(name, str) for name in facts["classes"]):
             raise ConfigError(f"{origin}: what it says of itself cannot be read: classes are not names")
-        if not 0 < facts["image_size"] < 2**20:
-            raise ConfigError(f"{origin}: what it says of itself cannot be read: image_size is {facts['image_size']}")
         return cls(found["arch"], **facts, preprocessing=found.get("preprocessing", ""))
 
 
@@ -92,7 +91,7 @@ def refuse_damaged(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | 
         raise ConfigError(f"{origin} is damaged: its tensors do not match the checksum that was written with them")
 
 
-def _entry(metadata: dict[str, str], name: str, kind: type, origin: str, missing: str | None = None) -> Any:
+def _entry(metadata: dict[str, str], name: str, kind: Any, origin: str, missing: str | None = None) -> Any:
     """One value of JSON. Raises ConfigError where it is missing or of another kind."""
     text = metadata.get(name, missing)
     try:
@@ -102,3 +101,13 @@ def _entry(metadata: dict[str, str], name: str, kind: type, origin: str, missing
     if not isinstance(value, kind) or isinstance(value, bool):
         raise ConfigError(f"{origin}: what it says of itself cannot be read: {name} is {str(text)[:60]!r}")
     return value
+
+
+def _size(value: int | list, origin: str) -> ImageSize:
+    try:
+        size = size_from(value)
+        if min(sides(size)) > 0 and max(sides(size)) < 2**20:
+            return size
+    except (TypeError, ValueError):
+        pass
+    raise ConfigError(f"{origin}: what it says of itself cannot be read: image_size is {value}")

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from engine.config import ConfigError
+from engine.config.pixels.image_size import ImageSize, px, sides
 from engine.step.plan import Plan
 
 
@@ -17,7 +18,7 @@ class _One(Exception):
     """Found; the message is the layer's name."""
 
 
-def refuse_single_values(model: nn.Module, plan: Plan, image_size: int) -> None:
+def refuse_single_values(model: nn.Module, plan: Plan, image_size: ImageSize) -> None:
     """Raise ConfigError where a micro-batch of one image leaves a BatchNorm a map of one pixel.
 
     image_size  the smallest that the run has
@@ -30,12 +31,12 @@ def refuse_single_values(model: nn.Module, plan: Plan, image_size: int) -> None:
         more = "--batch-size" if plan.global_batch_size < 2 * plan.ranks else "--parallel.micro-batch-size"
         least = 2 * plan.ranks if more == "--batch-size" else 2
         raise ConfigError(
-            f"at {image_size} px and one image at a time, this network's BatchNorm ({layer}) sees one value a channel "
+            f"at {px(image_size)} and one image at a time, this network's BatchNorm ({layer}) sees one value a channel "
             f"and no variance; use {more} {least} or more, or a larger --image-size"
         )
 
 
-def single_valued(model: nn.Module, image_size: int) -> str | None:
+def single_valued(model: nn.Module, image_size: ImageSize) -> str | None:
     """The first BatchNorm that sees one value a channel of a single image; None where all see more.
 
     The network runs on the meta device: shapes alone, no arithmetic, and its own statistics stay as they are.
@@ -46,7 +47,7 @@ def single_valued(model: nn.Module, image_size: int) -> str | None:
             module.register_forward_pre_hook(_look(name))
     try:
         with torch.no_grad():
-            probe(torch.empty(1, 3, image_size, image_size, device="meta"))
+            probe(torch.empty(1, 3, *sides(image_size), device="meta"))
     except (_One, ValueError) as found:  # a fused layer says it itself
         return str(found)
     return None

@@ -19,6 +19,7 @@ from accelerate.utils import gather_object
 
 from engine.config import DataConfig, RunConfig
 from engine.config.byte_sizes import gib
+from engine.config.pixels.image_size import px
 from engine.data.backend import make_loader
 from engine.data.decoded.choice import Kept, decoded_source
 from engine.data.decoding_watch import DecodingWatch
@@ -314,8 +315,8 @@ class Session:
         images = f"{len(self.train_loader)} training and {len(self.val_loader)} val images"
         tested = "" if source.test is None else f", {len(source.test)} test images for the end"
         sizes = f"{images}{tested}, {len(source.classes)} classes"
-        size, backend = self.config.data.side, self.train_loader.backend
-        print(f"{self.config.model.arch} on {source.name}: {sizes}, {size} px, {backend}")
+        size, backend = px(self.config.data.side), self.train_loader.backend
+        print(f"{self.config.model.arch} on {source.name}: {sizes}, {size}, {backend}")
         print(self.data_lines)
         print("\n".join(plan_lines(self.planned)))
         print(run_lines(self.config, source.classes, self.train_loader.class_counts, self.lessons), end="")

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from engine.config import ConfigError, DataConfig, command_line, require
 from engine.config.flag import TopLevel
+from engine.config.pixels.image_size import ImageSize, sides
 from engine.data.fingerprint import fingerprint_of
 from engine.data.opened import open_data
 from engine.data.preprocessing import Preprocessing
@@ -38,8 +39,8 @@ class EvaluateConfig:
     """Columns of a list by what they hold, as 'path=file,label=breed'; empty is guessed and said."""
     root: Path | None = None
     """Folder of mnist or cifar10."""
-    image_size: int = 0
-    """Height and width in pixels; 0 is the training's."""
+    image_size: ImageSize = 0
+    """Side in pixels, or HEIGHT WIDTH; 0 is the training's."""
     batch_size: int = 128
     """Images at once."""
     backend: Literal["auto", "dali", "torchvision"] = "auto"
@@ -51,7 +52,8 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         require(self.batch_size >= 1, f"--batch-size must be at least 1 image, not {self.batch_size}")
-        require(self.image_size == 0 or self.image_size >= 8, f"--image-size must be 8 or more, not {self.image_size}")
+        least = min(sides(self.image_size))
+        require(self.image_size == 0 or least >= 8, f"--image-size must be 8 or more, not {least}")
 
 
 def parse(arguments: list[str] | None = None) -> EvaluateConfig:
@@ -137,7 +139,7 @@ def run_evaluation(config: EvaluateConfig) -> dict:
     model, forward = for_use(weights, device, config.precision)
     if config.image_size:
         try:
-            model.refuse_size(config.image_size, config.image_size)
+            model.refuse_size(*sides(config.image_size))
         except ValueError as error:
             raise ConfigError(f"--image-size: {error}") from None
     data = DataConfig(image_size=weights.image_size, backend=config.backend)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine.config import ConfigError, DataConfig, find_run, from_yaml, require
+from engine.config.pixels.image_size import ImageSize
 from engine.data.fingerprint import Fingerprint
 from engine.data.preprocessing import Preprocessing
 from engine.data.sources.found import MEAN, STD
@@ -33,7 +34,7 @@ class Weights:
     options: dict
     """What `archs.build` was told beside the name."""
     classes: list[str] | None
-    image_size: int
+    image_size: ImageSize
     data: DataConfig | None
     """What the run was trained on, where the weights lie in its folder."""
     preprocessing: Preprocessing | None = None

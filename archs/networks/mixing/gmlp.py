@@ -8,7 +8,7 @@ look. No attention and no positions: its weights know every place, so the image 
 
 from torch import Tensor, nn
 
-from archs.classifier import Classifier
+from archs.classifier import Classifier, ImageSize
 from archs.layers import DropPath
 from archs.registry import Reference, register
 from archs.tokens import TIMM_RENAMES, MeanHead, Patches, TokenLinear, lecun_normal_, patch_count, rising_rates
@@ -80,7 +80,7 @@ class GMLP(Classifier):
         channels: int,
         hidden: int,
         in_channels: int = 3,
-        image_size: int = 224,
+        image_size: ImageSize = 224,
         drop_path: float = 0.0,
         eps: float = 1e-6,
         last_norm: bool = True,
@@ -125,7 +125,7 @@ def declare(name: str, depth: int, channels: int, hidden: int, parameters: int, 
         references=(Reference(source, RENAMES, published=name not in UNPUBLISHED),),
         minimum_size=PATCH,
     )
-    def build(num_classes: int, *, in_channels: int = 3, image_size: int = 224, drop_path: float = 0.0) -> GMLP:
+    def build(num_classes: int, *, in_channels: int = 3, image_size: ImageSize = 224, drop_path: float = 0.0) -> GMLP:
         model = GMLP(
             num_classes,
             depth=depth,
@@ -152,7 +152,7 @@ for _name, _row in TABLE.items():
     multiply_adds=619_227_136,
     minimum_size=PATCH,
 )
-def gmlp_d6(num_classes: int, *, in_channels: int = 3, image_size: int = 224, drop_path: float = 0.0) -> GMLP:
+def gmlp_d6(num_classes: int, *, in_channels: int = 3, image_size: ImageSize = 224, drop_path: float = 0.0) -> GMLP:
     """The learning repository's (Mayurji/Image-Classification-PyTorch, gMLP.py): six blocks of 256 channels.
 
     What it calls an FFN of 512 is the width after the gate; the paper's d_ffn is 1,024. Its spatial projection is

@@ -7,7 +7,7 @@ The token MLP has a weight for every place, so positions need no embedding and t
 
 from torch import nn
 
-from archs.classifier import Classifier
+from archs.classifier import Classifier, ImageSize
 from archs.registry import Reference, register
 from archs.tokens import (
     TIMM_RENAMES,
@@ -52,7 +52,7 @@ class Mixer(Classifier):
         token_hidden: int,
         channel_hidden: int,
         in_channels: int = 3,
-        image_size: int = 224,
+        image_size: ImageSize = 224,
         dropout: float = 0.0,
         drop_path: float = 0.0,
         eps: float = 1e-6,
@@ -107,7 +107,12 @@ def declare(
         minimum_size=PATCH,
     )
     def build(
-        num_classes: int, *, in_channels: int = 3, image_size: int = 224, dropout: float = 0.0, drop_path: float = 0.0
+        num_classes: int,
+        *,
+        in_channels: int = 3,
+        image_size: ImageSize = 224,
+        dropout: float = 0.0,
+        drop_path: float = 0.0,
     ) -> Mixer:
         model = Mixer(
             num_classes,
@@ -138,7 +143,7 @@ for _name, _row in TABLE.items():
     minimum_size=PATCH,
 )
 def mixer_d12(
-    num_classes: int, *, in_channels: int = 3, image_size: int = 224, dropout: float = 0.0, drop_path: float = 0.0
+    num_classes: int, *, in_channels: int = 3, image_size: ImageSize = 224, dropout: float = 0.0, drop_path: float = 0.0
 ) -> Mixer:
     """The learning repository's (Mayurji/Image-Classification-PyTorch, MLPMixer.py): deeper and narrower than S/16.
 

@@ -10,7 +10,7 @@ the residual path itself runs through the affine layers, ours is the paper's equ
 import torch
 from torch import Tensor, nn
 
-from archs.classifier import Classifier
+from archs.classifier import Classifier, ImageSize
 from archs.layers import DropPath
 from archs.registry import Reference, register
 from archs.tokens import TIMM_RENAMES, MeanHead, Mlp, Patches, TokenLinear, patch_count
@@ -89,7 +89,7 @@ class ResMLP(Classifier):
         depth: int,
         scale: float,
         in_channels: int = 3,
-        image_size: int = 224,
+        image_size: ImageSize = 224,
         drop_path: float = 0.0,
     ) -> None:
         tokens = patch_count(image_size, PATCH)
@@ -119,7 +119,7 @@ def declare(name: str, depth: int, start: float, parameters: int, cost: int, sou
         num_classes: int,
         *,
         in_channels: int = 3,
-        image_size: int = 224,
+        image_size: ImageSize = 224,
         drop_path: float = 0.0,
         scale: float = start,
     ) -> ResMLP:

@@ -13,7 +13,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from archs.classifier import Classifier
+from archs.classifier import Classifier, ImageSize
 from archs.layers import relu
 from archs.registry import Reference, register
 from archs.tokens import TIMM_RENAMES, Mlp, Patches, TokenBlock, lecun_normal_, patch_count, rising_rates
@@ -122,7 +122,7 @@ class VisionTransformer(Classifier):
         heads: int,
         hidden: int,
         in_channels: int = 3,
-        image_size: int = 224,
+        image_size: ImageSize = 224,
         dropout: float = 0.0,
         drop_path: float = 0.0,
         qkv_bias: bool = True,
@@ -188,7 +188,12 @@ def declare(
         minimum_size=patch,
     )
     def build(
-        num_classes: int, *, in_channels: int = 3, image_size: int = 224, dropout: float = 0.0, drop_path: float = 0.0
+        num_classes: int,
+        *,
+        in_channels: int = 3,
+        image_size: ImageSize = 224,
+        dropout: float = 0.0,
+        drop_path: float = 0.0,
     ) -> VisionTransformer:
         model = VisionTransformer(
             num_classes,
@@ -220,7 +225,7 @@ for _name, _row in TABLE.items():
     minimum_size=32,
 )
 def vit_d6(
-    num_classes: int, *, in_channels: int = 3, image_size: int = 224, dropout: float = 0.1, drop_path: float = 0.0
+    num_classes: int, *, in_channels: int = 3, image_size: ImageSize = 224, dropout: float = 0.1, drop_path: float = 0.0
 ) -> VisionTransformer:
     """The learning repository's (Mayurji/Image-Classification-PyTorch, ViT.py), after lucidrains/vit-pytorch.
 

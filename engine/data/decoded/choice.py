@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 
 from engine.config import DataConfig
+from engine.config.pixels.image_size import sides
 from engine.data.decoded.store import Decoded, Measured, build, key_of, measure, one_at_a_time, opened
 from engine.data.fingerprint import Fingerprint
 from engine.data.graph.crops import resized_shorter_side
@@ -32,7 +33,7 @@ SPLITS = ("train", "val")
 
 def cap_of(data: DataConfig, eval_crop: float) -> int:
     """Pixels of the shorter side from which on an image is shrunk in the cache."""
-    return DETAIL * resized_shorter_side(data.side, eval_crop)
+    return DETAIL * resized_shorter_side(max(sides(data.side)), eval_crop)
 
 
 class Kept:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from engine.config.pixels.image_size import sides
 from engine.data.preprocessing import Preprocessing
 
 IMAGES, START, SHAPE, REGION, MIRROR = "images", "start", "shape", "region", "mirror"
@@ -43,7 +44,7 @@ def define_graph(settings: GraphSettings, batch_size: int, depth: int) -> Any:
 
     inputs   IMAGES uint8 [bytes] or [H, W, 3]; training: START and SHAPE int32 [2] (y, x) and MIRROR int32 scalar;
              evaluation: REGION float32 [4] (top, left, bottom, right)
-    output   float32 or float16 [image_size, image_size, 3], normalised; uint8 where it is raw
+    output   float32 or float16 [height, width, 3], normalised; uint8 where it is raw
     depth    batches in flight
     """
     from nvidia.dali import fn, pipeline_def, types
@@ -51,7 +52,7 @@ def define_graph(settings: GraphSettings, batch_size: int, depth: int) -> Any:
     gpu = settings.device.type == "cuda"
     wanted = settings.preprocessing
     resize = {
-        "size": [wanted.image_size, wanted.image_size],
+        "size": list(sides(wanted.image_size)),
         "interp_type": types.INTERP_CUBIC if wanted.interpolation == "bicubic" else types.INTERP_LINEAR,
         "antialias": True,
     }

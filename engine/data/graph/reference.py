@@ -17,6 +17,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2 import functional
 
+from engine.config.pixels.image_size import sides
 from engine.data.bad_images import BadImage, decode
 from engine.data.decoding_watch import DecoderDied
 from engine.data.graph import crops
@@ -155,7 +156,7 @@ class Pictures(Dataset):
     def __getitem__(self, position: Position) -> tuple[torch.Tensor, np.ndarray, np.ndarray, dict[int, BadImage]]:
         """The batch at `position`.
 
-        returns  uint8 [m, image_size, image_size, 3]; int64 [m] slot whose image is shown in each slot; bool [m]
+        returns  uint8 [m, height, width, 3]; int64 [m] slot whose image is shown in each slot; bool [m]
                  whether that is its own; the bad images by slot
         """
         request = self.schedule.request(position)
@@ -172,8 +173,7 @@ class Pictures(Dataset):
                 pictures.append(np.asarray(self._cut(picture, request.draws[slot] if len(request.draws) else None)))
         filling = fill_bad_slots(indices, {int(indices[slot]) for slot in bad})
         if filling is None:
-            side = self.preprocessing.image_size
-            black = torch.zeros(len(indices), side, side, 3, dtype=torch.uint8)
+            black = torch.zeros(len(indices), *sides(self.preprocessing.image_size), 3, dtype=torch.uint8)
             return black, np.arange(len(indices)), np.zeros(len(indices), dtype=bool), bad
         slots, good = filling
         return torch.from_numpy(np.stack([pictures[slot] for slot in slots])), slots, good, bad
@@ -187,10 +187,14 @@ class Pictures(Dataset):
 
     def _cut(self, picture: Image.Image, draws: np.ndarray | None) -> Image.Image:
         wanted = self.preprocessing
-        size, filtered = [wanted.image_size, wanted.image_size], functional.InterpolationMode(wanted.interpolation)
+        size, filtered = list(sides(wanted.image_size)), functional.InterpolationMode(wanted.interpolation)
         if draws is None:
-            shorter = crops.resized_shorter_side(wanted.image_size, wanted.eval_crop)
-            return functional.center_crop(functional.resize(picture, [shorter], filtered, antialias=True), size)
+            if isinstance(wanted.image_size, int):
+                resized = [crops.resized_shorter_side(wanted.image_size, wanted.eval_crop)]
+            else:
+                source = np.array([picture.size[::-1]], np.float64)
+                resized = crops.resized_sizes(source, wanted.image_size, wanted.eval_crop)[0].astype(int).tolist()
+            return functional.center_crop(functional.resize(picture, resized, filtered, antialias=True), size)
         start, shape = self.window(np.array([picture.size[::-1]]), draws[None])
         picture = functional.resized_crop(
             picture, *start[0].tolist(), *shape[0].tolist(), size, filtered, antialias=True

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from engine.config import DataConfig
+from engine.config.pixels.image_size import ImageSize, pixels_of, sides
 from engine.data.backend import chosen_backend
 from engine.data.loader import worker_count
 from engine.data.sources.source import Source
@@ -44,7 +45,7 @@ class Feed:
     prefetch: int = 2
     """Batches in flight."""
 
-    def device_bytes(self, share: int, image_size: int, half: bool) -> int:
+    def device_bytes(self, share: int, image_size: ImageSize, half: bool) -> int:
         """Bytes outside torch's allocator for a rank's `share` of images."""
         if self.backend != "dali":
             return 0
@@ -53,22 +54,22 @@ class Feed:
             fixed += DECODER_MODULES + GRAPHS * self.threads * DECODER_PADDING
         return fixed + loader_bytes(share, image_size, self.prefetch, half, self.side)
 
-    def staged_bytes(self, share: int, image_size: int, precision: str) -> list[int]:
+    def staged_bytes(self, share: int, image_size: ImageSize, precision: str) -> list[int]:
         """Bytes of a batch's forms in torch's allocator before it is in the compute dtype; gone when it is."""
-        pixels = share * 3 * image_size**2
+        pixels = share * 3 * pixels_of(image_size)
         if self.backend == "torchvision":  # as uint8, less the mean, over the deviation
             return [pixels, 4 * pixels, *([4 * pixels] if precision != "fp32" else [])]
         return [4 * pixels] if precision == "bf16" else []  # DALI makes fp32 or fp16 by itself
 
 
-def loader_bytes(share: int, image_size: int, prefetch: int, half: bool, side: int = DECODED_SIDE) -> int:
+def loader_bytes(share: int, image_size: ImageSize, prefetch: int, half: bool, side: int = DECODED_SIDE) -> int:
     """Device bytes of DALI's graph for a rank's `share` of images: decoded pixels, the resize's intermediate, outputs.
 
     The resize works in two passes, the first of which leaves fp32 rows.
     """
     decoded = side * side * 3
-    intermediate = side * image_size * 3 * 4
-    output = image_size * image_size * 3 * (2 if half else 4)
+    intermediate = side * max(sides(image_size)) * 3 * 4
+    output = pixels_of(image_size) * 3 * (2 if half else 4)
     return share * (decoded + intermediate + (prefetch + 1) * output)
 
 

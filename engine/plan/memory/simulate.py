@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from engine.config import OptimConfig
+from engine.config.pixels.image_size import ImageSize, sides
 from engine.plan.memory.fake import AnyNumber, autocast, backward, fake_copy, on_meta
 from engine.plan.memory.replay import Replay
 from engine.plan.memory.trace import PRIME, SECOND_FORWARD, Category, Trace, Unit
@@ -39,7 +40,7 @@ class Untraceable(RuntimeError):
 class Step:
     """What is simulated, beside the network."""
 
-    image_size: int
+    image_size: ImageSize
     num_classes: int
     precision: str = "fp32"
     optim: OptimConfig = field(default_factory=OptimConfig)
@@ -131,7 +132,7 @@ class Stepper:
         apply_policy(self.model, step.policy)
         if step.policy.kind == "none":
             watch.attach()
-        images = torch.zeros(batch, 3, step.image_size, step.image_size, dtype=DTYPES[step.precision])
+        images = torch.zeros(batch, 3, *sides(step.image_size), dtype=DTYPES[step.precision])
         images = images.to(memory_format=torch.channels_last) if step.channels_last else images
         labels, weights = torch.zeros(batch, dtype=torch.long), torch.ones(batch)
         if step.policy.partition:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from engine.config import require
+from engine.config.pixels.image_size import px
 from engine.plan.memory.cost import NOMINAL
 from engine.plan.memory.fake import on_meta
 from engine.plan.request import PlanConfig, builder, planned_hardware
@@ -35,9 +36,7 @@ def run_projection(options: PlanConfig) -> int:
     rows = project(passes, sizes, counts, cluster)
     parts = buckets(sizes)
     each = config.optim.batch_size
-    print(
-        f"{config.model.arch}, {each} images a GPU, {config.data.image_size} px, {precision}: every figure is PROJECTED"
-    )
+    print(f"{config.model.arch}, {each} images a GPU, {px(config.data.side)}, {precision}: every figure is PROJECTED")
     print(table(rows, each))
     print(f"passes      {passes * 1e3:.1f} ms ({source}); the backward one is {BACKWARD:.0%} of them")
     print(f"gradients   {sum(sizes) / 2**20:.1f} MiB in fp32, in {len(parts)} buckets that follow each other")

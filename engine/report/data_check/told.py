@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from engine.config.pixels.image_size import ImageSize, px, sides
 from engine.data.doctor.findings import HELD_OUT, Findings, Group, Member
 from engine.runs.wording import listed, percent
 
@@ -14,7 +15,7 @@ EXAMPLES = 2
 """Of each kind in the terminal."""
 
 
-def lines(found: Findings, image_size: int = 0, root: str = "") -> list[str]:
+def lines(found: Findings, image_size: ImageSize = 0, root: str = "") -> list[str]:
     """What there is, and what is wrong with it; short where nothing is.
 
     image_size  of the network, in pixels: images with a shorter side are counted; 0 is not known
@@ -80,11 +81,11 @@ def _looked_at(found: Findings) -> str:
     return f"{', '.join(parts)} images, no near duplicates; all of it: hcr data with the same --data flags"
 
 
-def _small(found: Findings, image_size: int) -> str:
+def _small(found: Findings, image_size: ImageSize) -> str:
     below = found.sizes["shorter_side"]
-    if not image_size or below[0] >= image_size:
+    if not image_size or below[0] >= min(sides(image_size)):
         return ""
-    return f"; shorter side of 1 % below {below[0]} px, of half below {below[1]} px, the network's is {image_size} px"
+    return f"; shorter side of 1 % below {below[0]} px, of half below {below[1]} px, the network's is {px(image_size)}"
 
 
 def _parts(counts: dict[str, int]) -> str:

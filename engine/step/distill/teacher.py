@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 import archs
 from engine.config import ConfigError, require
+from engine.config.pixels.image_size import ImageSize, sides
 from engine.data.preprocessing import Preprocessing
 from engine.data.published import LIBRARIES, published_classes, published_preprocessing
 from engine.runs.weights_facts import CHECKSUM, WeightsFacts
@@ -33,7 +34,7 @@ class TeacherNetwork(nn.Module):
     """
 
     def __init__(
-        self, network: nn.Module, theirs: Preprocessing | None, ours: Preprocessing | None, size: int = 0
+        self, network: nn.Module, theirs: Preprocessing | None, ours: Preprocessing | None, size: ImageSize = 0
     ) -> None:
         super().__init__()
         self.network, self.size = network, size
@@ -49,8 +50,8 @@ class TeacherNetwork(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         if self.moved:
             images = images * self.scale.to(images.dtype) + self.shift.to(images.dtype)
-        if self.size and images.shape[-1] != self.size:
-            images = F.interpolate(images, (self.size, self.size), mode="bilinear", align_corners=False)
+        if self.size and tuple(images.shape[2:]) != sides(self.size):
+            images = F.interpolate(images, sides(self.size), mode="bilinear", align_corners=False)
         output = self.network(images)
         return getattr(output, "logits", output).float()
 
@@ -63,7 +64,7 @@ class Teacher:
     classes: list[str] | None
     """In the order of its outputs; None where nobody says."""
     preprocessing: Preprocessing | None
-    image_size: int
+    image_size: ImageSize
     facts: WeightsFacts | None = field(default=None, repr=False)
     """What a weights file of ours says; None for a library's."""
     checksum: str = ""

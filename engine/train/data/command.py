@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from engine.config import ConfigError, RunConfig
+from engine.config.pixels.image_size import px
 from engine.data.backend import make_loader
 from engine.data.fingerprint import fingerprint_of
 from engine.data.sources.source import DataError, Source
@@ -71,4 +72,4 @@ def sheet_of(source: Source, config: RunConfig) -> bytes:
 def told_of(config: RunConfig) -> str:
     """What happens to the images, in words."""
     augmented = config.augment.describe()
-    return f"{config.data.side} px, cut and mirrored at random{', ' + augmented if augmented else ''}"
+    return f"{px(config.data.side)}, cut and mirrored at random{', ' + augmented if augmented else ''}"

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from engine.config import ConfigError, command_line, require
+from engine.config.pixels.image_size import sides
 from engine.data.bad_images import decode
 from engine.data.sources.reading import Unreadable, read
 from engine.use.pictures import named_pictures
@@ -143,7 +144,7 @@ def _write_library(config: ExportConfig, weights: Weights, output: Path, library
             {
                 "architecture": model,
                 "num_classes": weights.class_count,
-                "input_size": [3, expected.image_size, expected.image_size],
+                "input_size": [3, *sides(expected.image_size)],
                 "mean": expected.mean,
                 "std": expected.std,
                 "crop_pct": expected.eval_crop,

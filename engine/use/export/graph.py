@@ -10,20 +10,21 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from engine.config.pixels.image_size import sides
 from engine.data.graph.crops import resized_shorter_side
 from engine.data.preprocessing import Preprocessing
 
 
 class Prepare(nn.Module):
-    """images uint8 [N, H, W, 3] of any size -> float32 [N, 3, image_size, image_size], as the evaluation sees them."""
+    """images uint8 [N, H, W, 3] of any size -> float32 [N, 3, height, width], as the evaluation sees them."""
 
     mean: Tensor
     std: Tensor
 
     def __init__(self, preprocessing: Preprocessing) -> None:
         super().__init__()
-        self.side = preprocessing.image_size
-        self.shorter = resized_shorter_side(preprocessing.image_size, preprocessing.eval_crop)
+        self.height, self.width = sides(preprocessing.image_size)
+        self.box = [resized_shorter_side(side, preprocessing.eval_crop) for side in (self.height, self.width)]
         self.cubic = preprocessing.interpolation == "bicubic"
         for name in ("mean", "std"):
             values = torch.tensor(getattr(preprocessing, name), dtype=torch.float32).view(1, 3, 1, 1)
@@ -33,28 +34,31 @@ class Prepare(nn.Module):
         return (self.pixels(images) - self.mean) / self.std
 
     def pixels(self, images: Tensor) -> Tensor:
-        """float32 [N, 3, image_size, image_size] of whole grey levels, 0 to 255."""
+        """float32 [N, 3, height, width] of whole grey levels, 0 to 255."""
         planes = images.permute(0, 3, 1, 2).float()
         height = torch.full((), images.shape[1], dtype=torch.int64, device=images.device)
         width = torch.full((), images.shape[2], dtype=torch.int64, device=images.device)
-        shorter = torch.minimum(height, width)
-        across = self.filter(width, shorter, torch.arange(images.shape[2], device=images.device))
-        down = self.filter(height, shorter, torch.arange(images.shape[1], device=images.device))
+        tall = height * self.box[1] <= width * self.box[0]  # then the height is resized to the box's
+        box = torch.where(tall, *(torch.full_like(height, side) for side in self.box))
+        by = torch.where(tall, height, width)
+        across = self.filter(width, box, by, self.width, torch.arange(images.shape[2], device=images.device))
+        down = self.filter(height, box, by, self.height, torch.arange(images.shape[1], device=images.device))
         resized = torch.matmul(down, torch.matmul(planes, across.t()))
         return resized.round().clamp(0, 255)
 
-    def filter(self, length: Tensor, shorter: Tensor, places: Tensor) -> Tensor:
-        """[image_size, length] weights of each source pixel of a side in each pixel of the crop.
+    def filter(self, length: Tensor, box: Tensor, by: Tensor, crop: int, places: Tensor) -> Tensor:
+        """[crop, length] weights of each source pixel of a side in each pixel of the crop.
 
         length   int64 [], pixels of this side
-        shorter  int64 [], pixels of the shorter side, which is resized to `self.shorter`
+        box, by  int64 [], the resize multiplies by their quotient: of the side that is the shorter one for the crop
+        crop     pixels of this side of the crop
         places   int64 [length], 0, 1, 2, …
         """
-        resized = torch.div(self.shorter * length, shorter, rounding_mode="floor")
-        start = ((resized - self.side).float() / 2).round()  # to even, as torchvision's CenterCrop
+        resized = torch.div(box * length, by, rounding_mode="floor")
+        start = ((resized - crop).float() / 2).round()  # to even, as torchvision's CenterCrop
         scale = length.float() / resized.float()
         wide = scale.clamp(min=1.0)
-        target = torch.arange(self.side, device=places.device).float()
+        target = torch.arange(crop, device=places.device).float()
         centres = (target + start + 0.5) * scale
         distance = ((places.float() + 0.5).unsqueeze(0) - centres.unsqueeze(1)).abs() / wide
         weights = _keys_cubic(distance) if self.cubic else (1 - distance).clamp(min=0.0)

@@ -15,6 +15,7 @@ import archs
 from archs.registry import Reference
 from archs.weights import rename
 from engine.config import ConfigError
+from engine.config.pixels.image_size import ImageSize, px
 
 
 def reference_for(arch: str, library: str) -> Reference:
@@ -28,7 +29,7 @@ def reference_for(arch: str, library: str) -> Reference:
     raise ConfigError(f"{info.name} has no model of {library} to be saved as ({there})")
 
 
-def library_model(source: str, num_classes: int, image_size: int, auxiliary: bool = False) -> nn.Module:
+def library_model(source: str, num_classes: int, image_size: ImageSize, auxiliary: bool = False) -> nn.Module:
     """The library's own model, with weights of its own draw; auxiliary heads only where they are asked for.
 
     Raises ConfigError where the library is not installed or refuses the size.
@@ -50,7 +51,7 @@ def library_model(source: str, num_classes: int, image_size: int, auxiliary: boo
     except ImportError:
         raise ConfigError(f"{source}: {library} is not installed: pip install {library}") from None
     except (ValueError, TypeError, AssertionError) as error:
-        raise ConfigError(f"{source} cannot be built for {num_classes} classes and {image_size} px: {error}") from None
+        raise ConfigError(f"{source} cannot be built for {num_classes} classes and {px(image_size)}: {error}") from None
 
 
 def under_library_keys(tensors: Mapping[str, Tensor], reference: Reference, theirs: nn.Module) -> dict[str, Tensor]:

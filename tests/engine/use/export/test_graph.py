@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torchvision.transforms import v2
 
-from engine.data.graph.crops import resized_shorter_side
+from engine.data.graph.crops import resized_shorter_side, resized_sizes
 from engine.data.preprocessing import Preprocessing
 from engine.use.export.graph import Prepare, RawGraph
 
@@ -59,3 +59,14 @@ def test_probabilities_are_the_softmax_of_the_logits():
     probabilities, logits = graph(torch.randint(0, 256, (3, 20, 30, 3), dtype=torch.uint8))
     torch.testing.assert_close(probabilities, logits.softmax(1))
     assert logits.shape == (3, 5) and logits.dtype == torch.float32
+
+
+@pytest.mark.parametrize("size", [(90, 120), (300, 200), (33, 500), (64, 64), (1, 1)])
+def test_crops_that_are_not_square_are_pillow_s(size):
+    image = picture(*size)
+    sizes = resized_sizes(np.array([size], np.float64), (48, 80), 0.875)[0].astype(int).tolist()
+    resized = v2.functional.resize(image, sizes, v2.InterpolationMode.BILINEAR)
+    theirs = v2.functional.pil_to_tensor(v2.functional.center_crop(resized, [48, 80])).float()
+    prepare = Prepare(Preprocessing(MEAN, STD, 0.875, "bilinear", (48, 80)))
+    found = (prepare.pixels(torch.from_numpy(np.array(image))[None])[0] - theirs).abs()
+    assert found.mean() < 0.3 and found.max() <= 1
