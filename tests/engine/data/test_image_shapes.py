@@ -32,7 +32,7 @@ def test_flags_yaml_and_metadata_have_both_sides(tmp_path):
 def test_growing_images_are_square():
     with pytest.raises(ConfigError, match="grows square images, and these are 96x160"):
         DataConfig(image_size=(96, 160), progressive_from=48)
-    with pytest.raises(ConfigError, match=r"--image-size must be at least 8 pixels .* not 96x4 px"):
+    with pytest.raises(ConfigError, match=r"--image-size must be at least 8 pixels .* not 96x4"):
         RunConfig(data=DataConfig(image_size=(96, 4)))
 
 
