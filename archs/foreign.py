@@ -24,7 +24,7 @@ HEADS = ("fc", "classifier", "heads", "head")
 
 
 class Foreign(nn.Module):
-    """A network around another library's: images [N, 3, H, W] -> logits [N, classes]; its keys begin with `network.`.
+    """A network around another library's: images [N, C, H, W] -> logits [N, classes]; its keys begin with `network.`.
 
     name        as it was asked for
     num_classes and image_size are what it was built for
@@ -33,11 +33,11 @@ class Foreign(nn.Module):
     minimum_size = 1
     fixed_size: tuple[int, int] | None = None
 
-    def __init__(self, network: nn.Module, name: str, image_size: ImageSize) -> None:
+    def __init__(self, network: nn.Module, name: str, image_size: ImageSize, channels: int = 3) -> None:
         super().__init__()
         self.network, self.arch = network, name
         self.head_name = head_name(network)
-        self.unit_names = unit_names(network, self.head_name, image_size)
+        self.unit_names = unit_names(network, self.head_name, image_size, channels)
 
     @property
     def classifier_pattern(self) -> str:
@@ -94,7 +94,7 @@ def candidates(network: nn.Module, head: str) -> list[str]:
     return expand(network, "")
 
 
-def unit_names(network: nn.Module, head: str, image_size: ImageSize) -> tuple[str, ...]:
+def unit_names(network: nn.Module, head: str, image_size: ImageSize, channels: int = 3) -> tuple[str, ...]:
     """The longest chain among `candidates`, by parameters; nothing where the network does not run on meta tensors."""
     names = candidates(network, head)
     calls: list[tuple[str, int, int]] = []
@@ -115,7 +115,7 @@ def unit_names(network: nn.Module, head: str, image_size: ImageSize) -> tuple[st
         shadow.get_submodule(name).register_forward_hook(note(name))
     try:
         with torch.no_grad():
-            shadow(torch.empty(2, 3, *sides(image_size), device="meta"))
+            shadow(torch.empty(2, channels, *sides(image_size), device="meta"))
     except (RuntimeError, NotImplementedError, TypeError, ValueError):
         return ()
     seen = [name for name, _, _ in calls]
@@ -149,13 +149,13 @@ def adopt(name: str) -> tuple[ArchInfo, Callable[..., nn.Module]] | None:
     else:
         return None
 
-    def build(num_classes: int, *, image_size: ImageSize = size) -> Foreign:
-        return Foreign(make(num_classes, image_size), name, image_size)
+    def build(num_classes: int, *, in_channels: int = 3, image_size: ImageSize = size) -> Foreign:
+        return Foreign(make(num_classes, image_size, in_channels), name, image_size, in_channels)
 
     return ArchInfo(name, name, 0, size, 0, 0, references), build
 
 
-def _of_library(library: str, model: str) -> tuple[Callable[[int, ImageSize], nn.Module], int]:
+def _of_library(library: str, model: str) -> tuple[Callable[[int, ImageSize, int], nn.Module], int]:
     if library == "timm":
         try:
             import timm
@@ -168,9 +168,9 @@ def _of_library(library: str, model: str) -> tuple[Callable[[int, ImageSize], nn
         fixed = bool(config and config.fixed_input_size)
         side = config.input_size[-1] if config else 224
 
-        def make(num_classes: int, image_size: ImageSize) -> nn.Module:
+        def make(num_classes: int, image_size: ImageSize, in_channels: int) -> nn.Module:
             size = {"img_size": image_size} if fixed else {}
-            return timm.create_model(model, pretrained=False, num_classes=num_classes, **size)
+            return timm.create_model(model, pretrained=False, num_classes=num_classes, in_chans=in_channels, **size)
 
         return make, side
     from torchvision import models
@@ -179,7 +179,9 @@ def _of_library(library: str, model: str) -> tuple[Callable[[int, ImageSize], nn
         near = ", ".join(one for one in models.list_models(module=models) if one[:4] == model[:4]) or "none alike"
         raise UnknownArch(f"torchvision has no classifier called {model!r} (near: {near})")
 
-    def make_theirs(num_classes: int, image_size: ImageSize) -> nn.Module:
+    def make_theirs(num_classes: int, image_size: ImageSize, in_channels: int) -> nn.Module:
+        if in_channels != 3:
+            raise ValueError(f"torchvision:{model} is for coloured images; ours and timm's take grey")
         taken = inspect.signature(models.get_model_builder(model)).parameters
         sized = model.startswith("vit")
         size = {"image_size": image_size} if sized and "kwargs" in taken else {}
@@ -188,7 +190,7 @@ def _of_library(library: str, model: str) -> tuple[Callable[[int, ImageSize], nn
     return make_theirs, 224
 
 
-def _of_file(name: str) -> Callable[[int, ImageSize], nn.Module]:
+def _of_file(name: str) -> Callable[[int, ImageSize, int], nn.Module]:
     path, _, factory = name.rpartition(":")
     if not Path(path).is_file():
         raise UnknownArch(f"{name}: there is no file {path}")
@@ -204,10 +206,12 @@ def _of_file(name: str) -> Callable[[int, ImageSize], nn.Module]:
         there = ", ".join(key for key, value in vars(module).items() if callable(value) and not key.startswith("_"))
         raise UnknownArch(f"{name}: {path} has no function {factory} (it has {there or 'none'})")
 
-    def make(num_classes: int, image_size: ImageSize) -> nn.Module:
+    def make(num_classes: int, image_size: ImageSize, in_channels: int) -> nn.Module:
         taken = inspect.signature(made).parameters
-        size = {"image_size": image_size} if "image_size" in taken else {}
-        network = made(num_classes=num_classes, **size)
+        offered = {"image_size": image_size, "in_channels": in_channels}
+        if in_channels != 3 and "in_channels" not in taken:
+            raise ValueError(f"{name} takes no in_channels: it is for coloured images")
+        network = made(num_classes=num_classes, **{key: value for key, value in offered.items() if key in taken})
         if not isinstance(network, nn.Module):
             raise TypeError(f"{name} made a {type(network).__name__}, not a torch.nn.Module")
         return network

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from archs.channels import Normalised, for_channels
 from archs.registry import Reference, constructor, lookup
 
 CLASSIFIER = r"(head|auxiliary)\.(.*\.)?fc\.(weight|bias)$"
@@ -28,6 +29,8 @@ class Loaded:
     """Whose keys the weights had: a reference's name, or "hcr"."""
     replaced: tuple[str, ...] = ()
     """Keys of heads that kept their initialisation: of another number of classes, or absent from the weights."""
+    converted: str = ""
+    """What was done to the stem for other channels, in words."""
 
 
 def reference_of(arch: str, source: str) -> Reference:
@@ -59,31 +62,40 @@ def rename(state_dict: Mapping[str, Tensor], reference: Reference) -> dict[str, 
 
 
 def load_reference(
-    model: nn.Module, state_dict: Mapping[str, Tensor], arch: str, source: str, rows: Mapping[int, int] | None = None
+    model: nn.Module,
+    state_dict: Mapping[str, Tensor],
+    arch: str,
+    source: str,
+    rows: Mapping[int, int] | None = None,
+    normalised: tuple[Normalised | None, Normalised | None] = (None, None),
 ) -> Loaded:
     """Load a torchvision or timm state dict into `model`, in place; dtype and device stay the model's.
 
     arch    the name that `model` was built by
     source  one of its references, such as "torchvision:resnet18"
-    rows    which rows of the head are kept, as in `fit`
+    rows    which rows of the head are kept, and `normalised`, as in `fit`
 
     See `fit` for what must match. Raises ValueError for a source that `arch` does not take weights from.
     """
     reference = reference_of(arch, source)
-    return fit(model, rename(state_dict, reference), reference.source, rows)
+    return fit(model, rename(state_dict, reference), reference.source, rows, normalised)
 
 
 def load_weights(
-    model: nn.Module, state_dict: Mapping[str, Tensor], arch: str, rows: Mapping[int, int] | None = None
+    model: nn.Module,
+    state_dict: Mapping[str, Tensor],
+    arch: str,
+    rows: Mapping[int, int] | None = None,
+    normalised: tuple[Normalised | None, Normalised | None] = (None, None),
 ) -> Loaded:
     """Load weights of unknown origin: ours or those of any reference of `arch`, whichever keys match best.
 
-    rows  which rows of the head are kept, as in `fit`
+    rows  which rows of the head are kept, and `normalised`, as in `fit`
 
     Raises WeightsMismatch, with the model unchanged, that tells about the closest match.
     """
     given, source = our_keys(state_dict, arch, model.state_dict().keys())
-    return fit(model, given, source, rows)
+    return fit(model, given, source, rows, normalised)
 
 
 def our_keys(
@@ -107,7 +119,13 @@ def our_keys(
     return candidates[best], best
 
 
-def fit(model: nn.Module, given: Mapping[str, Tensor], source: str, rows: Mapping[int, int] | None = None) -> Loaded:
+def fit(
+    model: nn.Module,
+    given: Mapping[str, Tensor],
+    source: str,
+    rows: Mapping[int, int] | None = None,
+    normalised: tuple[Normalised | None, Normalised | None] = (None, None),
+) -> Loaded:
     """Load tensors under our keys into `model`, in place; dtype and device stay the model's.
 
     Every parameter and running statistic must be given, with its shape, and nothing more. Only
@@ -117,6 +135,8 @@ def fit(model: nn.Module, given: Mapping[str, Tensor], source: str, rows: Mappin
 
     rows  our class -> the weights' class of the same name: these rows of every head are kept and the others keep their
           initialisation, however many classes there are. None: nobody knows the names, a head of as many is kept
+    normalised  the images of the weights and of the model, by which a stem for grey images becomes one for coloured
+                ones or the reverse (archs.channels)
 
     Raises WeightsMismatch, with the model unchanged, that names what is missing, left over or of another shape, and
     our nearest name for what is left over.
@@ -134,6 +154,8 @@ def fit(model: nn.Module, given: Mapping[str, Tensor], source: str, rows: Mappin
     replaced = [key for key in classifiers if rows == {} or given[key].shape != wanted[key].shape]
     replaced += [key for key in wanted if key in ours and not theirs]
     given |= {key: wanted[key] for key in replaced}
+    converted = for_channels(model, given, *normalised)
+    given = converted.tensors
     shapes = [
         f"{key} {list(given[key].shape)} for our {list(wanted[key].shape)}"
         for key in wanted
@@ -149,7 +171,7 @@ def fit(model: nn.Module, given: Mapping[str, Tensor], source: str, rows: Mappin
     if any(problems):
         raise WeightsMismatch(f"these weights do not fit as {source}: {'; '.join(filter(None, problems))}")
     model.load_state_dict(given)
-    return Loaded(source, tuple(replaced))
+    return Loaded(source, tuple(replaced), converted.told)
 
 
 def _classifiers(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor], pattern: str) -> list[str]:

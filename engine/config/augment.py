@@ -113,6 +113,13 @@ class AugmentConfig:
         names = ("vertical_flip", "rotation", "grayscale", "blur", "erasing", "mixup", "cutmix")
         return used["policy"] != "none" or any(used["jitter"]) or any(used[name] for name in names)
 
+    @property
+    def chooses_operators(self) -> bool:
+        """Whether there are operators on grey levels, which have 8 bits."""
+        used = self.resolved
+        names = ("vertical_flip", "rotation", "grayscale", "blur")
+        return used["policy"] != "none" or any(used["jitter"]) or any(used[name] for name in names)
+
     def describe(self) -> str:
         """In words, for a run's lines; empty where there is nothing beside the crop and the mirror image."""
         used = self.resolved

@@ -36,6 +36,11 @@ class DataConfig:
     image_size: Annotated[ImageSize, TopLevel] = 0
     """Side of the images that the network sees in pixels, or HEIGHT WIDTH; 0 is what the pretrained weights expect,
     else 224."""
+    channels: Literal[1, 3] = 3
+    """Colours that the network sees: red, green and blue, or 1 for grey, into which coloured images are turned."""
+    bits: Literal[0, 8, 16] = 0
+    """Bits of a pixel's colour that are kept until the network's own precision; 0 is 16 where a look at the training
+    images finds such, else 8."""
     progressive_from: int = 0
     """Size in pixels of the first training images, which grow to image_size over the run; 0 is no growth."""
     progressive_stages: int = 4
@@ -54,11 +59,11 @@ class DataConfig:
     """Random horizontal flip in training; auto is on for photographs and off for digits."""
     crop_scale: tuple[float, float] | None = None
     """Smallest and largest share of the area that a training crop keeps; none is the source's own."""
-    mean: tuple[float, float, float] | None = None
-    """Mean of red, green and blue that is taken off, where white is 1; none is what the pretrained weights expect, else
-    the source's own."""
-    std: tuple[float, float, float] | None = None
-    """Standard deviation of red, green and blue that pixels are divided by; none as for the mean."""
+    mean: tuple[float] | tuple[float, float, float] | None = None
+    """Mean of red, green and blue, or of grey, that is taken off, where white is 1; none is what the pretrained weights
+    expect, else the source's own."""
+    std: tuple[float] | tuple[float, float, float] | None = None
+    """Standard deviation of each that pixels are divided by; none as for the mean."""
     eval_crop: float | None = None
     """Side of the centre crop in evaluation over the shorter side of the resized image; none as for the mean."""
     interpolation: Literal["bilinear", "bicubic"] | None = None
@@ -116,6 +121,12 @@ class DataConfig:
             f"--data.fold must be from 0 to one less than --data.folds ({self.folds}), not {self.fold}",
         )
         require(0 < self.balance_beta < 1, f"--data.balance-beta must be between 0 and 1, not {self.balance_beta}")
+        for name in ("mean", "std"):
+            given = getattr(self, name)
+            require(
+                given is None or len(given) == self.channels,
+                f"--data.{name} needs a number for each of --data.channels {self.channels}, not {len(given or ())}",
+            )
         require(self.std is None or min(self.std) > 0, f"--data.std must be above 0 in every channel, not {self.std}")
         require(
             self.eval_crop is None or 0 < self.eval_crop <= 1,

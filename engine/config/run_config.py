@@ -70,6 +70,15 @@ class RunConfig:
             not self.optim.logit_adjust or self.data.balance == "none",
             f"--optim.logit-adjust and --data.balance {self.data.balance} make up for the same thing twice; keep one",
         )
+        require(
+            self.data.bits != 16 or not self.augment.chooses_operators,
+            f"--data.bits 16 takes crops, mirror images, erasing, mixup and CutMix; {self.augment.describe()} changes "
+            "images of 8 bits: --data.bits 8, or leave it out",
+        )
+        require(
+            self.data.bits != 16 or self.data.cache in ("off", "auto"),
+            f"--data.cache {self.data.cache} keeps 8 bits a colour: --data.bits 8, or --data.cache off",
+        )
         fixed = self.augment.resolved["crop"] == "fixed"
         require(
             not (fixed and self.data.crop_scale), "--data.crop-scale has no effect on --augment.crop fixed (or seed)"

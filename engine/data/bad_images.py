@@ -82,22 +82,39 @@ def _has_its_end(data: bytes, kind: str | None) -> bool:
     return data.endswith(END_MARKS.get(kind or "", b""))
 
 
-def decode(data: bytes) -> Image.Image:
-    """The image as RGB, EXIF orientation applied, transparency dropped and 16 bits scaled to 8.
+def decode(data: bytes, channels: int = 3) -> Image.Image:
+    """The image as RGB, or as grey where there is 1 channel, EXIF orientation applied, transparency dropped, 16 bits
+    scaled to 8.
 
     Raises Unreadable for what Pillow cannot decode, and for floating-point pixels, which have no agreed white.
     """
+    upright = _upright(data)
+    if upright.mode.startswith("I"):
+        upright = Image.fromarray(_eight_bits(np.asarray(upright)))
+    rgb = _as_rgb(upright)
+    return rgb if channels == 3 else rgb.convert("L")
+
+
+def sixteen_bit_grey(data: bytes) -> np.ndarray | None:
+    """uint16 [H, W] of an image that Pillow reads as grey of more than 8 bits; None of any other.
+
+    Raises Unreadable as `decode`.
+    """
+    upright = _upright(data)
+    return np.asarray(upright).clip(0, 65535).astype(np.uint16) if upright.mode.startswith("I") else None
+
+
+def _upright(data: bytes) -> Image.Image:
+    """The image with its EXIF orientation applied. Raises Unreadable as `decode`."""
     with _opened(data) as image:
         _load(image)
         try:
             upright = ImageOps.exif_transpose(image)
         except Exception:  # broken EXIF, as in _orientation
             upright = image
-        if upright.mode.startswith("I"):
-            upright = Image.fromarray(_eight_bits(np.asarray(upright)))
-        if upright.mode == "F":
-            raise Unreadable("floating-point pixels have no agreed white")
-        return _as_rgb(upright)
+    if upright.mode == "F":
+        raise Unreadable("floating-point pixels have no agreed white")
+    return upright
 
 
 def _as_rgb(image: Image.Image) -> Image.Image:
@@ -133,11 +150,12 @@ def find_culprits(count: int, works: Callable[[Sequence[int]], bool]) -> list[in
 class ImageFiles:
     """The encoded images of a split as the loader wants them: bytes, and the size that crops are cut from.
 
+    bits     that are kept of a colour
     sizes    int32 [N, 2], height and width of what has been looked at, else 0
     """
 
-    def __init__(self, split: Split) -> None:
-        self.split = split
+    def __init__(self, split: Split, bits: int = 8) -> None:
+        self.split, self.bits = split, bits
         self.sizes = np.zeros((len(split), 2), dtype=np.int32)
         self.by_pillow: set[int] = set()
         """Images that the fast decoder refuses and Pillow decodes."""
@@ -153,11 +171,12 @@ class ImageFiles:
         return self.through_pillow(index, data) if index in self.by_pillow else data
 
     def through_pillow(self, index: int, data: bytes) -> bytes:
-        """The image as an uncompressed BMP, which every decoder reads; raises Unreadable."""
-        image = decode(data)
+        """The image as an uncompressed BMP, which every decoder reads, or grey of 16 bits as PNG; raises Unreadable."""
+        deep = sixteen_bit_grey(data) if self.bits == 16 else None
+        image = decode(data) if deep is None else Image.fromarray(deep)
         self.sizes[index] = image.height, image.width
         encoded = io.BytesIO()
-        image.save(encoded, "BMP")
+        image.save(encoded, "BMP" if deep is None else "PNG")
         return encoded.getvalue()
 
 

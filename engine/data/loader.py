@@ -46,7 +46,7 @@ class Batch:
     """One rank's share of a global batch, on the device, in memory of its own."""
 
     images: torch.Tensor
-    """[N, 3, H, W] channels-last in the compute dtype, normalised."""
+    """[N, C, H, W] channels-last in the compute dtype, normalised."""
     labels: torch.Tensor
     """int64 [N], or float32 [N, classes] where images were mixed."""
     weights: torch.Tensor
@@ -267,7 +267,7 @@ class Loader(ABC):
     ) -> Batch:
         """A batch from finished images; `filled` is the image shown in each slot, `good` whether it is its own.
 
-        images  [m, 3, H, W], finished, or uint8 where there is an augmentation
+        images  [m, C, H, W], finished, or uint8 where there is an augmentation
         bad     the images that could not be read, by index
         """
         share = request.share

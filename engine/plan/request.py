@@ -24,6 +24,7 @@ from engine.config.optimizers import OPTIMIZERS
 from engine.config.pixels.image_size import ImageSize, sides
 
 TRAINING_FLAGS = {
+    "channels": "--data.channels",
     "precision": "--precision",
     "recompute": "--recompute",
     "offload": "--memory.offload",
@@ -47,6 +48,8 @@ class PlanConfig:
     """Images a step over all GPUs together."""
     image_size: ImageSize = 224
     """Side of the images in pixels, or HEIGHT WIDTH."""
+    channels: Literal[1, 3] = 3
+    """Colours of the images: 1 is grey."""
     gpu_memory: str = "8GiB"
     """Memory of one GPU, with its unit; auto is what is free on the GPU of this machine."""
     gpus: int | str = 1
@@ -101,7 +104,7 @@ class PlanConfig:
         )
         return RunConfig(
             model=ModelConfig(arch=self.arch or ModelConfig.arch, finetune=self.finetune),
-            data=DataConfig(image_size=self.image_size),
+            data=DataConfig(image_size=self.image_size, channels=self.channels),
             optim=OptimConfig(batch_size=self.batch_size, optimizer=self.optimizer, ema=self.ema, sam=self.sam),
             precision=PrecisionConfig(self.precision),
             memory=MemoryConfig(self.recompute, self.gpu_memory, self.offload),

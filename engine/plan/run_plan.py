@@ -35,6 +35,7 @@ def workload_of(config: RunConfig, build: Callable[[], nn.Module], num_classes: 
         name=config.model.arch,
         build=build,
         image_size=config.data.side,
+        channels=config.data.channels,
         num_classes=num_classes,
         global_batch=config.optim.batch_size,
         optim=config.optim,

@@ -77,7 +77,9 @@ class Simulated:
         key, load = (precision != "fp32", policy, only), self.workload
         if key not in self._traces:
             size, classes = load.image_size, load.num_classes
-            step = Step(size, classes, precision, load.optim, policy, load.channels_last, cuda=load.cuda)
+            step = Step(
+                size, classes, precision, load.optim, policy, load.channels_last, channels=load.channels, cuda=load.cuda
+            )
             self._traces[key] = self._simulator.record(step, only)
         variant = precision, policy, kept, only
         if variant not in self._variants:

@@ -39,6 +39,8 @@ class Workload:
     sync_bn: bool = False
     channels_last: bool = True
     feed: Feed = field(default_factory=Feed)
+    channels: int = 3
+    """Of the images."""
     cuda: bool = True
     """Planned for a GPU; off plans for CPU tensors alone."""
     expandable: bool = True
@@ -65,7 +67,7 @@ class Workload:
         it is on a stream of its own."""
         if not (self.recorded and recordable(policy)):
             return 0, 0
-        pixels = 3 * pixels_of(self.image_size) * (4 if precision == "fp32" else 2)
+        pixels = self.channels * pixels_of(self.image_size) * (4 if precision == "fp32" else 2)
         return self.share * (pixels + LABEL_AND_WEIGHT), self.device.cublas
 
     @property

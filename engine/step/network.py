@@ -11,18 +11,22 @@ from archs.fused import set_fused
 from archs.registry import constructor
 from archs.weights import reference_of
 from engine.config import ConfigError, ModelConfig, RunConfig, require
+from engine.data.preprocessing import Preprocessing
 from engine.data.published import LIBRARIES
 from engine.step.finetune import freeze
 from engine.step.plan import use_cuda
 from engine.step.weights.pretrained import load_pretrained
 
+RGB_ONLY = "tensorflow_scaling"
+"""Rescales coloured images within the network; for grey ones it is a part of the converted weights."""
 
-def network_options(model: ModelConfig) -> dict[str, Any]:
+
+def network_options(model: ModelConfig, channels: int = 3) -> dict[str, Any]:
     """What `archs.build` is told beside the name: what was asked for, and what a library's weights expect.
 
     Raises ConfigError for an unknown network, or a library that has no weights for it.
     """
-    options: dict[str, Any] = dict(model.options())
+    options: dict[str, Any] = dict(model.options()) | ({} if channels == 3 else {"in_channels": channels})
     if model.pretrained is not None and model.pretrained.startswith(LIBRARIES):
         try:
             reference = reference_of(model.arch, model.pretrained)
@@ -33,7 +37,7 @@ def network_options(model: ModelConfig) -> dict[str, Any]:
             f"--pretrained {model.pretrained}: {model.pretrained.partition(':')[0]} publishes no weights of it; "
             f"{published_relatives(model.arch)}",
         )
-        options |= reference.options
+        options |= {name: value for name, value in reference.options.items() if channels == 3 or name != RGB_ONLY}
     return options
 
 
@@ -60,7 +64,7 @@ def build_network(
     Raises ConfigError where it cannot be built so: name, image sizes, options, weights.
     """
     model, data = config.model, config.data
-    options = network_options(model)
+    options = network_options(model, data.channels)
     try:
         network = archs.build(model.arch, num_classes, image_size=data.side, **options)
         if data.progressive_from:
@@ -68,7 +72,7 @@ def build_network(
     except (ValueError, TypeError) as error:
         raise ConfigError(str(error)) from None
     if model.pretrained is not None and not begun:
-        load_pretrained(network, model.pretrained, classes)
+        load_pretrained(network, model.pretrained, classes, Preprocessing.named_by(data))
     set_fused(network, model.fused, "cuda" if use_cuda() else "cpu", archs.lookup(model.arch).name)
     freeze(network, model.finetune)
     return network
@@ -80,7 +84,8 @@ def network_builder(config: RunConfig, num_classes: int) -> Callable[[], archs.C
     Raises ConfigError for an unknown library's weights.
     """
     model = config.model
-    build = partial(archs.build, model.arch, num_classes, image_size=config.data.side, **network_options(model))
+    options = network_options(model, config.data.channels)
+    build = partial(archs.build, model.arch, num_classes, image_size=config.data.side, **options)
     return partial(_as_trained, build, model, "cuda" if use_cuda() else "cpu")
 
 

@@ -18,7 +18,7 @@ class _One(Exception):
     """Found; the message is the layer's name."""
 
 
-def refuse_single_values(model: nn.Module, plan: Plan, image_size: ImageSize) -> None:
+def refuse_single_values(model: nn.Module, plan: Plan, image_size: ImageSize, channels: int = 3) -> None:
     """Raise ConfigError where a micro-batch of one image leaves a BatchNorm a map of one pixel.
 
     image_size  the smallest that the run has
@@ -26,7 +26,7 @@ def refuse_single_values(model: nn.Module, plan: Plan, image_size: ImageSize) ->
     share = plan.global_batch_size // plan.ranks if plan.accumulation == 1 else plan.micro_batch_size
     if min(share, plan.micro_batch_size) != 1 or (plan.sync_bn and plan.ranks > 1) or not plan.normalised:
         return
-    layer = single_valued(model, image_size)
+    layer = single_valued(model, image_size, channels)
     if layer is not None:
         more = "--batch-size" if plan.global_batch_size < 2 * plan.ranks else "--parallel.micro-batch-size"
         least = 2 * plan.ranks if more == "--batch-size" else 2
@@ -36,7 +36,7 @@ def refuse_single_values(model: nn.Module, plan: Plan, image_size: ImageSize) ->
         )
 
 
-def single_valued(model: nn.Module, image_size: ImageSize) -> str | None:
+def single_valued(model: nn.Module, image_size: ImageSize, channels: int = 3) -> str | None:
     """The first BatchNorm that sees one value a channel of a single image; None where all see more.
 
     The network runs on the meta device: shapes alone, no arithmetic, and its own statistics stay as they are.
@@ -47,7 +47,7 @@ def single_valued(model: nn.Module, image_size: ImageSize) -> str | None:
             module.register_forward_pre_hook(_look(name))
     try:
         with torch.no_grad():
-            probe(torch.empty(1, 3, *sides(image_size), device="meta"))
+            probe(torch.empty(1, channels, *sides(image_size), device="meta"))
     except (_One, ValueError) as found:  # a fused layer says it itself
         return str(found)
     return None

@@ -120,7 +120,7 @@ class Session:
         restarted = bool(relaunch.reason)
         self.planned = plan_session(config, model, source, hardware, launch, self.meeting, restarted, teacher)
         plan = self.planned.plan
-        refuse_single_values(model, plan, config.data.progressive_from or config.data.side)
+        refuse_single_values(model, plan, config.data.progressive_from or config.data.side, config.data.channels)
         optimizer_model = model.to(device)
         one_group = launch.deepspeed is not None and plan.precision == "fp16"
         optimizer = build_optimizer(optimizer_model, config.optim, one_group, parts=plan.fsdp)

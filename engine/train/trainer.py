@@ -88,7 +88,7 @@ class Trainer:
         self.facts = WeightsFacts(
             config.model.arch,
             classes,
-            network_options(config.model),
+            network_options(config.model, config.data.channels),
             config.data.side,
             data=self.data.as_dict(),
             run=run_identity(config),

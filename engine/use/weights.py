@@ -132,7 +132,7 @@ def read_weights(path: Path, arch: str | None = None) -> Weights:
         checkpoint / "trainer.pt",
         state["average"]["tensors"] if "average" in state else state["model"],  # what the run itself evaluates
         model.arch,
-        network_options(model),
+        network_options(model, data.channels),
         trained_on and trained_on.classes,
         data.image_size,
         data,

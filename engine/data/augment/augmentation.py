@@ -49,7 +49,7 @@ class Augmentation:
     def __call__(self, images: Tensor, labels: Tensor, where: Where, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """(images, labels) of a share as the network gets them.
 
-        images   uint8 [m, 3, H, W], cut, resized and mirrored
+        images   uint8 [m, C, H, W], cut, resized and mirrored, or float32 of 0 to 255 where nothing chooses operators
         labels   int64 [m]
         returns  images in `dtype`, channels-last, normalised; labels, float32 [m, classes] where images were mixed
         """
@@ -72,8 +72,10 @@ class Augmentation:
         return images.to(dtype).contiguous(memory_format=torch.channels_last), labels
 
     def _changed(self, images: Tensor, numbers: np.ndarray) -> Tensor:
-        """float32 [m, 3, H, W], all that happens to each image by itself."""
-        at = 0
+        """float32 [m, C, H, W], all that happens to each image by itself."""
+        at, channels = 0, images.shape[1]
+        if channels == 1 and self.policies:  # as its copy in three colours, which all operators leave grey
+            images = images.expand(-1, 3, -1, -1).contiguous()
         for policy in self.policies:
             chosen = policy.choose(numbers[:, at : at + policy.draws], images.shape[2])
             at += policy.draws
@@ -81,7 +83,7 @@ class Augmentation:
                 images = _side_by_side(images, chosen, numbers[:, -AUGMIX:])
             else:
                 images = apply(images, chosen)
-        images = self._normalised(images)
+        images = self._normalised(images[:, :channels])
         if share := self.used["erasing"]:
             images = _erased(images, numbers[:, self.erasing : self.mixing], share)
         return images
@@ -97,8 +99,8 @@ class Augmentation:
     def _normalised(self, images: Tensor) -> Tensor:
         if self._pixels is None or self._pixels.device != images.device:  # the copy would wait for the device
             pixels = torch.tensor([self.wanted.mean, self.wanted.std]) * 255
-            self._pixels = pixels.view(2, 3, 1, 1).to(images.device)
-        return images.float().sub_(self._pixels[0]).div_(self._pixels[1])
+            self._pixels = pixels.view(2, -1, 1, 1).to(images.device)
+        return (images.float() - self._pixels[0]).div_(self._pixels[1])
 
 
 def _policies(used: dict) -> list[Policy]:

@@ -64,11 +64,13 @@ def decoded_source(source: Source, data: DataConfig, eval_crop: float, print_: F
     """
     if data.cache != "off" and source.train.paths is None:
         logger.info("no cache: %s's images are held decoded in memory anyway", source.name)
-    if data.cache == "off" or source.train.paths is None:
+    if data.cache == "auto" and data.bits == 16:
+        logger.info("no cache: it keeps 8 bits a colour, and these images have 16")
+    if data.cache == "off" or source.train.paths is None or data.bits == 16:
         return Kept(source, "off", [])
     cap, threads = cap_of(data, eval_crop), worker_count(data.workers)
     splits = {name: source.split(name) for name in SPLITS}
-    keys = {name: key_of(split, name, print_.digest, cap) for name, split in splits.items()}
+    keys = {name: key_of(split, name, print_.digest, cap, data.channels) for name, split in splits.items()}
     disk = cache_folder() / "decoded"
     found = {name: opened(disk, key) for name, key in keys.items()} if data.cache != "ram" else {}
     if (
@@ -77,7 +79,7 @@ def decoded_source(source: Source, data: DataConfig, eval_crop: float, print_: F
         and not (data.cache == "auto" and any(one.shrunk for one in found.values() if one))
     ):
         return Kept(_with(source, found), "disk", [])
-    measured = {name: measure(split, cap, threads) for name, split in splits.items()}
+    measured = {name: measure(split, cap, threads, data.channels) for name, split in splits.items()}
     choice = _chosen(data.cache, measured, disk, cap)
     if choice == "off":
         return Kept(source, "off", [])

@@ -1,4 +1,4 @@
-"""The file of decoded images: uint8 RGB, one after the other, at the size that crops are cut from.
+"""The file of decoded images: uint8 RGB or grey, one after the other, at the size that crops are cut from.
 
 An image whose shorter side is at most `cap` is as its file is. A larger one is shrunk to it (cubic, antialiased), so a
 training crop of few of its pixels shows less detail than without the cache; how many were shrunk is said.
@@ -45,14 +45,16 @@ class Decoded:
     """Why images cannot be used."""
     shrunk: int
     """Images that are smaller than their files."""
+    channels: int = 3
 
     def image(self, index: int) -> np.ndarray:
-        """uint8 [H, W, 3]. Raises Unreadable, as reading the file did."""
+        """uint8 [H, W, channels]. Raises Unreadable, as reading the file did."""
         if index in self.wrong:
             raise Unreadable(self.wrong[index])
         height, width = self.sizes[index].tolist()
         begin = int(self.offsets[index])
-        return self.pixels[begin : begin + height * width * 3].reshape(height, width, 3)
+        shape = height, width, self.channels
+        return self.pixels[begin : begin + height * width * self.channels].reshape(shape)
 
 
 @dataclass(frozen=True)
@@ -63,14 +65,15 @@ class Measured:
     """int32 [N, 2], as kept."""
     wrong: dict[int, str]
     shrunk: int
+    channels: int = 3
 
     @property
     def bytes(self) -> int:
         """Of all images decoded."""
-        return int(self.sizes.astype(np.int64).prod(axis=1).sum()) * 3
+        return int(self.sizes.astype(np.int64).prod(axis=1).sum()) * self.channels
 
 
-def measure(split: Split, cap: int, threads: int) -> Measured:
+def measure(split: Split, cap: int, threads: int, channels: int = 3) -> Measured:
     """Read every header. Raises DataError for a file that the disk does not give: it may be there later."""
     sizes, wrong, shrunk = np.zeros((len(split), 2), np.int32), {}, 0
 
@@ -82,7 +85,7 @@ def measure(split: Split, cap: int, threads: int) -> Measured:
         shrunk += int(min(header.height, header.width) > cap)
 
     _each(len(split), sized, threads)
-    return Measured(sizes, wrong, shrunk)
+    return Measured(sizes, wrong, shrunk, channels)
 
 
 def _usable(split: Split, index: int, work: Callable[[bytes], T], wrong: dict[int, str]) -> T | None:
@@ -105,10 +108,11 @@ def kept_size(height: int, width: int, cap: int) -> tuple[int, int]:
     return max(cap, round(height * cap / shorter)), max(cap, round(width * cap / shorter))
 
 
-def key_of(split: Split, name: str, digest: str, cap: int) -> str:
+def key_of(split: Split, name: str, digest: str, cap: int, channels: int = 3) -> str:
     """A file's name: of the data, the split and how it is kept."""
     labels = hashlib.blake2b(split.labels.tobytes(), digest_size=4).hexdigest()
-    return f"{digest}-{name}-{labels}-{cap}-v{VERSION}"
+    grey = "-grey" if channels == 1 else ""
+    return f"{digest}-{name}-{labels}-{cap}{grey}-v{VERSION}"
 
 
 def opened(folder: Path, key: str) -> Decoded | None:
@@ -117,6 +121,7 @@ def opened(folder: Path, key: str) -> Decoded | None:
         with np.load(folder / f"{key}.npz") as index:
             sizes, wrong, reasons = index["sizes"], index["wrong"], index["reasons"]
             shrunk, total = int(index["shrunk"]), int(index["bytes"])
+            channels = int(index["channels"]) if "channels" in index else 3
         path = folder / f"{key}.u8"
         if path.stat().st_size != total:
             return None
@@ -124,7 +129,7 @@ def opened(folder: Path, key: str) -> Decoded | None:
     except (OSError, ValueError, KeyError):
         return None
     reasons_of = dict(zip(wrong.tolist(), reasons.tolist(), strict=True))
-    return Decoded(pixels, sizes, _offsets(sizes), reasons_of, shrunk)
+    return Decoded(pixels, sizes, _offsets(sizes, channels), reasons_of, shrunk, channels)
 
 
 def build(split: Split, measured: Measured, folder: Path, key: str, threads: int) -> Decoded:
@@ -154,6 +159,7 @@ def build(split: Split, measured: Measured, folder: Path, key: str, threads: int
             reasons=np.array([wrong[index] for index in listed], dtype=str),
             shrunk=measured.shrunk,
             bytes=needed,
+            channels=measured.channels,
         )
         drafts[0].replace(path)
         drafts[1].replace(folder / f"{key}.npz")
@@ -176,18 +182,19 @@ def build(split: Split, measured: Measured, folder: Path, key: str, threads: int
 
 def _fill(split: Split, measured: Measured, pixels: np.ndarray, threads: int) -> dict[int, str]:
     """Decode every image into its place; returns why images cannot be used."""
-    wrong, offsets = dict(measured.wrong), _offsets(measured.sizes)
+    wrong, channels = dict(measured.wrong), measured.channels
+    offsets = _offsets(measured.sizes, channels)
 
     def filled(index: int) -> None:
         if index in wrong:
             return
-        if (image := _usable(split, index, decode, wrong)) is None:
+        if (image := _usable(split, index, lambda data: decode(data, channels), wrong)) is None:
             return
         height, width = measured.sizes[index].tolist()
         if image.size != (width, height):
             image = image.resize((width, height), Image.Resampling.BICUBIC)
         begin = int(offsets[index])
-        pixels[begin : begin + height * width * 3] = np.asarray(image).ravel()
+        pixels[begin : begin + height * width * channels] = np.asarray(image).ravel()
 
     _each(len(split), filled, threads)
     return wrong
@@ -203,8 +210,8 @@ def _each(count: int, work: Callable[[int], None], threads: int) -> None:
             pass
 
 
-def _offsets(sizes: np.ndarray) -> np.ndarray:
-    lengths = sizes.astype(np.int64).prod(axis=1) * 3
+def _offsets(sizes: np.ndarray, channels: int) -> np.ndarray:
+    lengths = sizes.astype(np.int64).prod(axis=1) * channels
     return np.cumsum(lengths) - lengths
 
 

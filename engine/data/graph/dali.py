@@ -36,7 +36,7 @@ class Item:
 
     request: Request
     loaded: list[np.ndarray | Unreadable]
-    """uint8 [bytes] or [H, W, 3] a slot, or why there is none."""
+    """uint8 [bytes] or [H, W, C] a slot, or why there is none."""
     slots: np.ndarray | None = None
     """Slot whose image is shown in each slot; None where all are bad and black is shown."""
     good: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=bool))
@@ -54,7 +54,7 @@ class DaliLoader(Loader):
 
     def __init__(self, *arguments, **settings) -> None:
         super().__init__(*arguments, **settings)
-        self.files = ImageFiles(self.data) if self.data.encoded else None
+        self.files = ImageFiles(self.data, self.preprocessing.bits) if self.data.encoded else None
         self.graph_settings = GraphSettings(
             encoded=self.files is not None,
             train=self.train,
@@ -156,7 +156,7 @@ class DaliLoader(Loader):
                 continue
             try:
                 if self.files is None:
-                    loaded.append(self.data.pixels(index))
+                    loaded.append(self.data.pixels(index, self.preprocessing.channels))
                 else:
                     loaded.append(np.frombuffer(self.files.load(index), dtype=np.uint8))
             except Unreadable as error:
@@ -183,7 +183,7 @@ class DaliLoader(Loader):
     def _run_on(self, graph: Any, item: Item, members: Sequence[int]) -> list[np.ndarray]:
         """Schedule a graph on some slots of a batch; returns what it reads from."""
         if item.slots is None:
-            black = _black(self.graph_settings.encoded)
+            black = _black(self.graph_settings)
             images, sizes = [black[0]] * len(members), np.array([black[1]] * len(members))
         else:
             slots = item.slots[list(members)]
@@ -211,7 +211,7 @@ class DaliLoader(Loader):
     def _new_graph(self, batch_size: int, depth: int) -> Any:
         """A graph whose first, deep run is behind it: from then on one run is one batch."""
         graph = build_graph(self.graph_settings, batch_size, depth)
-        image, size = _black(self.graph_settings.encoded)
+        image, size = _black(self.graph_settings)
         for _ in range(depth):
             graph.feed_input(pipeline.IMAGES, [image], layout=None if self.graph_settings.encoded else "HWC")
             if self.train:
@@ -239,7 +239,9 @@ class DaliLoader(Loader):
                 self._feed(item)
 
     def _outputs(self, graph: Any) -> torch.Tensor:
-        dtype = torch.uint8 if self.graph_settings.raw else self.dtype
+        dtype = self.dtype
+        if self.graph_settings.raw:
+            dtype = torch.float32 if self.graph_settings.deep else torch.uint8
         if self.device.type != "cuda":
             return pipeline.output_to_torch(graph.outputs()[0], self.device, dtype)
         stream = torch.cuda.current_stream(self.device)
@@ -294,12 +296,11 @@ class DaliLoader(Loader):
             self._flight.clear()
 
 
-def _black(encoded: bool) -> tuple[np.ndarray, tuple[int, int]]:
+def _black(settings: GraphSettings) -> tuple[np.ndarray, tuple[int, int]]:
     """A small black image as the graph takes it, and its height and width."""
     side = 8
-    pixels = np.zeros((side, side, 3), dtype=np.uint8)
-    if not encoded:
-        return pixels, (side, side)
+    if not settings.encoded:
+        return np.zeros((side, side, settings.preprocessing.channels), dtype=np.uint8), (side, side)
     data = io.BytesIO()
-    Image.fromarray(pixels).save(data, "BMP")
+    Image.new("RGB", (side, side)).save(data, "BMP")
     return np.frombuffer(data.getvalue(), dtype=np.uint8), (side, side)

@@ -26,7 +26,7 @@ class GraphSettings:
     """What a graph is built from."""
 
     encoded: bool
-    """Images arrive as files' bytes; else as uint8 [H, W, 3]."""
+    """Images arrive as files' bytes; else as uint8 [H, W, C]."""
     train: bool
     """Cut a window of whole pixels and flip; else resize from a region given in source pixels."""
     preprocessing: Preprocessing
@@ -36,18 +36,23 @@ class GraphSettings:
     """cuda builds the GPU graph, all else the CPU graph."""
     threads: int
     raw: bool = False
-    """Emit uint8 [H, W, 3], cut, resized and mirrored but not normalised."""
+    """Emit uint8 [H, W, C], cut, resized and mirrored but not normalised; float32 of 0 to 255 of 16 bits."""
+
+    @property
+    def deep(self) -> bool:
+        """Whether 16 bits are kept."""
+        return self.encoded and self.preprocessing.bits == 16
 
 
 def define_graph(settings: GraphSettings, batch_size: int, depth: int) -> Any:
     """An nvidia.dali.Pipeline, not yet built; feed its inputs by name, in lists of at most `batch_size` samples.
 
-    inputs   IMAGES uint8 [bytes] or [H, W, 3]; training: START and SHAPE int32 [2] (y, x) and MIRROR int32 scalar;
+    inputs   IMAGES uint8 [bytes] or [H, W, C]; training: START and SHAPE int32 [2] (y, x) and MIRROR int32 scalar;
              evaluation: REGION float32 [4] (top, left, bottom, right)
-    output   float32 or float16 [height, width, 3], normalised; uint8 where it is raw
+    output   float32 or float16 [height, width, C], normalised; uint8 where it is raw
     depth    batches in flight
     """
-    from nvidia.dali import fn, pipeline_def, types
+    from nvidia.dali import fn, math, pipeline_def, types
 
     gpu = settings.device.type == "cuda"
     wanted = settings.preprocessing
@@ -55,6 +60,12 @@ def define_graph(settings: GraphSettings, batch_size: int, depth: int) -> Any:
         "size": list(sides(wanted.image_size)),
         "interp_type": types.INTERP_CUBIC if wanted.interpolation == "bicubic" else types.INTERP_LINEAR,
         "antialias": True,
+        **({"dtype": types.FLOAT} if settings.deep else {}),
+    }
+    white = 65535 if settings.deep else 255
+    decoded = {
+        "output_type": types.GRAY if wanted.channels == 1 else types.RGB,
+        "dtype": types.UINT16 if settings.deep else types.UINT8,
     }
 
     @pipeline_def(  # type: ignore[call-overload]  # DALI's stub does not know exec_dynamic
@@ -78,26 +89,31 @@ def define_graph(settings: GraphSettings, batch_size: int, depth: int) -> Any:
             mirror = fn.external_source(name=MIRROR, dtype=types.INT32, ndim=0)
             window = {"start": start, "shape": shape, "axes": [0, 1]}
             if settings.encoded and not gpu:
-                images = fn.decoders.image_slice(images, device="cpu", **window)
+                images = fn.decoders.image_slice(images, device="cpu", **decoded, **window)
             else:
-                whole = fn.decoders.image(images, device="mixed") if settings.encoded else images
+                whole = fn.decoders.image(images, device="mixed", **decoded) if settings.encoded else images
                 images = fn.slice(whole.gpu() if gpu else whole, **window)
             images = fn.resize(images, **resize)
         else:
             region = fn.external_source(name=REGION, dtype=types.FLOAT, ndim=1)
             mirror = 0
             if settings.encoded:  # chroma upsampled as on the CPU, so that accuracy is the same on both
-                images = fn.decoders.image(images, device="mixed" if gpu else "cpu", jpeg_fancy_upsampling=True)
+                images = fn.decoders.image(
+                    images, device="mixed" if gpu else "cpu", jpeg_fancy_upsampling=True, **decoded
+                )
             elif gpu:
                 images = images.gpu()
             images = fn.resize(images, roi_start=region[0:2], roi_end=region[2:4], **resize)
+        if settings.deep and wanted.interpolation == "bicubic":  # whole numbers end where the cubic overshoots
+            images = math.clamp(images, 0.0, 65535.0)
         if settings.raw:
-            return fn.flip(images, horizontal=mirror)
+            flipped = fn.flip(images, horizontal=mirror)
+            return flipped / 257.0 if settings.deep else flipped
         return fn.crop_mirror_normalize(
             images,
             mirror=mirror,
-            mean=[255 * value for value in wanted.mean],
-            std=[255 * value for value in wanted.std],
+            mean=[white * value for value in wanted.mean],
+            std=[white * value for value in wanted.std],
             dtype=types.FLOAT16 if settings.half else types.FLOAT,
             output_layout="HWC",
         )
@@ -118,7 +134,7 @@ def device_index(device: torch.device) -> int:
 
 
 def output_to_torch(output: Any, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
-    """A graph's output as [N, 3, H, W] channels-last in `dtype` on `device`, valid for as long as it is held.
+    """A graph's output as [N, C, H, W] channels-last in `dtype` on `device`, valid for as long as it is held.
 
     From the GPU graph it is copied on torch's current stream, to which the output must be bound; from the CPU graph an
     fp32 batch is DALI's own memory, which the tensor keeps alive.

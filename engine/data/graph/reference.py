@@ -23,6 +23,7 @@ from engine.data.decoding_watch import DecoderDied
 from engine.data.graph import crops
 from engine.data.loader import Batch, Loader, Position, Request, Schedule, Window, fill_bad_slots, worker_count
 from engine.data.preprocessing import Preprocessing
+from engine.data.sixteen_bits import decode_sixteen
 from engine.data.sources.reading import Unreachable, Unreadable
 from engine.data.sources.source import Split
 
@@ -54,8 +55,8 @@ class TorchvisionLoader(Loader):
         )
         self._iterator: Iterator | None = None
         self._next: Position | None = None
-        self._mean = 255 * torch.tensor(self.preprocessing.mean, device=self.device).view(3, 1, 1)
-        self._std = 255 * torch.tensor(self.preprocessing.std, device=self.device).view(3, 1, 1)
+        self._mean = 255 * torch.tensor(self.preprocessing.mean, device=self.device).view(-1, 1, 1)
+        self._std = 255 * torch.tensor(self.preprocessing.std, device=self.device).view(-1, 1, 1)
 
     def close(self) -> None:
         """End the workers; harmless when repeated."""
@@ -156,12 +157,12 @@ class Pictures(Dataset):
     def __getitem__(self, position: Position) -> tuple[torch.Tensor, np.ndarray, np.ndarray, dict[int, BadImage]]:
         """The batch at `position`.
 
-        returns  uint8 [m, height, width, 3]; int64 [m] slot whose image is shown in each slot; bool [m]
-                 whether that is its own; the bad images by slot
+        returns  uint8 [m, height, width, C], or float32 of 0 to 255 where 16 bits are kept; int64 [m] slot whose image
+                 is shown in each slot; bool [m] whether that is its own; the bad images by slot
         """
         request = self.schedule.request(position)
         indices = request.share.indices
-        pictures: list[np.ndarray | None] = []
+        pictures: list[torch.Tensor | None] = []
         bad: dict[int, BadImage] = {}
         for slot, index in enumerate(indices.tolist()):
             try:
@@ -170,32 +171,52 @@ class Pictures(Dataset):
                 bad[slot] = BadImage(self.data.path(index), str(error), isinstance(error, Unreachable))
                 pictures.append(None)
             else:
-                pictures.append(np.asarray(self._cut(picture, request.draws[slot] if len(request.draws) else None)))
+                pictures.append(self._cut(picture, request.draws[slot] if len(request.draws) else None))
         filling = fill_bad_slots(indices, {int(indices[slot]) for slot in bad})
         if filling is None:
-            black = torch.zeros(len(indices), *sides(self.preprocessing.image_size), 3, dtype=torch.uint8)
+            shape = len(indices), *sides(self.preprocessing.image_size), self.preprocessing.channels
+            black = torch.zeros(shape, dtype=torch.float32 if self.deep else torch.uint8)
             return black, np.arange(len(indices)), np.zeros(len(indices), dtype=bool), bad
         slots, good = filling
-        return torch.from_numpy(np.stack([pictures[slot] for slot in slots])), slots, good, bad
+        return torch.stack([pictures[slot] for slot in slots.tolist()]), slots, good, bad
 
-    def _load(self, index: int) -> Image.Image:
+    @property
+    def deep(self) -> bool:
+        """Whether 16 bits are kept."""
+        return self.data.encoded and self.preprocessing.bits == 16
+
+    def _load(self, index: int) -> Image.Image | torch.Tensor:
+        """Pillow's, or where 16 bits are kept float32 [C, H, W] of 0 to 255."""
+        channels = self.preprocessing.channels
         if not self.data.encoded:
-            return Image.fromarray(self.data.pixels(index))
+            pixels = self.data.pixels(index, channels)
+            return Image.fromarray(pixels[:, :, 0] if channels == 1 else pixels)
         if reason := self.crashing.get(index):
             raise Unreadable(reason)
-        return decode(self.data.read(index))
+        if self.deep:
+            pixels = decode_sixteen(self.data.read(index), channels)
+            return torch.from_numpy(pixels.transpose(2, 0, 1).astype(np.float32)) / 257
+        return decode(self.data.read(index), channels)
 
-    def _cut(self, picture: Image.Image, draws: np.ndarray | None) -> Image.Image:
+    def _cut(self, picture: Image.Image | torch.Tensor, draws: np.ndarray | None) -> torch.Tensor:
+        """[height, width, C] of what the network sees, mirrored or not."""
+        cut = self._window_of(picture, draws)
+        if isinstance(cut, torch.Tensor):
+            return cut.permute(1, 2, 0).clamp(0, 255)
+        return torch.from_numpy(np.array(cut, copy=True).reshape(*cut.size[::-1], -1))
+
+    def _window_of(self, picture: Image.Image | torch.Tensor, draws: np.ndarray | None) -> Any:
         wanted = self.preprocessing
+        sizes = np.array([functional.get_size(picture)])
         size, filtered = list(sides(wanted.image_size)), functional.InterpolationMode(wanted.interpolation)
         if draws is None:
             if isinstance(wanted.image_size, int):
                 resized = [crops.resized_shorter_side(wanted.image_size, wanted.eval_crop)]
             else:
-                source = np.array([picture.size[::-1]], np.float64)
+                source = sizes.astype(np.float64)
                 resized = crops.resized_sizes(source, wanted.image_size, wanted.eval_crop)[0].astype(int).tolist()
             return functional.center_crop(functional.resize(picture, resized, filtered, antialias=True), size)
-        start, shape = self.window(np.array([picture.size[::-1]]), draws[None])
+        start, shape = self.window(sizes, draws[None])
         picture = functional.resized_crop(
             picture, *start[0].tolist(), *shape[0].tolist(), size, filtered, antialias=True
         )

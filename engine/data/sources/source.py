@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
+from PIL import Image
 
 from engine.data.sources.reading import read
 
@@ -39,7 +40,7 @@ class Pixels(Protocol):
     """Images of a split that were decoded before (engine.data.decoded)."""
 
     def image(self, index: int) -> np.ndarray:
-        """uint8 [H, W, 3]. Raises Unreadable."""
+        """uint8 [H, W, C], in the channels that they were decoded for. Raises Unreadable."""
 
 
 @dataclass(frozen=True)
@@ -80,9 +81,15 @@ class Split:
         """Whether images have yet to be decoded."""
         return self.arrays is None and self.decoded is None
 
-    def pixels(self, index: int) -> np.ndarray:
-        """uint8 [H, W, 3], one image that is not encoded. Raises Unreadable where it could not be decoded."""
-        return self.array(index) if self.decoded is None else self.decoded.image(index)
+    def pixels(self, index: int, channels: int = 3) -> np.ndarray:
+        """uint8 [H, W, channels], one image that is not encoded. Raises Unreadable where it could not be decoded."""
+        if self.decoded is not None:
+            return self.decoded.image(index)
+        if channels == 3:
+            return self.array(index)
+        assert self.arrays is not None
+        image = self.arrays[index]
+        return image[:, :, None] if image.ndim == 2 else np.asarray(Image.fromarray(image).convert("L"))[:, :, None]
 
     def read(self, index: int) -> bytes:
         """Encoded bytes of one image. Raises Unreadable where there are none."""
@@ -112,10 +119,10 @@ class Source:
     train: Split
     val: Split
     """Evaluated after each epoch; it chooses the weights that are kept."""
-    mean: tuple[float, float, float]
-    """Mean of each RGB channel, on a scale where white is 1."""
-    std: tuple[float, float, float]
-    """Standard deviation of each RGB channel on the same scale."""
+    mean: tuple[float, ...]
+    """Mean of each RGB channel, or of grey, on a scale where white is 1."""
+    std: tuple[float, ...]
+    """Standard deviation of each on the same scale."""
     flip: bool
     """Whether a mirrored image is still an image of its class; a mirrored digit is not."""
     crop_scale: tuple[float, float]

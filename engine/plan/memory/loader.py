@@ -44,6 +44,10 @@ class Feed:
     """That decode."""
     prefetch: int = 2
     """Batches in flight."""
+    channels: int = 3
+    """Of an image, decoded and on the device."""
+    bits: int = 8
+    """Of a decoded image's colour."""
 
     def device_bytes(self, share: int, image_size: ImageSize, half: bool) -> int:
         """Bytes outside torch's allocator for a rank's `share` of images."""
@@ -52,25 +56,40 @@ class Feed:
         fixed = MODULES + POOL
         if self.encoded:
             fixed += DECODER_MODULES + GRAPHS * self.threads * DECODER_PADDING
-        return fixed + loader_bytes(share, image_size, self.prefetch, half, self.side)
+        return fixed + loader_bytes(
+            share, image_size, self.prefetch, half, self.side, self.channels, self.bits if self.encoded else 8
+        )
 
     def staged_bytes(self, share: int, image_size: ImageSize, precision: str) -> list[int]:
         """Bytes of a batch's forms in torch's allocator before it is in the compute dtype; gone when it is."""
-        pixels = share * 3 * pixels_of(image_size)
+        pixels = share * self.channels * pixels_of(image_size)
         if self.backend == "torchvision":  # as uint8, less the mean, over the deviation
-            return [pixels, 4 * pixels, *([4 * pixels] if precision != "fp32" else [])]
+            return [
+                pixels if self.bits == 8 or not self.encoded else 4 * pixels,
+                4 * pixels,
+                *([4 * pixels] if precision != "fp32" else []),
+            ]
         return [4 * pixels] if precision == "bf16" else []  # DALI makes fp32 or fp16 by itself
 
 
-def loader_bytes(share: int, image_size: ImageSize, prefetch: int, half: bool, side: int = DECODED_SIDE) -> int:
+def loader_bytes(
+    share: int,
+    image_size: ImageSize,
+    prefetch: int,
+    half: bool,
+    side: int = DECODED_SIDE,
+    channels: int = 3,
+    bits: int = 8,
+) -> int:
     """Device bytes of DALI's graph for a rank's `share` of images: decoded pixels, the resize's intermediate, outputs.
 
-    The resize works in two passes, the first of which leaves fp32 rows.
+    The resize works in two passes, the first of which leaves fp32 rows; of 16 bits it leaves fp32 images as well.
     """
-    decoded = side * side * 3
-    intermediate = side * max(sides(image_size)) * 3 * 4
-    output = pixels_of(image_size) * 3 * (2 if half else 4)
-    return share * (decoded + intermediate + (prefetch + 1) * output)
+    decoded = side * side * channels * bits // 8
+    intermediate = side * max(sides(image_size)) * channels * 4
+    resized = pixels_of(image_size) * channels * 4 if bits == 16 else 0
+    output = pixels_of(image_size) * channels * (2 if half else 4)
+    return share * (decoded + intermediate + resized + (prefetch + 1) * output)
 
 
 def feed_of(source: Source, config: DataConfig) -> Feed:
@@ -78,4 +97,6 @@ def feed_of(source: Source, config: DataConfig) -> Feed:
     backend = chosen_backend(config.backend)
     side = DECODED_SIDE if source.train.arrays is None else max(source.train.arrays.shape[1:3])
     encoded = source.train.arrays is None and config.cache in ("off", "auto")  # auto may come to off
-    return Feed(backend, encoded, side, worker_count(config.workers), config.prefetch)
+    return Feed(
+        backend, encoded, side, worker_count(config.workers), config.prefetch, config.channels, config.bits or 8
+    )

@@ -48,6 +48,8 @@ class Step:
     channels_last: bool = True
     gradients_kept: bool = False
     """Gradients are there before the backward pass: a later micro-batch of a step, or DDP's buckets."""
+    channels: int = 3
+    """Of the images."""
     cuda: bool = True
     """A GPU's autocast rules; off for a comparison with a run on a CPU."""
 
@@ -132,7 +134,7 @@ class Stepper:
         apply_policy(self.model, step.policy)
         if step.policy.kind == "none":
             watch.attach()
-        images = torch.zeros(batch, 3, *sides(step.image_size), dtype=DTYPES[step.precision])
+        images = torch.zeros(batch, step.channels, *sides(step.image_size), dtype=DTYPES[step.precision])
         images = images.to(memory_format=torch.channels_last) if step.channels_last else images
         labels, weights = torch.zeros(batch, dtype=torch.long), torch.ones(batch)
         if step.policy.partition:

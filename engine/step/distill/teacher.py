@@ -27,7 +27,7 @@ FLAG = "--distill"
 
 
 class TeacherNetwork(nn.Module):
-    """`network` on images that were prepared for another: [N, 3, H, W] -> logits [N, classes], float32.
+    """`network` on images that were prepared for another: [N, C, H, W] -> logits [N, classes], float32.
 
     theirs, ours  the preprocessing it was trained with, None where nobody says, and that of the images
     size          side in pixels that it was trained at; other images are resized
@@ -38,14 +38,21 @@ class TeacherNetwork(nn.Module):
     ) -> None:
         super().__init__()
         self.network, self.size = network, size
-        scale, shift = [1.0] * 3, [0.0] * 3
+        channels = 3 if theirs is None else theirs.channels
+        require(
+            ours is None or ours.channels in (1, channels),
+            f"{FLAG}: the teacher looks at grey images, and these are coloured; --data.channels 1 makes them grey",
+        )
+        scale, shift = [1.0] * channels, [0.0] * channels
         if theirs is not None and ours is not None:
-            scale = [mine / other for mine, other in zip(ours.std, theirs.std, strict=True)]
-            moves = zip(ours.mean, theirs.mean, theirs.std, strict=True)
+            mine = ours.of_channels(channels)
+            scale = [mine / other for mine, other in zip(mine.std, theirs.std, strict=True)]
+            moves = zip(mine.mean, theirs.mean, theirs.std, strict=True)
             shift = [(mine - other) / std for mine, other, std in moves]
-        self.moved = scale != [1.0] * 3 or shift != [0.0] * 3
-        self.register_buffer("scale", torch.tensor(scale).view(1, 3, 1, 1))
-        self.register_buffer("shift", torch.tensor(shift).view(1, 3, 1, 1))
+        spread = ours is not None and ours.channels != channels
+        self.moved = spread or scale != [1.0] * channels or shift != [0.0] * channels
+        self.register_buffer("scale", torch.tensor(scale).view(1, channels, 1, 1))
+        self.register_buffer("shift", torch.tensor(shift).view(1, channels, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
         if self.moved:

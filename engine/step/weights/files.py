@@ -187,7 +187,9 @@ def _of_checkpoint(state: Any) -> dict[str, str]:
         found["classes"] = json.dumps(data["classes"])
     names = ("mean", "std", "eval_crop", "interpolation", "image_size")
     if isinstance(run, dict) and all(run.get(f"data.{name}") is not None for name in names):
-        found["preprocessing"] = json.dumps({name: run[f"data.{name}"] for name in names})
+        said = {name: run[f"data.{name}"] for name in names}
+        said |= {"channels": run.get("data.channels") or 3, "bits": run.get("data.bits") or 8}
+        found["preprocessing"] = json.dumps(said)
     return found
 
 

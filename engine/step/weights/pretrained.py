@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import archs
-from archs.weights import Loaded
+from archs.channels import Normalised
+from archs.weights import Loaded, reference_of
 from engine.config import ConfigError, RunConfig
 from engine.data.preprocessing import Preprocessing
 from engine.data.published import LIBRARIES, published_classes, published_preprocessing
+from engine.data.sixteen_bits import bits_of
 from engine.data.sources.source import Source
 from engine.step.weights.files import file_metadata, named_classes, read_weight_file
 
@@ -42,11 +44,12 @@ def with_preprocessing(config: RunConfig, source: Source) -> RunConfig:
 
     Raises ConfigError as `weights_preprocessing`.
     """
-    if Preprocessing.named_by(config.data) is not None:  # also a run that is resumed
-        return config
+    if Preprocessing.named_by(config.data) is not None:
+        return config if config.resume is not None else with_bits(config, source)
     pretrained, expected = config.model.pretrained, None
     if pretrained is not None:
         expected = weights_preprocessing(pretrained)
+    config = with_bits(config, source)
     chosen = Preprocessing.of(source, config.data, expected)
     if pretrained is not None and expected is None:
         logger.info("%s does not say which pixels it expects; assumed: %s", pretrained, chosen.describe())
@@ -56,6 +59,21 @@ def with_preprocessing(config: RunConfig, source: Source) -> RunConfig:
     return replace(config, data=chosen.into(config.data))
 
 
+def with_bits(config: RunConfig, source: Source) -> RunConfig:
+    """The same run with its bits a colour said: those of the training images, as far as they can be kept."""
+    if config.data.bits:
+        return config
+    bits = bits_of(source.train)
+    kept = "off" if config.data.cache == "auto" else config.data.cache
+    why = "the augmentation" if config.augment.chooses_operators else f"--data.cache {kept}" if kept != "off" else ""
+    if bits == 16:
+        logger.info(
+            "images of 16 bits a colour: %s",
+            f"read as 8, which is what {why} works on" if why else "all of them are kept (--data.bits 8 is faster)",
+        )
+    return replace(config, data=replace(config.data, bits=8 if why else bits))
+
+
 def weights_classes(pretrained: str) -> list[str] | None:
     """The classes that the weights know, in order; None where nobody says."""
     if pretrained.startswith(LIBRARIES):
@@ -63,11 +81,17 @@ def weights_classes(pretrained: str) -> list[str] | None:
     return named_classes(file_metadata(Path(pretrained)))
 
 
-def load_pretrained(network: archs.Classifier, pretrained: str, classes: Sequence[str] | None = None) -> Loaded:
+def load_pretrained(
+    network: archs.Classifier,
+    pretrained: str,
+    classes: Sequence[str] | None = None,
+    expected: Preprocessing | None = None,
+) -> Loaded:
     """Load `timm:NAME`, `torchvision:NAME` or a file into `network`, and say what kept its initialisation.
 
     classes  the network's, in order: rows of the head whose class has the same name in the weights are kept, the
              others start anew. None, or weights that name no classes: a head for as many classes is kept as it is
+    expected  the network's preprocessing, by which a stem for grey images becomes one for coloured ones or the reverse
 
     A library's weights are fetched by that library. Raises ConfigError, with the network unchanged, where they cannot
     be had or do not fit.
@@ -80,15 +104,26 @@ def load_pretrained(network: archs.Classifier, pretrained: str, classes: Sequenc
     rows = None
     if classes is not None and theirs is not None:
         rows = {place: theirs.index(name) for place, name in enumerate(classes) if name in theirs}
+    said = weights_preprocessing(pretrained)
+    if library and network.arch in archs.names() and _rescales(network.arch, pretrained):
+        said = said and replace(said, mean=(0.5,) * 3, std=(0.5,) * 3)
+    normalised = tuple(one and Normalised(one.mean, one.std) for one in (said, expected))
     try:
         if library:
-            loaded = archs.load_reference(network, weights, network.arch, pretrained, rows)
+            loaded = archs.load_reference(network, weights, network.arch, pretrained, rows, normalised)
         else:
-            loaded = archs.load_weights(network, weights, network.arch, rows)
+            loaded = archs.load_weights(network, weights, network.arch, rows, normalised)
     except ValueError as error:
         raise ConfigError(f"--pretrained {pretrained}: {error}") from None
     logger.info("weights of %s loaded (as %s)%s", pretrained, loaded.source, _kept(loaded, classes, rows))
+    if loaded.converted:
+        logger.info("%s", loaded.converted)
     return loaded
+
+
+def _rescales(arch: str, pretrained: str) -> bool:
+    """Whether the library's network rescales coloured images itself, to a mean and a deviation of a half."""
+    return "tensorflow_scaling" in reference_of(arch, pretrained).options
 
 
 def _kept(loaded: Loaded, classes: Sequence[str] | None, rows: Mapping[int, int] | None) -> str:

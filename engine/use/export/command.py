@@ -131,7 +131,7 @@ def _write_library(config: ExportConfig, weights: Weights, output: Path, library
     reference = reference_for(weights.arch, library)
     auxiliary = any(key.startswith("auxiliary.") for key in weights.tensors)
     expected = weights.expected()
-    theirs = library_model(reference.source, weights.class_count, weights.image_size, auxiliary)
+    theirs = library_model(reference.source, weights.class_count, weights.image_size, auxiliary, expected.channels)
     state = under_library_keys(weights.tensors, reference, theirs)
     theirs.load_state_dict(state)
     model = reference.source.partition(":")[2]
@@ -144,7 +144,7 @@ def _write_library(config: ExportConfig, weights: Weights, output: Path, library
             {
                 "architecture": model,
                 "num_classes": weights.class_count,
-                "input_size": [3, *sides(expected.image_size)],
+                "input_size": [expected.channels, *sides(expected.image_size)],
                 "mean": expected.mean,
                 "std": expected.std,
                 "crop_pct": expected.eval_crop,

@@ -16,7 +16,7 @@ from engine.data.preprocessing import Preprocessing
 
 
 class Prepare(nn.Module):
-    """images uint8 [N, H, W, 3] of any size -> float32 [N, 3, height, width], as the evaluation sees them."""
+    """images uint8 [N, H, W, 3] of any size -> float32 [N, C, height, width], as the evaluation sees them."""
 
     mean: Tensor
     std: Tensor
@@ -25,17 +25,21 @@ class Prepare(nn.Module):
         super().__init__()
         self.height, self.width = sides(preprocessing.image_size)
         self.box = [resized_shorter_side(side, preprocessing.eval_crop) for side in (self.height, self.width)]
+        self.grey, self.whole = preprocessing.channels == 1, preprocessing.bits == 8
         self.cubic = preprocessing.interpolation == "bicubic"
         for name in ("mean", "std"):
-            values = torch.tensor(getattr(preprocessing, name), dtype=torch.float32).view(1, 3, 1, 1)
+            values = torch.tensor(getattr(preprocessing, name), dtype=torch.float32).view(1, -1, 1, 1)
             self.register_buffer(name, 255 * values, persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
         return (self.pixels(images) - self.mean) / self.std
 
     def pixels(self, images: Tensor) -> Tensor:
-        """float32 [N, 3, height, width] of whole grey levels, 0 to 255."""
+        """float32 [N, C, height, width] of grey levels, 0 to 255: whole ones unless 16 bits are kept."""
         planes = images.permute(0, 3, 1, 2).float()
+        if self.grey:  # as Pillow rounds it
+            red, green, blue = planes.split(1, dim=1)
+            planes = torch.floor((red * 19595 + green * 38470 + blue * 7471 + 32768) / 65536)
         height = torch.full((), images.shape[1], dtype=torch.int64, device=images.device)
         width = torch.full((), images.shape[2], dtype=torch.int64, device=images.device)
         tall = height * self.box[1] <= width * self.box[0]  # then the height is resized to the box's
@@ -44,7 +48,7 @@ class Prepare(nn.Module):
         across = self.filter(width, box, by, self.width, torch.arange(images.shape[2], device=images.device))
         down = self.filter(height, box, by, self.height, torch.arange(images.shape[1], device=images.device))
         resized = torch.matmul(down, torch.matmul(planes, across.t()))
-        return resized.round().clamp(0, 255)
+        return (resized.round() if self.whole else resized).clamp(0, 255)
 
     def filter(self, length: Tensor, box: Tensor, by: Tensor, crop: int, places: Tensor) -> Tensor:
         """[crop, length] weights of each source pixel of a side in each pixel of the crop.

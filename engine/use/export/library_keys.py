@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import archs
 from archs.registry import Reference
 from archs.weights import rename
-from engine.config import ConfigError
+from engine.config import ConfigError, require
 from engine.config.pixels.image_size import ImageSize, px
 
 
@@ -29,7 +29,9 @@ def reference_for(arch: str, library: str) -> Reference:
     raise ConfigError(f"{info.name} has no model of {library} to be saved as ({there})")
 
 
-def library_model(source: str, num_classes: int, image_size: ImageSize, auxiliary: bool = False) -> nn.Module:
+def library_model(
+    source: str, num_classes: int, image_size: ImageSize, auxiliary: bool = False, channels: int = 3
+) -> nn.Module:
     """The library's own model, with weights of its own draw; auxiliary heads only where they are asked for.
 
     Raises ConfigError where the library is not installed or refuses the size.
@@ -42,7 +44,10 @@ def library_model(source: str, num_classes: int, image_size: ImageSize, auxiliar
 
             size = {"img_size": image_size} if sized else {}
             extra = {"aux_logits": auxiliary} if name == "inception_v3" else {}
-            return timm.create_model(name, pretrained=False, num_classes=num_classes, **size, **extra)
+            return timm.create_model(
+                name, pretrained=False, num_classes=num_classes, in_chans=channels, **size, **extra
+            )
+        require(channels == 3, f"{source} is for coloured images; --format safetensors-timm takes grey ones")
         from torchvision import models
 
         size = {"image_size": image_size} if sized else {}

@@ -46,7 +46,7 @@ def test_every_network_answers_in_both_formats_as_here(name, tmp_path, record_pr
     """At the network's own size nothing is resized: the tensor that the network sees is the same to the last bit."""
     pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: nothing runs ONNX")
     graph = raw(name)
-    side = graph.prepare.side
+    side = graph.prepare.height
     program = graph_files.trace(graph)
     images = [torch.randint(0, 256, (count, side, side, 3), dtype=torch.uint8) for count in (3, 1)]
     with torch.no_grad():
