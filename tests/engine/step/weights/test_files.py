@@ -117,12 +117,12 @@ def test_what_is_no_state_dict_is_one_sentence(network, tmp_path):
     assert not pathlib.Path("/tmp/hcr-was-run").exists()
 
 
-def test_a_stem_for_one_channel_says_both_shapes(tmp_path):
+def test_a_stem_for_two_channels_says_both_shapes(tmp_path):
     from engine.step.weights.pretrained import load_pretrained
 
     network = archs.build("resnet18", 2)
     state = network.state_dict()
     first = next(name for name, tensor in state.items() if tensor.shape[1:2] == (3,))
-    torch.save(state | {first: state[first][:, :1]}, tmp_path / "grey.pth")
-    with pytest.raises(ConfigError, match=r"of another shape: .*\[64, 1, 7, 7\] for our \[64, 3, 7, 7\]"):
+    torch.save(state | {first: state[first][:, :2]}, tmp_path / "grey.pth")
+    with pytest.raises(ConfigError, match=r"of another shape: .*\[64, 2, 7, 7\] for our \[64, 3, 7, 7\]"):
         load_pretrained(network, str(tmp_path / "grey.pth"))

@@ -70,7 +70,7 @@ class TestPixels:
     def test_growing_images_do_not_end_below_where_they_begin(self, trained, source):
         asked = config(pretrained=trained()[0])
         grows = replace(asked, data=DataConfig(progressive_from=100))
-        with pytest.raises(ConfigError, match="to the image size of 96 pixels, not 100"):
+        with pytest.raises(ConfigError, match="to the image size of 96 px, not 100"):
             with_preprocessing(grows, source)
 
     def test_flags_win(self, trained, source):
