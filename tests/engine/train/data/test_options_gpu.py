@@ -27,3 +27,11 @@ def test_a_run_with(run_here, photos, flags):
 def test_a_run_on_decoded_images(run_here):
     done = run_here("--data.cache", "ram", "--data.backend", "torchvision", "--no-compile")
     assert "images decoded in memory" in done.out and "finished 1 epochs" in done.out
+
+
+@pytest.mark.parametrize(
+    "flags", [("--data.channels", "1", "--image-size", "32", "48"), ("--data.bits", "16", "--augment.mixup", "0.2")]
+)
+def test_a_run_on_images_of_other_kinds(run_here, flags):
+    done = run_here(*flags, "--data.backend", "torchvision", "--no-compile")
+    assert "finished 1 epochs" in done.out
