@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 from engine.config.checks import require
 from engine.config.flag import TopLevel
@@ -19,6 +19,10 @@ class ParallelConfig:
 
     sync_bn: Annotated[bool, TopLevel] = False
     """BatchNorm over the images of all ranks together, not each rank's own."""
+
+    gradient_compression: Literal["none", "bf16"] = "none"
+    """Type that gradients are sent and added up in over ranks: theirs, fp32, or bf16, which halves what is sent and
+    rounds every rank's gradient to 8 bits. Under ZeRO with --precision bf16 BatchNorm's stay fp32."""
 
     threads: int = 0
     """CPU threads of a process without a GPU; 0 is OMP_NUM_THREADS, or this machine's cores shared out."""

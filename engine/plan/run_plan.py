@@ -40,6 +40,7 @@ def workload_of(config: RunConfig, build: Callable[[], nn.Module], num_classes: 
         global_batch=config.optim.batch_size,
         optim=config.optim,
         sync_bn=config.parallel.sync_bn,
+        halved=config.parallel.gradient_compression == "bf16",
         channels_last=config.model.channels_last,
         **({"feed": Feed(prefetch=config.data.prefetch)} | more),
     )

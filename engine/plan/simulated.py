@@ -181,7 +181,8 @@ class Simulated:
         return search.timeline(found.precision, found.policy, found.micro, found.accumulation, cap)
 
     def _sharding(self) -> Sharding:
-        return shard(self.parameters, self.workload.ranks, self.workload.zero_stage, self.workload.offload_optimizer)
+        load = self.workload
+        return shard(self.parameters, load.ranks, load.zero_stage, load.offload_optimizer, load.halved)
 
     def candidate(self, precision: str, policy: Policy, accumulation: int, cap: int) -> Candidate:
         """What a step in `accumulation` micro-batches needs and costs."""

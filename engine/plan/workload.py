@@ -37,6 +37,8 @@ class Workload:
     zero_stage: int = 0
     offload_optimizer: bool = False
     sync_bn: bool = False
+    halved: bool = False
+    """Gradients are sent in bf16."""
     channels_last: bool = True
     feed: Feed = field(default_factory=Feed)
     channels: int = 3

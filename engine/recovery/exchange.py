@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from torch import Tensor
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 from torch.nn.parallel import DistributedDataParallel
 
 from engine.step.sync_norm import SyncNorm
@@ -29,10 +30,12 @@ class GradientExchange:
 
     model  as accelerate wrapped it, with `broadcast_buffers` off: a rank that fails before its forward pass would be
            missed there. Made on all ranks together
+    halved buckets are sent in bf16
     """
 
-    def __init__(self, model: DistributedDataParallel, accelerator: Accelerator) -> None:
+    def __init__(self, model: DistributedDataParallel, accelerator: Accelerator, halved: bool = False) -> None:
         assert not model.broadcast_buffers
+        self.halved = halved
         self._options = accelerator.ddp_handler.to_kwargs()
         self._flags = dist.new_group(backend="gloo", timeout=accelerator.init_handler.timeout)
         groups = {module.group for module in model.modules() if isinstance(module, SyncNorm)}
@@ -43,7 +46,7 @@ class GradientExchange:
 
     def _attach(self, model: DistributedDataParallel) -> None:
         self._model = model
-        model.register_comm_hook(self, _mean_over_ranks)
+        model.register_comm_hook(self, _halved_mean_over_ranks if self.halved else _mean_over_ranks)
 
     @property
     def within_passes(self) -> bool:
@@ -68,7 +71,7 @@ class GradientExchange:
         works = self._norms.hand_in_zeros() if self._norms is not None else []
         buckets = self._model.reducer._get_zeros_like_grad_buckets()
         for bucket in buckets[len(self._handed_in) :]:
-            self.sum(bucket.buffer())
+            self.sum(bucket.buffer().bfloat16() if self.halved else bucket.buffer())
         for work in works:
             work.wait()
         torch.futures.wait_all(self._handed_in)
@@ -106,3 +109,10 @@ def _mean_over_ranks(exchange: GradientExchange, bucket: dist.GradBucket) -> tor
     buffer = bucket.buffer()
     buffer.div_(dist.get_world_size(exchange._model.process_group))
     return exchange.sum(buffer).then(lambda done: done.value()[0])
+
+
+def _halved_mean_over_ranks(exchange: GradientExchange, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+    """torch's own hook: the bucket in bf16, over the ranks, added up."""
+    future = bf16_compress_hook(exchange._model.process_group, bucket)
+    exchange._handed_in.append(future)
+    return future

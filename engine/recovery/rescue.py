@@ -69,7 +69,7 @@ class Rescue:
         self.events: list[dict[str, Any]] = []
         self._exchange: GradientExchange | None = None
         if isinstance(step.model, nn.parallel.DistributedDataParallel):
-            self._exchange = GradientExchange(step.model, step.accelerator)
+            self._exchange = GradientExchange(step.model, step.accelerator, step.plan.gradient_compression == "bf16")
         step.agree = self._agree
         self._rehearsed: set[str] = set()
         self._rehearsing = False

@@ -80,6 +80,8 @@ class Plan:
     normalised: bool = False
     """The network has BatchNorm."""
     sync_bn: bool = False
+    gradient_compression: str = "none"
+    """Type that gradients are sent in over ranks; none is theirs, fp32."""
     offload_optimizer: bool = False
     fsdp: bool = False
     """By torch's FSDP2, which keeps what ZeRO-3 does."""
@@ -134,6 +136,7 @@ class Plan:
         parts += [f"recompute {self.recompute}"] if self.recompute not in ("none", "compiled") else []
         parts += ["FSDP2"] if self.fsdp else [f"ZeRO-{self.zero_stage}"] if self.zero_stage else []
         parts += ["SyncBatchNorm"] if self.sync_bn else []
+        parts += ["gradients sent in bf16"] if self.gradient_compression == "bf16" else []
         return " · ".join(parts)
 
 
@@ -250,6 +253,7 @@ def make_plan(config: RunConfig, model: nn.Module, hardware: Hardware, ranks: in
         policy=policy,
         normalised=normalised,
         sync_bn=synchronised,
+        gradient_compression=config.parallel.gradient_compression if ranks > 1 else "none",
         frozen=frozen_text(model, states / max(1, trained)),
         cuda_graph=recorded,
         tf32=config.precision.tf32,

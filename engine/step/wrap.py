@@ -97,9 +97,10 @@ def deepspeed_configuration(launch: Launch, plan: Plan, optim: OptimConfig) -> d
     """The launcher's DeepSpeed JSON with the plan's batch split and precision filled in.
 
     Parameters stay fp32 and torch's autocast chooses per operator: DeepSpeed's own bf16 mode casts BatchNorm as well
-    (DeepSpeed issue 3979). Gradients are summed in fp32, as DDP sums them: for the modules in
-    `lower_precision_safe_modules` it would be the compute dtype. Raises ConfigError for fp16 with more than one
-    parameter group: ZeRO lets the loss scaler step and update after each (0.19, `_optimizer_step`).
+    (DeepSpeed issue 3979). Gradients are summed in fp32, as DDP sums them, or in bf16 where that is asked for: under
+    autocast for the modules in `lower_precision_safe_modules`, else by `communication_data_type`. Raises ConfigError
+    for fp16 with more than one parameter group: ZeRO lets the loss scaler step and update after each (0.19,
+    `_optimizer_step`); and for fp16 with gradients in bf16, as it sends them in the compute dtype or in fp32.
     """
     configuration = dict(launch.deepspeed or {})
     configuration.pop("train_batch_size", None)  # it would have to be micro-batch × accumulation × ranks, to the image
@@ -111,7 +112,14 @@ def deepspeed_configuration(launch: Launch, plan: Plan, optim: OptimConfig) -> d
     }
     if plan.precision != "fp32":
         dtype = str(AUTOCAST_DTYPES[plan.precision]).removeprefix("torch.")
-        configuration["torch_autocast"] = {"enabled": True, "dtype": dtype, "lower_precision_safe_modules": []}
+        sent = ["torch.nn.Conv2d", "torch.nn.Linear"] if plan.gradient_compression == "bf16" else []
+        configuration["torch_autocast"] = {"enabled": True, "dtype": dtype, "lower_precision_safe_modules": sent}
+    configuration["communication_data_type"] = "bf16" if plan.gradient_compression == "bf16" else "fp32"
+    require(
+        plan.precision != "fp16" or plan.gradient_compression == "none",
+        "--parallel.gradient-compression bf16 does not go with --precision fp16 under DeepSpeed, which sends gradients "
+        "in the compute dtype or in fp32: use --precision bf16, or DDP",
+    )
     require(
         plan.precision != "fp16" or optim.weight_decay == 0,
         "--precision fp16 with --optim.weight-decay does not run under DeepSpeed, whose loss scaler takes one group of "
@@ -149,7 +157,7 @@ def build_accelerator(plan: Plan, launch: Launch, optim: OptimConfig) -> Acceler
             )
         return accelerator
     mixed = "no" if plan.precision == "fp32" else plan.precision
-    plugin = fsdp_plugin() if launch.fsdp and launch.ranks > 1 else None
+    plugin = fsdp_plugin(plan.gradient_compression == "bf16") if launch.fsdp and launch.ranks > 1 else None
     accelerator = Accelerator(
         cpu=cpu,
         mixed_precision=mixed,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-SECONDS = 120  # of one run, on a busy machine
+SECONDS = 300  # of one run, on a busy machine
 SCRIPT = "tests/launch/norm_free.py"
 TINY = ["--arch", "norm_free", "--image-size", "32", "--batch-size", "40", "--data.limit", "260", "--log.every", "1"]
 # At a rate of 0.03 training is not stable, and rounding grows from 1e-7 to 1e-3 within 20 steps.

@@ -16,11 +16,16 @@ LEAST = 1000
 counted: list[int] = []
 
 
-def noted(function, which: int):
+SUMS = {"all_reduce": (0, "tensor"), "reduce": (0, "tensor")}
+SUMS |= dict.fromkeys(("reduce_scatter_tensor", "reduce_scatter_single"), (1, "input"))
+"""What adds up over ranks, and which argument; FSDP2 takes the last from PyTorch 2.15 on."""
+
+
+def noted(function, which: int, name: str):
     """`function`, whose argument `which` is added up over ranks."""
 
     def note(*arguments, **named):
-        tensor = arguments[which] if len(arguments) > which else next(iter(named.values()))
+        tensor = arguments[which] if len(arguments) > which else named[name]
         if counted and tensor.numel() >= LEAST:
             counted[-1] += tensor.numel() * tensor.element_size()
         return function(*arguments, **named)
@@ -43,8 +48,9 @@ if __name__ == "__main__":
     from engine.train.run import train
 
     register("counting", paper="none: for tests", year=2026, image_size=32, parameters=0, multiply_adds=0.0)(Counting)
-    for name, which in (("all_reduce", 0), ("reduce_scatter_tensor", 1), ("reduce", 0)):
-        setattr(dist, name, noted(getattr(dist, name), which))
+    for function, argument in SUMS.items():
+        if hasattr(dist, function):
+            setattr(dist, function, noted(getattr(dist, function), *argument))
     code = train(parse())
     Path(os.environ["COUNTED"]).with_suffix(f".{os.environ['RANK']}").write_text(json.dumps(counted))
     sys.exit(code)

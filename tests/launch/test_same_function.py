@@ -86,16 +86,20 @@ def test_statistics_are_fp32_under_autocast(launch, root, tmp_path):
     assert all(tensor.isfinite().all() for tensor in norms.values())
 
 
+@pytest.mark.parametrize("sent", ["none", "bf16"])
 @pytest.mark.parametrize("kind", ["", "zero1", "fsdp"])
-def test_gradients_are_exchanged_once_a_step(launch, tiny, root, tmp_path, kind):
-    """Two of three micro-batches send nothing; the last one sends the bytes of the parameters, at the least."""
+def test_gradients_are_exchanged_once_a_step(launch, tiny, root, tmp_path, kind, sent):
+    """Two of three micro-batches send nothing; the last one the gradients of the parameters, or half of their bytes."""
     environment = settings(root, kind)
     flags = ["--arch", "counting", *tiny[2:], "--batch-size", 48, "--data.limit", 240, "--epochs", 1]
-    flags += ["--parallel.micro-batch-size", 8, "--output", tmp_path / "run"]
-    counted = tmp_path / "counted.json"
-    launch(*flags, script="tests/launch/counted_exchange.py", ranks=2, COUNTED=str(counted), **environment)
-    sent = json.loads(counted.with_suffix(".0").read_text())
+    flags += ["--parallel.micro-batch-size", 8, "--output", tmp_path / "run", "--parallel.gradient-compression", sent]
+    path = tmp_path / "counted.json"
+    launch(*flags, script="tests/launch/counted_exchange.py", ranks=2, COUNTED=str(path), **environment)
+    counted = json.loads(path.with_suffix(".0").read_text())
     size = sum(tensor.numel() * 4 for tensor in load_file(tmp_path / "run" / "model.safetensors").values())
-    assert len(sent) == 15, sent
-    assert all(bytes_ == 0 for place, bytes_ in enumerate(sent) if place % 3 != 2), sent
-    assert all(bytes_ >= size / 2 for bytes_ in sent[2::3]), (sent, size)
+    assert len(counted) == 15, counted
+    assert all(bytes_ == 0 for place, bytes_ in enumerate(counted) if place % 3 != 2), counted
+    assert all(bytes_ == counted[2] for bytes_ in counted[2::3]), counted
+    share = counted[2] / size * (1 if sent == "none" else 2)
+    print(f"{kind or 'ddp'} {sent}: {share:.3f} of the gradients' bytes")
+    assert 0.9 <= share <= 1.1, (counted, size)

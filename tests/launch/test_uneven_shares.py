@@ -48,9 +48,9 @@ def assert_same(rows, run: Path, reference: Path, steps: int) -> None:
     far = math.hypot(*distance.values()) / math.hypot(*size.values())
     print(f"losses within {apart:.1e}, weights within {far:.1e}")
     assert apart <= 1e-5 and far <= 1e-4
-    # A bias begins at 0 and is 1e-6 after three steps of 2e-4: rounding of its gradient's sums is 1e-9 of that.
+    # BatchNorm's biases begin at 0 and move by 1e-4 in 30 steps of 2e-4, by sums that cancel: 3e-7 of it is rounding.
     beyond = {
-        name: distance[name] for name in kept if distance[name] > 1e-4 * size[name] + 1e-8 * root_of(expected[name])
+        name: distance[name] for name in kept if distance[name] > 1e-4 * size[name] + 1e-7 * root_of(expected[name])
     }
     assert not beyond, beyond
     left, right = rows(run, "epoch")[-1], rows(reference, "epoch")[-1]

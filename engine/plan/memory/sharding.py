@@ -40,11 +40,12 @@ class Sharding:
     """Bytes each GPU sends a step."""
 
 
-def shard(parameters: Parameters, ranks: int, stage: int, offload_optimizer: bool) -> Sharding:
+def shard(parameters: Parameters, ranks: int, stage: int, offload_optimizer: bool, halved: bool = False) -> Sharding:
     """Parameters, gradients, optimizer states and ZeRO's buffers of one of `ranks` GPUs under ZeRO `stage`.
 
     stage              0 is DDP (or one GPU), whose buckets are the gradients themselves (gradient_as_bucket_view)
     offload_optimizer  states and the fp32 shard that they update are in host memory
+    halved             gradients are sent in bf16, of which each bucket under way has a copy: under DDP all can be
     """
     whole = ELEMENT * parameters.total
     trained = ELEMENT * parameters.trained
@@ -60,6 +61,10 @@ def shard(parameters: Parameters, ranks: int, stage: int, offload_optimizer: boo
         static[Category.OPTIMIZER] += part
         buffers = 2 if stage >= 2 else 1  # overlap_comm fills one while the other is reduced
         static[Category.COMMUNICATION] += buffers * ELEMENT * REDUCE_BUCKET
+    if halved and ranks > 1:
+        static[Category.COMMUNICATION] += (
+            ELEMENT // 2 * (min(REDUCE_BUCKET, parameters.trained) if stage else parameters.trained)
+        )
     if stage >= 2:
         static[Category.GRADIENTS] = part
     if stage == 3:
@@ -69,6 +74,7 @@ def shard(parameters: Parameters, ranks: int, stage: int, offload_optimizer: boo
         static[Category.COMMUNICATION] += gathered
     if offload_optimizer:
         static[Category.OPTIMIZER] = 0
-    hops = 0 if ranks == 1 else 3 if stage == 3 else 2  # reduce-scatter and all-gather; stage 3 gathers twice
-    moved = 2 * whole + trained if stage == 3 else hops * trained
-    return Sharding(static, moved * (ranks - 1) // ranks if ranks > 1 else 0)
+    gradients = trained // 2 if halved else trained
+    # Gradients are reduce-scattered, then DDP gathers their sums, ZeRO the parameters; stage 3 gathers these twice.
+    moved = gradients + (2 * whole if stage == 3 else trained if stage else gradients)
+    return Sharding(static, moved * (ranks - 1) // ranks)

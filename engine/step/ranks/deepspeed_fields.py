@@ -29,6 +29,13 @@ def refuse_contradictions(deepspeed: dict[str, Any], config: RunConfig, ranks: i
             f"DeepSpeed's configuration says {name}: {given}, and the run {value}; {flag} decides: leave it out there, "
             'or say "auto"',
         )
+    sent = "bf16" if config.parallel.gradient_compression == "bf16" else "fp32"
+    given = deepspeed.get("communication_data_type", sent)
+    require(
+        given == sent,
+        f"DeepSpeed's configuration says communication_data_type: {given}, and the run sends gradients in {sent}; "
+        "--parallel.gradient-compression decides: leave it out there",
+    )
     for name, flag in (("optimizer", "--optimizer"), ("scheduler", "--optim.schedule")):
         require(name not in deepspeed, f"DeepSpeed's configuration has a section {name}; {flag} decides: leave it out")
     for name in ("fp16", "bf16", "torch_autocast"):

@@ -11,6 +11,7 @@ import os
 from collections.abc import MutableMapping
 from typing import TYPE_CHECKING
 
+import torch
 from torch import nn
 
 from engine.config import OptimConfig, RunConfig, require
@@ -59,15 +60,18 @@ def refuse_fsdp(config: RunConfig) -> None:
     require(config.model.compile != "on", "--compile with FSDP2 is not supported; launch with DDP or ZeRO-2")
 
 
-def fsdp_plugin():
-    """accelerate's description of it; `shard_units` completes it."""
+def fsdp_plugin(halved: bool = False):
+    """accelerate's description of it; `shard_units` completes it.
+
+    halved  gradients are reduced in bf16
+    """
     from accelerate.utils import FullyShardedDataParallelPlugin
     from torch.distributed.fsdp import MixedPrecisionPolicy
 
     return FullyShardedDataParallelPlugin(
         fsdp_version=2,
         reshard_after_forward=True,
-        mixed_precision_policy=MixedPrecisionPolicy(),
+        mixed_precision_policy=MixedPrecisionPolicy(reduce_dtype=torch.bfloat16 if halved else None),
         auto_wrap_policy="TRANSFORMER_BASED_WRAP",
         cpu_ram_efficient_loading=False,
         state_dict_type="SHARDED_STATE_DICT",

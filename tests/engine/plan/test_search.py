@@ -265,6 +265,9 @@ def test_zero_shards_what_its_stage_says():
     gathered = stages[3][Category.COMMUNICATION] - stages[2][Category.COMMUNICATION]
     assert gathered == min(whole, 4 * (PREFETCH_BUCKET + PARAMETERS.largest))
     assert shard(PARAMETERS, 4, 2, True).static[Category.OPTIMIZER] == 0
+    plain, halved = shard(PARAMETERS, 4, 0, False), shard(PARAMETERS, 4, 0, False, halved=True)
+    assert halved.traffic == plain.traffic // 2
+    assert halved.static[Category.COMMUNICATION] == plain.static[Category.GRADIENTS] // 2
     assert shard(PARAMETERS, 1, 0, False).traffic == 0
     assert shard(PARAMETERS, 4, 3, False).traffic > shard(PARAMETERS, 4, 2, False).traffic
 

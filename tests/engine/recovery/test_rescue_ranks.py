@@ -14,7 +14,9 @@ from tests.engine.conftest import unused_port
 from tests.engine.recovery.test_rescue import OPTIM, Failing, Net, rows
 
 
-def two_ranks(rank: int, port: int, failing: dict | None, folder: str, sync_bn: bool = False) -> None:
+def two_ranks(
+    rank: int, port: int, failing: dict | None, folder: str, sync_bn: bool = False, sent: str = "none"
+) -> None:
     """Train on one of two gloo ranks, some of which run out of memory at one call, and recompute after that."""
 
     os.environ |= {
@@ -40,7 +42,7 @@ def two_ranks(rank: int, port: int, failing: dict | None, folder: str, sync_bn: 
     config = RunConfig(
         model=ModelConfig(compile="off"),
         optim=OPTIM,
-        parallel=ParallelConfig(8 // (failing or {}).get("split", 1), sync_bn),
+        parallel=ParallelConfig(8 // (failing or {}).get("split", 1), sync_bn, sent),
         precision=PrecisionConfig("fp32"),
         log=LogConfig(every=1, plots=False),
     )
@@ -87,12 +89,12 @@ def trained(tmp_path_factory):
     """Call to train on two ranks; returns what each ended with. One run of a kind."""
     done: dict[str, list[dict]] = {}
 
-    def train(failing: dict | None = None, sync_bn: bool = False) -> list[dict]:
-        key = f"{failing} {sync_bn}"
+    def train(failing: dict | None = None, sync_bn: bool = False, sent: str = "none") -> list[dict]:
+        key = f"{failing} {sync_bn} {sent}"
         if key not in done:
             folder = tmp_path_factory.mktemp("ranks")
             torch.multiprocessing.start_processes(
-                two_ranks, (unused_port(), failing, str(folder), sync_bn), nprocs=2, start_method="spawn"
+                two_ranks, (unused_port(), failing, str(folder), sync_bn, sent), nprocs=2, start_method="spawn"
             )
             done[key] = [torch.load(folder / f"{rank}.pt") for rank in range(2)]
         return done[key]
@@ -162,3 +164,14 @@ def test_ranks_agree_where_norms_are_synchronised(failing, step, trained):
     assert undisturbed[0]["generator"]
     alone = trained(split)
     assert not torch.equal(alone[0]["state"]["stem.0.weight"], undisturbed[0]["state"]["stem.0.weight"])
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_ranks_agree_where_gradients_are_sent_in_bf16(trained):
+    """The rank that failed hands in zeros of that type; weights are near those of fp32, and others."""
+    undisturbed = trained(sent="bf16")
+    assert_rescued(trained({"ranks": [1], "where": "backward", "call": 3}, sent="bf16"), undisturbed, 3)
+    plain, rounded = (found[0]["state"]["stem.0.weight"] for found in (trained(), undisturbed))
+    assert not torch.equal(plain, rounded)
+    torch.testing.assert_close(plain, rounded, rtol=1e-2, atol=1e-2)

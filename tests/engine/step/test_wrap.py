@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from engine.config import ConfigError, ModelConfig, OptimConfig, PrecisionConfig, RunConfig
+from engine.config import ConfigError, ModelConfig, OptimConfig, ParallelConfig, PrecisionConfig, RunConfig
 from engine.step.ddp import DdpOptions, ignore_strides_of_one
 from engine.step.optim import build_optimizer
 from engine.step.plan import Hardware, make_plan
@@ -88,7 +88,26 @@ def test_deepspeed_configurations_keep_fp32_parameters(bare, root, stage):
     assert configuration["train_micro_batch_size_per_gpu"] == 64
     assert configuration["gradient_clipping"] == 0.5
     assert "bf16" not in configuration and "fp16" not in configuration
+    assert configuration["communication_data_type"] == "fp32"
     json.dumps(configuration)
+
+
+def test_deepspeed_sends_gradients_in_what_was_asked_for():
+    """Under autocast by the module's kind, BatchNorm's in fp32; without it all in one type. fp16 has no bf16."""
+    launch, halved = Launch(0, 0, 2, {"zero_optimization": {"stage": 2}}), ParallelConfig(gradient_compression="bf16")
+
+    def configuration(precision: str, hardware: Hardware) -> dict:
+        config = RunConfig(precision=PrecisionConfig(precision), parallel=halved)
+        plan = make_plan(config, torch.nn.Linear(2, 2), hardware, 2, 2)
+        assert "gradients sent in bf16" in plan.describe()
+        return deepspeed_configuration(launch, plan, OptimConfig())
+
+    modules = configuration("bf16", Hardware("cpu", "CPU"))["torch_autocast"]["lower_precision_safe_modules"]
+    assert modules == ["torch.nn.Conv2d", "torch.nn.Linear"]
+    plain = configuration("fp32", Hardware("cpu", "CPU"))
+    assert plain["communication_data_type"] == "bf16" and "torch_autocast" not in plain
+    with pytest.raises(ConfigError, match="does not go with --precision fp16 under DeepSpeed"):
+        configuration("fp16", Hardware("cuda", "V100", (7, 0)))
 
 
 def test_a_plan_is_put_on_the_model(reset_accelerator, monkeypatch):

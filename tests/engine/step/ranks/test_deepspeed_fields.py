@@ -27,6 +27,7 @@ def test_what_says_the_same_is_taken():
         ({"train_micro_batch_size_per_gpu": 8}, "train_micro_batch_size_per_gpu: 8, and the run 16"),
         ({"gradient_accumulation_steps": 4}, "gradient_accumulation_steps: 4, and the run 2"),
         ({"gradient_clipping": 0.5}, "gradient_clipping: 0.5, and the run 1.0"),
+        ({"communication_data_type": "bf16"}, "communication_data_type: bf16, and the run sends gradients in fp32"),
         ({"optimizer": {"type": "Adam"}}, "a section optimizer; --optimizer decides"),
         ({"scheduler": {}}, "a section scheduler"),
         ({"bf16": {"enabled": True}}, "turns bf16 on; --precision decides"),
