@@ -9,6 +9,10 @@ from engine.imports import refuse_foreign_packages
 
 refuse_foreign_packages()
 
+from engine.recovery.start import begin, in_words
+
+begin()
+
 from engine.config import ConfigError
 from engine.data.sources.source import DataError
 from engine.train.run import fail
@@ -24,4 +28,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(in_words(main))

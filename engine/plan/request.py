@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from engine.config import (
 )
 from engine.config.optimizers import OPTIMIZERS
 from engine.config.pixels.image_size import ImageSize, sides
+from engine.runs.output import refuse_folder
 
 TRAINING_FLAGS = {
     "channels": "--data.channels",
@@ -121,9 +121,7 @@ def parse(arguments: list[str] | None = None) -> PlanConfig:
 def output_folder(options: PlanConfig, name: str) -> Path:
     """Where to write; made once there is something. Raises ConfigError where that is a file, or another run's."""
     folder = options.output or Path("runs") / name
-    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    writable = existing.is_dir() and os.access(existing, os.W_OK)
-    require(writable, f"--output {folder}: cannot be made a folder, {existing} is no folder to write in")
+    refuse_folder(folder)
     require(
         not (folder / "config.yaml").exists(),
         f"--output {folder} holds a run, with a plan of its own; give another one",

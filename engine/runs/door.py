@@ -41,8 +41,9 @@ def reason(path: Path, error: OSError) -> str:
     if error.errno == errno.EFBIG:
         return "files may not become that large here (ulimit -f)"
     if error.errno in (errno.ENOENT, errno.ENOTDIR) and not folder.is_dir():
-        if folder.exists():
-            return f"{folder} is a file"
+        nearest = next(one for one in (folder, *folder.absolute().parents) if one.exists())
+        if not nearest.is_dir():
+            return f"{nearest} is a file"
         return f"its folder {folder} is gone: moved or deleted meanwhile"
     return REASONS.get(error.errno or 0, error.strerror or str(error))
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from engine.config import ConfigError, RunConfig, from_yaml, require, to_yaml
 from engine.runs.door import CannotWrite, atomic_file, cannot_write, reason, writing
+from engine.runs.output import refuse_folder
 from engine.runs.owner import Ownership
 from engine.runs.records import RecordWriter
 
@@ -82,6 +83,7 @@ class RunFolder:
             while output.exists():
                 stamp += "x"
                 output = Path("runs") / f"{arch}-{data}-{stamp}"
+        refuse_folder(output)
         refuse_run_in(output)
         try:
             (output / "checkpoints").mkdir(parents=True, exist_ok=True)

@@ -25,7 +25,8 @@ import torch
 from engine.config import ConfigError, RunConfig, require
 from engine.data.sources.source import DataError
 from engine.report.lr_picture import lr_picture
-from engine.runs.door import CannotWrite, atomic_file, reason, writing
+from engine.runs.door import CannotWrite, atomic_file, writing
+from engine.runs.output import refuse_folder
 from engine.runs.records import finite
 from engine.runs.runfolder import refuse_run_in
 from engine.step.wrap import bare_module
@@ -157,13 +158,8 @@ def _folder(config: RunConfig) -> Path | None:
     if config.log.output is None:
         return None
     folder = Path(config.log.output)
+    refuse_folder(folder)
     refuse_run_in(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-    except (OSError, ValueError) as error:
-        why = reason(folder, error) if isinstance(error, OSError) else error
-        raise ConfigError(f"--output {folder}: cannot be made a folder to write into: {why}") from None
     return folder
 
 
@@ -204,8 +200,8 @@ def _show(sweeps: Sequence[Sweep], found: Suggestion, config: RunConfig, data: s
     if folder is None:
         arch = re.sub(r"[^\w.-]+", "-", config.model.arch)
         folder = Path("runs") / f"{arch}-{data}-{datetime.now():%Y%m%d-%H%M%S}-find-lr"
-        with writing(folder):
-            folder.mkdir(parents=True, exist_ok=True)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     scale = config.optim.lr / config.optim.peak_lr  # what --lr is to the rate of this batch
     suggested = None if found.rate is None else float(f"{found.rate * scale:.2g}")
     with atomic_file(folder / "find-lr.png") as temporary:

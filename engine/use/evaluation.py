@@ -18,6 +18,7 @@ from engine.data.sources.layouts.which import read_layout
 from engine.data.sources.open import open_source
 from engine.data.sources.source import Source
 from engine.runs.cache import cache_folder
+from engine.runs.output import refuse_folder
 from engine.use.weights import Weights, for_use, read_weights
 
 NAMED_SOURCES = ("digits", "mnist", "cifar10")
@@ -113,8 +114,7 @@ def run_evaluation(config: EvaluateConfig) -> dict:
     """
     beside = config.checkpoint if config.checkpoint.is_dir() else config.checkpoint.parent
     output = config.output or beside / "evaluation"
-    for folder in (output, *output.parents):
-        require(not folder.exists() or folder.is_dir(), f"--output {output}: {folder} is a file, not a folder")
+    refuse_folder(output)
     weights = read_weights(config.checkpoint, config.arch)
     count = weights.class_count
     source = choose_source(config, weights)

@@ -17,6 +17,7 @@ from typing import Any, Self
 import numpy as np
 
 from engine.config import ConfigError
+from engine.runs.door import CannotWrite, atomic_file, cannot_write, writing
 
 
 def part_of(path: Path) -> Path:
@@ -39,7 +40,7 @@ class Journal:
         try:
             self._file = self.path.open("a+b")
         except OSError as error:
-            raise ConfigError(f"{path} cannot be written: {error.strerror}") from None
+            raise ConfigError(str(cannot_write(path, error))) from None
         try:
             self._lock(path)
             self.rows = self._found(job, batch)
@@ -84,9 +85,10 @@ class Journal:
         self.rows += len(lines)
 
     def _append(self, text: str) -> None:
-        self._file.write(text.encode())
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        with writing(self.path):
+            self._file.write(text.encode())
+            self._file.flush()
+            os.fsync(self._file.fileno())
 
     def read(self) -> Iterator[dict[str, Any]]:
         """The rows so far, in order."""
@@ -134,7 +136,15 @@ class FeatureFile:
                 found = np.lib.format.open_memmap(part, mode="r+")
                 if found.shape == (self.rows, width):
                     return found
-        return np.lib.format.open_memmap(part, mode="w+", dtype=np.float32, shape=(self.rows, width))
+        try:
+            with writing(self.path, part):
+                array = np.lib.format.open_memmap(part, mode="w+", dtype=np.float32, shape=(self.rows, width))
+                with part.open("rb+") as file:  # all of it now: a page that finds no room later ends the process
+                    os.posix_fallocate(file.fileno(), 0, part.stat().st_size)
+        except CannotWrite:
+            part.unlink(missing_ok=True)
+            raise
+        return array
 
     def finish(self, paths: list[str]) -> None:
         """Give the file its name; a .safetensors has the array as `features` and the paths in its metadata."""
@@ -144,8 +154,6 @@ class FeatureFile:
             return
         if self.path.suffix == ".safetensors":
             from safetensors.numpy import save_file
-
-            from engine.runs.door import atomic_file
 
             with atomic_file(self.path) as temporary:
                 save_file({"features": np.load(part)}, temporary, metadata={"paths": json.dumps(paths)})

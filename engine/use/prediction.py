@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -14,6 +15,7 @@ from engine.config import command_line, require
 from engine.config.flag import Positional, TopLevel
 from engine.data.sources.source import Split
 from engine.runs.door import atomic_file
+from engine.runs.output import refuse_file
 from engine.use.journal import FeatureFile, Journal, part_of
 from engine.use.pictures import pictures_of
 from engine.use.predict import Predictor
@@ -114,9 +116,8 @@ def refuse_outputs(config: PredictConfig) -> None:
     for flag, path in (("--output", config.output), ("--embeddings", config.embeddings)):
         if path is None:
             continue
-        unfinished = part_of(config.output or path).exists()
-        require(unfinished or not path.exists(), f"{flag} {path} exists; remove it, or give another name")
-        require(path.parent.is_dir(), f"{flag} {path}: there is no folder {path.parent}")
+        if not os.path.lexists(part_of(config.output or path)):  # a job that goes on
+            refuse_file(path, flag)
     if config.output:
         refuse_kind(config.output)
 

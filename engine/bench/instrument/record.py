@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from engine.runs.door import atomic_file
+from engine.runs.output import obstacle
 from engine.runs.provenance import ROOT, command, commit, today, versions
 from engine.step.plan import use_cuda
 
@@ -65,9 +66,8 @@ class Store:
             probe.touch()
             probe.unlink()
         except OSError as error:
-            raise Unwritable(
-                f"{self.path.parent} cannot be written ({error.strerror}); give another --output"
-            ) from None
+            why = obstacle(self.path.parent) or error.strerror
+            raise Unwritable(f"{self.path.parent} cannot be written ({why}); give another --output") from None
         self.document: dict[str, Any] = {"schema": SCHEMA, "suite": suite, "machine": here, "rows": {}}
         self._read()
         self.document |= {"machine": here, "versions": versions()}

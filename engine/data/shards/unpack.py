@@ -12,7 +12,8 @@ from engine.data.sources.found import Found
 from engine.data.sources.listing import is_aside
 from engine.data.sources.reading import Unreadable
 from engine.data.sources.source import DataError, Split
-from engine.runs.door import atomic_file
+from engine.runs.door import atomic_file, writing
+from engine.runs.output import refuse_folder
 
 CHUNK = 64
 
@@ -30,6 +31,7 @@ def unpack(
     out of the folder, a class that is no folder's name, two images of one name, and an image that cannot be read;
     CannotWrite where the disk is full.
     """
+    refuse_folder(output, "OUTPUT")
     for name in found.classes:
         refuse_outside(name, f"{found.root}, class")
         if "/" in name or is_aside(name):
@@ -83,7 +85,8 @@ def _write(split: Split, place: int, path: Path) -> bool:
         raise DataError(f"{split.path(place)}: {error}") from None
     if path.is_file() and path.stat().st_size == len(data):
         return True
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(path) as temporary:
         temporary.write_bytes(data)
     return False

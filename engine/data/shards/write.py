@@ -30,7 +30,8 @@ from engine.data.shards.read import MANIFEST
 from engine.data.sources.reading import Unreadable
 from engine.data.sources.source import DataError, Source, Split
 from engine.data.sources.texts import Texts
-from engine.runs.door import CannotWrite, atomic_file
+from engine.runs.door import CannotWrite, atomic_file, writing
+from engine.runs.output import refuse_folder
 
 logger = logging.getLogger("hcr")
 
@@ -154,10 +155,9 @@ def make_shards(
 
 def _begun(output: Path, job: str) -> tuple[dict[str, Made], dict[str, str]]:
     """What an earlier start of the same job has made. Raises DataError for another job's folder."""
-    try:
+    refuse_folder(output, "OUTPUT")
+    with writing(output):
         output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(f"{output} cannot be made a folder: {error.strerror}") from None
     manifest, journal = output / MANIFEST, output / JOURNAL
     if manifest.is_file():
         raise DataError(f"{output} holds finished shards ({MANIFEST}); verify them, or give another folder")

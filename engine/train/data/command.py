@@ -15,7 +15,8 @@ from engine.data.sources.source import DataError, Source
 from engine.report.data_check.page import page
 from engine.report.data_check.sheet import contact_sheet
 from engine.report.data_check.told import lines
-from engine.runs.door import atomic_file
+from engine.runs.door import atomic_file, writing
+from engine.runs.output import refuse_folder
 from engine.step.weights.pretrained import with_preprocessing
 from engine.train.data.check import examined
 from engine.train.run import choose_data, fail, show_notices
@@ -34,12 +35,14 @@ def examine_data(config: RunConfig) -> int:
         config, source = choose_data(config)
         config = with_preprocessing(replace(config, augment=config.augment.whole()), source)
         output = config.log.output or Path("runs") / f"data-{source.name}-{time.strftime('%Y%m%d-%H%M%S')}"
-        output.mkdir(parents=True, exist_ok=True)
+        refuse_folder(output)
         data = fingerprint_of(source)
         found = examined(source, data, config)
         sheet = sheet_of(source, config)
     except (ConfigError, DataError, OSError) as error:
         return fail(error)
+    with writing(output / "data.json"):
+        output.mkdir(parents=True, exist_ok=True)
     name = str(config.data.root or source.name)
     written = json.dumps(found.as_dict(), indent=1, ensure_ascii=False).encode("utf-8", "backslashreplace")
     html = page(found, source, name, sheet, f"The first {PICTURES} images of a run: {told_of(config)}.")

@@ -14,6 +14,8 @@ from typing import Any
 
 from engine.config import ConfigError, RunConfig, require
 from engine.config import parse as parse_run
+from engine.runs.door import writing
+from engine.runs.output import refuse_folder
 from engine.train.sweep.space import Range, read_space, with_fields
 from engine.train.sweep.trial import claim
 
@@ -71,11 +73,9 @@ def run_sweep(asked: SweepConfig) -> int:
         from engine.train.sweep.search import database_in_words, open_study, remember, search
     except ModuleNotFoundError as error:
         raise ConfigError(f"a sweep needs {error.name}: pip install {error.name}") from None
-    try:
+    refuse_folder(asked.folder)
+    with writing(asked.folder):
         asked.folder.mkdir(parents=True, exist_ok=True)
-    except (OSError, ValueError) as error:
-        why = error.strerror if isinstance(error, OSError) else error
-        raise ConfigError(f"--output {asked.folder}: cannot be made a folder: {why}") from None
     lock = claim(asked.folder)
     before = signal.signal(signal.SIGTERM, _stop)
     try:

@@ -12,6 +12,7 @@ from engine.config import ConfigError, command_line, require
 from engine.config.pixels.image_size import sides
 from engine.data.bad_images import decode
 from engine.data.sources.reading import Unreadable, read
+from engine.runs.output import refuse_file
 from engine.use.pictures import named_pictures
 from engine.use.weights import Weights, read_weights
 
@@ -60,13 +61,12 @@ def run_export(config: ExportConfig) -> int:
     """Write the file, check it where asked; returns the exit code. Raises ConfigError with nothing written."""
     if config.check is not None:
         refuse_unreadable(config.check)
-    weights = read_weights(config.checkpoint, config.arch)
     library = config.format.partition("-")[2] if config.format.startswith("safetensors") else ""
     name = f"model-{library}" if library else "model"
     beside = config.checkpoint if config.checkpoint.is_dir() else config.checkpoint.parent
     output = config.output or beside / f"{name}{ENDINGS[config.format]}"
-    require(not output.exists(), f"--output {output} exists; remove it, or give another name")
-    require(output.parent.is_dir(), f"--output {output}: there is no folder {output.parent}")
+    refuse_file(output)
+    weights = read_weights(config.checkpoint, config.arch)
     if weights.preprocessing is None:
         print(f"{weights.path} does not say which pixels it expects; assumed: {weights.expected().describe()}")
     runner = _write_library(config, weights, output, library) if library else _write_graph(config, weights, output)

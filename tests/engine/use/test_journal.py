@@ -1,10 +1,14 @@
 """A long job's rows: whole batches survive, half a row does not, and another job's are refused."""
 
+import errno
+import os
+
 import numpy as np
 import pytest
 from safetensors import safe_open
 
 from engine.config import ConfigError
+from engine.runs.door import CannotWrite
 from engine.use.journal import FeatureFile, Journal, part_of
 
 JOB = {"weights": "abc", "top_k": 5}
@@ -79,3 +83,26 @@ def test_features_of_another_width_are_begun_anew(tmp_path):
     file.put(0, np.ones((4, 5), np.float32))
     file.finish([])
     assert np.load(tmp_path / "f.npy").shape == (4, 5)
+
+
+def test_a_disk_that_has_no_room_for_all_rows_is_told_at_once(tmp_path, monkeypatch):
+    """Rows lie in a mapped file: a page that the disk has no room for would end the process by a signal (SIGBUS)."""
+
+    def full(*more: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(CannotWrite, match=r"x\.npy cannot be written: the disk is full"):
+        FeatureFile(tmp_path / "x.npy", 3).put(0, np.zeros((2, 4), np.float32))
+    assert not list(tmp_path.iterdir())
+
+
+def test_rows_that_a_full_disk_does_not_take_are_told_with_the_file(tmp_path, monkeypatch):
+    with Journal(tmp_path / "x.csv", {"job": 1}, 2) as journal:
+
+        def full(descriptor: int) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        monkeypatch.setattr(os, "fsync", full)
+        with pytest.raises(CannotWrite, match=r"\.x\.csv\.part cannot be written: the disk is full"):
+            journal.add([{"row": 1}])
