@@ -9,7 +9,7 @@ GROUPS: tuple[tuple[str, tuple[str, ...], str], ...] = (
         "130 or 143 where it could save; goes on to the same bits",
     ),
     (
-        "the same at any call of the thread that writes a checkpoint",
+        "SIGKILL, SIGTERM at any call of the thread that writes a checkpoint",
         ("SIGKILL in a write beside training", "SIGTERM in a write beside training"),
         "no half checkpoint is read; goes on to the same bits",
     ),
@@ -19,25 +19,19 @@ GROUPS: tuple[tuple[str, tuple[str, ...], str], ...] = (
         "passed over by name; the same bits from the one before",
     ),
     (
-        "a flipped bit in the weights; config.yaml cut",
-        ("flipped bit in the weights", "cut description"),
-        "refused, nothing touched",
+        "a flipped bit in the weights; config.yaml cut; a renamed class; a second session in the folder",
+        ("flipped bit in the weights", "cut description", "renamed class", "second session in one folder"),
+        "refused with the reason, nothing touched",
     ),
     (
         "metrics.jsonl torn; strays of a killed writer",
         ("torn metrics", "strays of a killed writer"),
         "mended and swept",
     ),
-    ("full disk while saving", ("full disk",), "one sentence, no draft left, goes on"),
     (
-        "run folder or data moved away",
-        ("run folder moved away", "data moved away"),
-        "an error, nothing saved after it, goes on",
-    ),
-    (
-        "a second session; a renamed class",
-        ("second session in one folder", "renamed class"),
-        "refused with process and machine; with both lists",
+        "full disk; run folder or data moved away",
+        ("full disk", "run folder moved away", "data moved away"),
+        "one sentence, no draft left, nothing saved after it; goes on",
     ),
     (
         "torchrun, one of its two ranks, or the store killed",
