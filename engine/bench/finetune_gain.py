@@ -91,6 +91,22 @@ def last_epoch(run: Path) -> dict[str, Any]:
     return {"accuracy": round(100 * row["val_accuracy"], 2), "steps": row["step"]}
 
 
+def trained_classes(run: Path) -> set[str]:
+    """Names of the classes that a run was trained on. Raises ConfigError as `read_weights`."""
+    from engine.use.weights import read_weights
+
+    return set(read_weights(run).class_names())
+
+
+def how_trained(run: Path) -> dict[str, Any]:
+    """What a run was trained with, and what it reached."""
+    from engine.config import from_yaml
+
+    config = from_yaml(run / "config.yaml")
+    told = {"arch": config.model.arch, "epochs": config.optim.epochs, "batch_size": config.optim.batch_size}
+    return told | {"limit": config.data.limit, "classes": sorted(trained_classes(run)), **last_epoch(run)}
+
+
 def pretrained(source: Source, held_out: Sequence[str], work: Path) -> Path:
     """The run folder of the network that the other classes were trained with; trained where it is not there yet."""
     run = work / "pretrained"
@@ -165,6 +181,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--root", help="folder of mnist or cifar10")
     parser.add_argument("--held-out", nargs="+", required=True, metavar="CLASS", help="classes to fine-tune on")
     parser.add_argument("--work", type=Path, required=True, help="folder that keeps the network of the other classes")
+    parser.add_argument("--before", type=Path, metavar="RUN", help="a run on other classes, in place of training one")
     parser.add_argument("--most", type=int, default=10**6, help="rows to measure now")
     given = parser.parse_args(arguments)
     name = Path(given.source).name
@@ -174,10 +191,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if label not in source.classes:
             parser.error(f"{given.source} has no class {label}")
     given.work.mkdir(parents=True, exist_ok=True)
-    before = pretrained(source, given.held_out, given.work)
-    settings = {"arch": ARCH, "image_size": SIZE, "flags": [*FLAGS, *as_drawn(source)], "pretraining": PRETRAINING}
-    settings |= {"source": given.source, "held_out": given.held_out, "pictures_a_class": [BEFORE, TESTED]}
-    settings["accuracy_before"] = last_epoch(before)["accuracy"]
+    before = given.before or pretrained(source, given.held_out, given.work)
+    if known := trained_classes(before) & set(given.held_out):
+        parser.error(f"{before} was trained on {', '.join(sorted(known))}")
+    settings = {"arch": ARCH, "image_size": SIZE, "flags": [*FLAGS, *as_drawn(source)], "source": given.source}
+    settings |= {"held_out": given.held_out, "tested_a_class": TESTED, "before": how_trained(before)}
     rows = read_rows(name, settings)
     asked = [(shots, way, rate) for shots in SHOTS for way, (_, rates) in WAYS.items() for rate in rates]
     there = {(row["pictures_a_class"], row["way"], row["lr"]) for row in rows}
