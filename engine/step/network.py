@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -16,6 +17,8 @@ from engine.data.published import LIBRARIES
 from engine.step.finetune import freeze
 from engine.step.plan import use_cuda
 from engine.step.weights.pretrained import load_pretrained
+
+logger = logging.getLogger("hcr")
 
 RGB_ONLY = "tensorflow_scaling"
 """Rescales coloured images within the network; for grey ones it is a part of the converted weights."""
@@ -73,6 +76,8 @@ def build_network(
         raise ConfigError(str(error)) from None
     if model.pretrained is not None and not begun:
         load_pretrained(network, model.pretrained, classes, Preprocessing.named_by(data))
+    elif model.finetune != "all" and not begun:
+        logger.warning("--finetune %s without --pretrained: what is frozen stays as it was drawn", model.finetune)
     set_fused(network, model.fused, "cuda" if use_cuda() else "cpu", archs.lookup(model.arch).name)
     freeze(network, model.finetune)
     return network

@@ -78,8 +78,14 @@ def test_what_is_no_number_is_told():
             ModelConfig(finetune=wrong)
 
 
-def test_auxiliary_heads_are_trained_with_the_head():
-    model = build_network(RunConfig(model=ModelConfig(arch="googlenet", finetune="head")), 5)
+def test_auxiliary_heads_are_trained_with_the_head(caplog):
+    config = RunConfig(model=ModelConfig(arch="googlenet", finetune="head"))
+    model = build_network(config, 5)
+    told = "--finetune head without --pretrained: what is frozen stays as it was drawn"
+    assert told in caplog.text
+    caplog.clear()
+    build_network(config, 5, begun=True)
+    assert not caplog.text, "a run that goes on has its weights from its checkpoint"
     trained = {name.partition(".")[0] for name, one in model.named_parameters() if one.requires_grad}
     assert trained == {"auxiliary", "head"}
 
