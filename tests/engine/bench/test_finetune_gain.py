@@ -1,11 +1,14 @@
 """What fine-tuning gains: the parts that are trained on, the margins that are taken of rows, rows of other settings."""
 
+import json
+from statistics import mean
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from engine.bench import finetune_gain
-from engine.bench.finetune_gain import margins, part, read_rows, write
+from engine.bench.finetune_gain import RESULT, SEEDS, margins, part, read_rows, write
 from engine.data.sources.open import open_source
 from engine.data.sources.source import Source, Split
 
@@ -77,3 +80,18 @@ def test_rows_of_other_settings_are_not_gone_on_with(monkeypatch, tmp_path):
     write("flowers", {"arch": "a"}, [])
     assert read_rows("mnist", {"arch": "a"}) == rows and read_rows("flowers", {"arch": "a"}) == []
     assert read_rows("mnist", {"arch": "b"}) == [], "another network's"
+
+
+def test_what_is_published_is_of_its_rows_and_says_that_it_pays():
+    """Each network met fewer pictures of other classes; equal steps for all ways."""
+    for document in json.loads(RESULT.read_text(encoding="utf-8")).values():
+        rows = document["rows"]
+        assert document["margins"] == margins(rows)
+        assert not set(document["settings"]["held_out"]) & set(
+            document["settings"].get("before", {}).get("classes", [])
+        )
+        for shots in {row["pictures_a_class"] for row in rows}:
+            assert len({row["steps"] for row in rows if row["pictures_a_class"] == shots}) == 1
+        assert all(len(row["val_accuracy"]) == len(SEEDS) for row in rows)
+        assert all(row["mean"] == round(mean(row["val_accuracy"]), 2) for row in rows)
+        assert max(found.get("head", 0) for found in document["margins"].values()) > 10

@@ -128,7 +128,7 @@ def test_predict_has_the_evaluation_s_logits_bit_for_bit(trained, unpacked, fold
     right = [
         predictor.classes[label] == Path(path).parent.name for label, path in zip(found.argmax(1), paths, strict=True)
     ]
-    assert np.mean(right) == pytest.approx(figures["top1"])
+    assert np.mean(right) == pytest.approx(figures["accuracy"])
 
 
 def test_an_onnx_file_says_of_raw_pictures_what_predict_says(trained, folders, tmp_path, record_property):
