@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 
+from engine.data.bad_images import decode
 from engine.data.sources.open import open_source
 from engine.use.export.command import ExportConfig, run_export
 from engine.use.predict import load
@@ -32,7 +33,7 @@ def test_a_file_is_right_wherever_predict_is_on_all_digits(root, tmp_path):
     command = [sys.executable, "launch/train.py", "--config", "configs/digits.yaml", "--arch", "convnet_bn"]
     subprocess.run([*command, "--epochs", "3", "--output", str(run)], cwd=root, check=True, stdout=subprocess.PIPE)
     source = open_source("digits")
-    images = [source.val.pixels(place) for place in range(len(source.val))]
+    images = [np.array(decode(source.val.read(place))) for place in range(len(source.val))]
     truth = [source.classes[label] for label in source.val.labels]
     answers = load(run).predict(images, top_k=1)
     assert run_export(ExportConfig(run, "onnx", output=tmp_path / "digits.onnx")) == 0
