@@ -25,6 +25,26 @@ def test_an_output_that_is_a_file_is_told_before_the_work(weights, data, tmp_pat
     assert (tmp_path / "mine").read_text() == "mine"
 
 
+@pytest.mark.parametrize("asked", ["dali", "torchvision"])
+def test_pictures_are_decoded_by_the_backend_that_is_asked_for(weights, data, tmp_path, monkeypatch, asked):
+    """Row A18 of issue 16: it could not be chosen."""
+    if asked == "dali":
+        pytest.importorskip("nvidia.dali")
+    from engine.data import backend
+
+    made = []
+
+    def noted(*what, **how):
+        made.append(type(loader := build(*what, **how)).__name__)
+        return loader
+
+    build = backend.make_loader
+    monkeypatch.setattr(backend, "make_loader", noted)
+    result = run_evaluation(EvaluateConfig(weights(), data=data, backend=asked, output=tmp_path / "out"))
+    assert made == [{"dali": "DaliLoader", "torchvision": "TorchvisionLoader"}[asked]]
+    assert result["count"] == len(CLASSES)
+
+
 def test_metadata_that_lies_of_the_classes_is_told(weights, data, tmp_path):
     with pytest.raises(ConfigError, match="names 2 classes, and its head is for 3"):
         run_evaluation(EvaluateConfig(weights(classes=json.dumps(CLASSES[:2])), data=data, output=tmp_path / "out"))
