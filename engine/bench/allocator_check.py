@@ -305,7 +305,8 @@ def _short(one: dict) -> str:
     if not one["claims"]:
         return "no plan"
     split = f" ÷{one['accumulation']}" if one["accumulation"] > 1 else ""
-    return f"{one['recompute']}{split} {'fits' if one['fits'] else 'OUT OF MEMORY'}"
+    how = "no recompute" if one["recompute"] == "none" else one["recompute"]
+    return f"{how}{split} {'fits' if one['fits'] else 'OUT OF MEMORY'}"
 
 
 if __name__ == "__main__":
