@@ -29,6 +29,10 @@ FEWEST_FOR_NORM = 16
 
 TYPICAL = 0.05
 """Share of the allocator's peak that its holes take under recompute, for candidates that are too large without it."""
+UNORDERED = 0.015
+"""Share of memory for what a replay cannot know under offload: autocast's copies and saved tensors are freed in no
+fixed order, and behind maps of 1.5 GiB another order wants other holes. resnext29_8x64d in 8 × 16 images needed 1.2 %
+more on torch's allocator than in the order that was replayed (`engine.bench.allocator_check`)."""
 
 
 class Simulated:
@@ -161,6 +165,8 @@ class Simulated:
             asked = self.requests(precision, policy, micro, accumulation, cap)
             live = self._recorded(precision, policy, micro, accumulation).peak(micro, self.workload.share, cap)
             least = least_memory(asked.sizes, asked.events, self.workload.expandable)
+            if policy.offload:
+                least = int(least * (1 + UNORDERED))
             self._fragmentation[key] = max(0, least - live - self.workload.device.cublas)
         return self._fragmentation[key]
 

@@ -1,4 +1,4 @@
-"""Networks without memory, and autocast as a GPU would do it.
+"""Networks without memory, and autocast and dropout as a GPU would do them.
 
 Everything is traced on fake CPU tensors: a backward pass on fake CUDA tensors needs a GPU, and `torch.autocast("cuda")`
 turns itself off without one, silently (pytorch issue 92627 and torch/amp/autocast_mode.py).
@@ -25,18 +25,47 @@ CUDA_WIDENS = {
 """Runs in fp32 under autocast on a GPU and not on a CPU ("CUDA Ops that can autocast to float32", torch.amp's page)."""
 
 
-class CudaWidening(TorchFunctionMode):
-    """Inside a CPU autocast region, cast to fp32 what autocast on a GPU would."""
+CUDA_PROMOTES = {
+    *(torch.addcdiv, torch.addcmul, torch.atan2, torch.bilinear, torch.cross, torch.dot, torch.tensordot),
+    *(Tensor.addcdiv, Tensor.addcmul, Tensor.atan2, Tensor.cross, Tensor.dot, Tensor.scatter_add),
+    *(F.grid_sample, F.bilinear),
+}
+"""Casts to the widest type among its tensors under autocast on a GPU ("CUDA Ops that promote to the widest input
+type", torch.amp's page), copies that its gradient keeps; a CPU reads each in its own."""
+
+
+class LikeCuda(TorchFunctionMode):
+    """Inside, what is kept of fake CPU tensors is what a GPU would keep.
+
+    Under autocast it casts what that does there, and dropout keeps a mask of bytes: its CPU kernel keeps the factors,
+    as wide as what they multiply (ATen/native/Dropout.cpp).
+    """
 
     def __torch_function__(self, function, types, arguments=(), keywords=None):
-        if function in CUDA_WIDENS and torch.is_autocast_enabled("cpu"):
+        keywords = keywords or {}
+        if function in (F.dropout, torch.dropout):
+            return _fused_dropout(function, *arguments, **keywords)
+        wide = function in CUDA_PROMOTES and any(_is(torch.float32, value) for value in arguments)
+        if (wide or function in CUDA_WIDENS) and torch.is_autocast_enabled("cpu"):
             arguments = tuple(_widened(value) for value in arguments)
-        return function(*arguments, **(keywords or {}))
+        return function(*arguments, **keywords)
+
+
+def _fused_dropout(function: Callable, input: Tensor, p: float = 0.5, *more: bool, **named: bool) -> Tensor:
+    training = named.get("training", named.get("train", more[0] if more else True))
+    in_place = named.get("inplace", more[1] if len(more) > 1 else False)
+    if training and not in_place and 0 < p < 1:
+        return torch.native_dropout(input, p, True)[0]
+    return function(input, p, *more, **named)
+
+
+def _is(dtype: torch.dtype, value: object) -> bool:
+    return isinstance(value, Tensor) and value.dtype == dtype
 
 
 def _widened(value: object) -> object:
-    half = isinstance(value, Tensor) and value.dtype in (torch.bfloat16, torch.float16)
-    return value.float() if half else value
+    half = _is(torch.bfloat16, value) or _is(torch.float16, value)
+    return value.float() if half else value  # type: ignore[attr-defined]
 
 
 class AnyNumber(TorchDispatchMode):
@@ -54,15 +83,13 @@ class AnyNumber(TorchDispatchMode):
 @contextmanager
 def autocast(dtype: torch.dtype, cuda: bool) -> Iterator[None]:
     """Autocast to a 16-bit `dtype` on CPU tensors, with a GPU's rules where `cuda`; fp32 is no autocast."""
-    if dtype == torch.float32:
-        yield
-        return
-    with torch.autocast("cpu", dtype=dtype), CudaWidening() if cuda else nullcontext():
+    half = nullcontext() if dtype == torch.float32 else torch.autocast("cpu", dtype=dtype)
+    with half, LikeCuda() if cuda else nullcontext():
         yield
 
 
 def backward(loss: Tensor, cuda: bool) -> None:
-    """`loss.backward()`, with a GPU's autocast rules in what it recomputes where `cuda`.
+    """`loss.backward()`, with a GPU's rules in what it recomputes where `cuda`.
 
     A recompute turns autocast on again by itself, but not those rules. `Tensor.backward` would suspend a mode that is
     on around it, so the engine is called as torch.autograd.backward does.
@@ -70,7 +97,7 @@ def backward(loss: Tensor, cuda: bool) -> None:
     if not cuda:
         loss.backward()
         return
-    with CudaWidening():
+    with LikeCuda():
         torch.autograd.Variable._execution_engine.run_backward(
             (loss,), (torch.ones_like(loss),), False, False, (), allow_unreachable=True, accumulate_grad=True
         )

@@ -225,7 +225,7 @@ class Stepper:
         scaled = loss * 1.0
         tracker.settle_alive(Category.SAVED)
         tracker.mark(f"backward{again}")
-        backward(scaled, step.cuda and dtype != torch.float32)
+        backward(scaled, step.cuda)
         tracker.settle([parameter.grad for parameter in parameters], Category.GRADIENTS)
         return loss.detach(), hits
 
