@@ -16,12 +16,12 @@ OURS = {
     "--optim.clip-norm": "clip-grad clip-grad-norm grad-clip gradient-clip-val max-grad-norm",
     "--optim.ema": "model-ema model-ema-decay ema-decay use-ema",
     "--optim.sam": "sam-rho rho",
-    "--optimizer": "opt optim-name optimiser",
+    "--optimizer": "opt optim optim-name optimiser",
     "--batch-size": "bs batch train-batch-size per-device-train-batch-size total-batch-size",
     "--epochs": "num-epochs max-epochs n-epochs num-train-epochs epoch",
     "--image-size": "img-size imgsz input-size image-resolution resolution crop-size train-crop-size img size",
     "--arch": "model model-name architecture net network backbone model-name-or-path",
-    "--pretrained": "initial-checkpoint weights init-from load-from pretrained-weights",
+    "--pretrained": "initial-checkpoint weights init-from load-from pretrained-weights pretrained-path",
     "--resume": "resume-from-checkpoint resume-from ckpt-path continue",
     "--data.name": "dataset dataset-name",
     "--data.root": "data-dir data-path dataset-path dataset-dir train-dir data dataset-root imagefolder",
@@ -51,13 +51,16 @@ OURS = {
     "--model.dropout": "drop drop-rate dropout-rate",
     "--model.drop-path": "drop-path-rate stochastic-depth stochastic-depth-prob",
     "--model.channels-last": "memory-format",
+    "--data.channels": "in-chans in-channels",
+    "--stop.patience": "early-stopping-patience early-stopping",
 }
 """Ours, and theirs in timm, torchvision's references, Lightning, Hugging Face, fastai and ultralytics."""
 ELSEWHERE = {
     "launch/evaluate.py": "test-only eval-only evaluate validate eval",
+    "the folders of --data.root, which say how many classes there are": "num-classes n-classes nb-classes",
     "accelerate launch, in front of the command": "gpus devices num-gpus ngpus nproc-per-node strategy accelerator",
 }
-"""What is done by another command."""
+"""What is done by another command, or by the data."""
 
 
 def refuse_other_names(arguments: Sequence[str], known: Iterable[str]) -> None:

@@ -77,6 +77,7 @@ def test_what_is_no_file_is_not_read(path):
         *[("--img-size", "--image-size"), ("--model", "--arch"), ("--dataset", "--data.name")],
         *[("--data-dir", "--data.root"), ("--num-workers", "--data.workers"), ("--max_epochs", "--epochs")],
         *[("--test-only", "launch/evaluate.py"), ("--gpus", "accelerate launch"), ("--amp", "--precision")],
+        *[("--optim", "--optimizer"), ("--num_classes", "--data.root")],
     ],
 )
 def test_other_trainers_flags_name_ours(flag, ours):
