@@ -56,6 +56,9 @@ class AugmentConfig:
     """Each image has a share of its own, or all of a batch have one."""
     mix_share: float = 1.0
     """Share of images, or of batches, that are mixed."""
+    repeats: int = 1
+    """Times that an image stands in its batch, each time changed by draws of its own (Hoffer et al. 2019,
+    arXiv:1901.09335): an epoch is as long as ever, and shows so many times fewer of the images."""
     mix_off_epochs: int = 0
     """Last epochs without mixtures."""
 
@@ -76,6 +79,7 @@ class AugmentConfig:
         require(min(jitter) >= 0 and max(jitter[:3]) <= 1, f"--augment.jitter must be from 0 to 1, not {jitter}")
         require(jitter[3] <= 0.5, f"--augment.jitter: the hue's change must be at most 0.5, not {jitter[3]}")
         require(self.mix_off_epochs >= 0, f"--augment.mix-off-epochs must be 0 or more, not {self.mix_off_epochs}")
+        require(1 <= self.repeats <= 64, f"--augment.repeats must be from 1 (once) to 64, not {self.repeats}")
         self._refuse_idle()
 
     def _refuse_idle(self) -> None:
@@ -129,6 +133,7 @@ class AugmentConfig:
         parts += ["jitter " + "/".join(f"{value:g}" for value in used["jitter"])] if any(used["jitter"]) else []
         names = ("vertical_flip", "rotation", "grayscale", "blur", "erasing", "mixup", "cutmix")
         parts += [f"{_flag(name)} {used[name]:g}" for name in names if used[name]]
+        parts += [f"each image {used['repeats']} times in its batch"] if used["repeats"] > 1 else []
         if used["mix_off_epochs"]:
             count = used["mix_off_epochs"]
             parts.append(f"no mixtures in the last {'epoch' if count == 1 else f'{count} epochs'}")

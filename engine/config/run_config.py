@@ -79,6 +79,14 @@ class RunConfig:
             self.data.bits != 16 or self.data.cache in ("off", "auto"),
             f"--data.cache {self.data.cache} keeps 8 bits a colour: --data.bits 8, or --data.cache off",
         )
+        require(
+            self.augment.repeats == 1 or self.data.balance != "sampler",
+            "--augment.repeats and --data.balance sampler each choose the images of an epoch; keep one",
+        )
+        require(
+            self.augment.repeats <= self.optim.batch_size,
+            f"--augment.repeats {self.augment.repeats} does not fit into a batch of {self.optim.batch_size} images",
+        )
         fixed = self.augment.resolved["crop"] == "fixed"
         require(
             not (fixed and self.data.crop_scale), "--data.crop-scale has no effect on --augment.crop fixed (or seed)"

@@ -166,7 +166,10 @@ class Loader(ABC):
             minimum_share = 2 if self.train else 1
         drawn = self.data.labels[chosen] if self.train and config.balance == "sampler" else None
         try:
-            sampler = sampling.Sampler(len(chosen), global_batch, rank, world, seed, self.train, minimum_share, drawn)
+            repeated = augment.repeats if augment else 1
+            sampler = sampling.Sampler(
+                len(chosen), global_batch, rank, world, seed, self.train, minimum_share, drawn, repeated
+            )
         except ValueError as error:
             raise DataError(str(error)) from None
         self.schedule = Schedule(sampler, chosen, len(self.data))

@@ -74,6 +74,23 @@ def subset(n: int, limit: int, seed: int) -> np.ndarray:
     return np.sort(generator(seed, 0, SUBSET).permutation(n)[:limit])
 
 
+def repeated_order(order: np.ndarray, global_batch: int, times: int) -> tuple[np.ndarray, np.ndarray]:
+    """Repeated augmentation (Hoffer et al. 2019, arXiv:1901.09335): each image `times` in its global batch.
+
+    order    int64 [n], all images at random, of which the first n / times are shown
+    returns  int64 [n] each: which image stands where, and how often it stood before. Within a batch all of its images
+             stand once, then all of them again: neighbours, which are mixed, are different images where there are two
+    """
+    places, turns, shown = [], [], 0
+    for begin in range(0, len(order), global_batch):
+        size = min(global_batch, len(order) - begin)
+        images = -(-size // times)
+        places.append(np.resize(np.arange(shown, shown + images), size))
+        turns.append(np.arange(size) // images)
+        shown += images
+    return order[np.concatenate(places)], np.concatenate(turns)
+
+
 class Sampler:
     """Cuts an epoch of n images into global batches, and each of those into one contiguous share a rank.
 
@@ -82,9 +99,10 @@ class Sampler:
     seed, shuffle  the order is a permutation by (seed, epoch), or 0..n-1 unshuffled
     minimum_share  a shorter share, in the last batch, is filled with repeats at weight 0 (BatchNorm needs 2)
     balanced       int64 [n] labels: an epoch draws n images, each class equally often (engine.data.balance)
+    repeated       an epoch shows n / repeated of the images, so often each, all within one global batch
 
     Every rank has the same number of steps, and every image has weight 1 exactly once an epoch over the ranks, unless
-    classes are balanced.
+    classes are balanced or images are repeated.
     Raises ValueError for no images, and for a global batch of fewer images than ranks.
     """
 
@@ -98,6 +116,7 @@ class Sampler:
         shuffle: bool,
         minimum_share: int = 1,
         balanced: np.ndarray | None = None,
+        repeated: int = 1,
     ) -> None:
         if n < 1:
             raise ValueError("there are no images to sample from")
@@ -107,7 +126,7 @@ class Sampler:
             raise ValueError(f"a batch of {global_batch} images leaves some of {world} ranks without any")
         self.n, self.global_batch, self.rank, self.world = n, global_batch, rank, world
         self.seed, self.shuffle, self.minimum_share = seed, shuffle, max(1, minimum_share)
-        self.balanced = balanced
+        self.balanced, self.repeated = balanced, repeated if shuffle else 1
         self._order: tuple[int, np.ndarray, np.ndarray | None] | None = None
 
     @property
@@ -145,6 +164,8 @@ class Sampler:
                 order = np.arange(self.n)
             elif self.balanced is None:
                 order = generator(self.seed, epoch, ORDER).permutation(self.n)
+                if self.repeated > 1:
+                    order, repeats = repeated_order(order, self.global_batch, self.repeated)
             else:
                 order, repeats = balanced_order(self.balanced, self.seed, epoch, generator(self.seed, epoch, ORDER))
             self._order = epoch, order, repeats

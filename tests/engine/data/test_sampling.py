@@ -151,3 +151,31 @@ def test_a_limit_is_a_seeded_choice_that_grows_with_the_limit():
     assert len(set(chosen.tolist())) == 10 and (np.diff(chosen) > 0).all()
     assert set(chosen) < set(sampling.subset(100, 20, 1))
     assert set(chosen) != set(sampling.subset(100, 10, 2))
+
+
+@given(st.integers(1, 200), st.integers(1, 9), WORLDS, st.integers(2, 5), st.integers(0, 3))
+def test_repeated_images_stand_in_one_batch_whatever_the_ranks(n, per_rank, world, times, epoch):
+    size = per_rank * world
+    alone = Sampler(n, size, 0, 1, 3, True, repeated=times)
+    ranks = [Sampler(n, size, rank, world, 3, True, repeated=times) for rank in range(world)]
+    seen: list[tuple[int, int]] = []
+    for step in range(alone.steps_per_epoch):
+        batch = alone.share(epoch, step)
+        shares = [sampler.share(epoch, step) for sampler in ranks]
+        for name in ("indices", "repeats"):
+            parts = [getattr(share, name)[share.weights == 1] for share in shares]
+            np.testing.assert_array_equal(np.concatenate(parts), getattr(batch, name))
+        images, counts = np.unique(batch.indices, return_counts=True)
+        assert counts.max() <= times and len(images) == -(-len(batch.indices) // times)
+        if len(images) > 1:
+            assert (batch.indices[::2][: len(batch.indices) // 2] != batch.indices[1::2]).all(), "mixed with itself"
+        seen += zip(batch.indices.tolist(), batch.repeats.tolist(), strict=True)
+    assert len(seen) == len(set(seen)) == n, "no turn of an image comes twice, also over batches"
+
+
+def test_every_image_is_shown_over_the_epochs():
+    sampler = Sampler(60, 12, 0, 1, 0, True, repeated=3)
+    shown = [
+        np.unique(np.concatenate([sampler.share(epoch, step).indices for step in range(5)])) for epoch in range(12)
+    ]
+    assert {len(images) for images in shown} == {20} and len(np.unique(np.concatenate(shown))) == 60

@@ -29,6 +29,7 @@ FLAGS = {
     "strong": {"preset": "strong"},
     "seed": {"preset": "seed"},
 }
+REPEATED = {"repeats": 2, "policy": "trivialaugment", "mixup": 0.8}
 
 
 @pytest.fixture(scope="module")
@@ -113,10 +114,11 @@ def test_each_image_has_numbers_of_its_own():
 
 
 @pytest.mark.parametrize("backend", ["dali", "torchvision"])
-@pytest.mark.parametrize("flag", ["strong", "a batch's mixture", "augmix", "seed"])
+@pytest.mark.parametrize("flag", ["strong", "a batch's mixture", "augmix", "seed", "repeats"])
 def test_loaders_give_the_same_on_one_rank_and_on_two(flag, backend, numbered, loader_of):
     """And after a resume in the middle of an epoch, and with another number of threads."""
-    settings = {"global_batch": 8, "backend": backend, "augment": AugmentConfig(**FLAGS[flag]), "epochs": 5}
+    augment = AugmentConfig(**FLAGS.get(flag, REPEATED))
+    settings = {"global_batch": 8, "backend": backend, "augment": augment, "epochs": 5}
     source = numbered(22)
     whole = list(loader_of(source, **settings).epoch(2))
     ranks = [list(loader_of(source, rank=rank, world=2, **settings).epoch(2)) for rank in range(2)]
@@ -130,6 +132,15 @@ def test_loaders_give_the_same_on_one_rank_and_on_two(flag, backend, numbered, l
             assert torch.equal(parts[0], batch.images) and torch.equal(parts[1], batch.labels)
         assert len(parts[0]) == batch.global_count
     assert len(whole) == 3
+
+
+@pytest.mark.parametrize("augment", [{}, {"policy": "trivialaugment"}], ids=["crops alone", "operators"])
+def test_a_repeated_image_is_another_picture_each_time(numbered, loader_of, augment):
+    batch = next(loader_of(numbered(12), global_batch=12, augment=AugmentConfig(repeats=3, **augment)).epoch(0))
+    assert len(batch.labels.unique()) == 4
+    for label in batch.labels.unique():
+        one, two, three = batch.images[batch.labels == label]
+        assert not torch.equal(one, two) and not torch.equal(two, three) and not torch.equal(one, three)
 
 
 @pytest.mark.parametrize("flag", ["medium", "seed", "augmix"])
@@ -161,6 +172,7 @@ def test_only_training_is_augmented(numbered, loader_of):
         ({"erasing": 1.5}, "--augment.erasing must be from 0 to 1"),
         ({"rotation": -1.0}, "from 0 to 180"),
         ({"mixup": -0.2}, "from 0 (off)"),
+        ({"repeats": 0}, "from 1 (once) to 64"),
         ({"magnitude": 31, "policy": "randaugment"}, "from 0 to 30"),
     ],
 )
