@@ -6,6 +6,8 @@ import logging
 from importlib.util import find_spec
 from typing import Literal
 
+import torch
+
 from engine.data.loader import Loader, SplitName
 from engine.data.sources.source import DataError, Source
 
@@ -41,6 +43,10 @@ def make_loader(source: Source, split: SplitName, **settings) -> Loader:
                 ) from None
             logger.info("DALI cannot be imported (%s); torchvision reads the images instead", error)
         else:
+            if source.split(split).decoded is not None and torch.device(settings["device"]).type == "cpu":
+                from engine.data.decoded.loader import DecodedLoader
+
+                return DecodedLoader(source, split, **settings)
             from engine.data.graph.dali import DaliLoader
 
             return DaliLoader(source, split, **settings)
