@@ -39,6 +39,9 @@ class Stored(Protocol):
 class Pixels(Protocol):
     """Images of a split that were decoded before (engine.data.decoded)."""
 
+    sizes: np.ndarray
+    """int32 [N, 2], height and width; 0 of an image that cannot be used."""
+
     def image(self, index: int) -> np.ndarray:
         """uint8 [H, W, C], in the channels that they were decoded for. Raises Unreadable."""
 

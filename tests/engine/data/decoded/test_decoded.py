@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from engine.config import DataConfig
+from engine.config import AugmentConfig, DataConfig
 from engine.data.decoded import choice, store
 from engine.data.decoded.choice import decoded_source
+from engine.data.decoded.loader import mirrored
 from engine.data.fingerprint import fingerprint_of
 from engine.data.sources.reading import Unreadable
 from engine.data.sources.source import DataError
@@ -153,3 +154,23 @@ def _sum_of(source, number):
     decoded = kept_of(source).source.train.decoded
     (path,) = (choice.cache_folder() / "decoded").glob("*-train-*.u8")
     return int(decoded.pixels.sum()), path.stat().st_ino
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_mirror_images(channels):
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 7, channels), dtype=np.uint8)
+    np.testing.assert_array_equal(mirrored(pixels), pixels[:, ::-1])
+    np.testing.assert_array_equal(mirrored(pixels.transpose(1, 0, 2)), pixels.transpose(1, 0, 2)[:, ::-1])
+
+
+def test_augmented_mirrored_and_shared_ones_are_those_without_it(files_source, photo_files, loader_of):
+    source = files_source(photo_files)
+    kept = kept_of(source, "ram")
+    fields = {"flip": "on", "global_batch": 4, "image_size": 48, "workers": 2}
+    for augment in (None, AugmentConfig(erasing=0.5, vertical_flip=0.5)):
+        plain = list(loader_of(source, augment=augment, epochs=1, **fields).epoch(0))
+        cached = list(loader_of(kept.source, augment=augment, epochs=1, **fields).epoch(0))
+        second = list(loader_of(kept.source, augment=augment, epochs=1, rank=1, world=2, **fields).epoch(0))
+        assert all((one.images - two.images).abs().mean() * 255 < 0.3 for one, two in zip(plain, cached, strict=True))
+        assert all((one.images[2:] == two.images).all() for one, two in zip(cached, second, strict=True))
+    kept.close()
