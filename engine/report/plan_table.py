@@ -98,6 +98,10 @@ def _norms(plan: dict[str, Any]) -> str:
     return "statistics of all ranks together" if plan.get("sync_bn") else ""
 
 
+def _exchange(plan: dict[str, Any]) -> str:
+    return "sent in bf16" if plan.get("gradient_compression") == "bf16" else ""
+
+
 def _bytes(field: str):
     return lambda plan: gib(plan[field]) if plan.get(field) else ""
 
@@ -138,6 +142,7 @@ LINES = {
     "memory layout": ("channels_last", _layout),
     "sharding": ("zero_stage", _sharding),
     "BatchNorm": ("sync_bn", _norms),
+    "gradients over GPUs": ("gradient_compression", _exchange),
     "not trained": ("frozen", _frozen),
     "weights": ("parameter_bytes", _bytes("parameter_bytes")),
     "gradients": ("gradient_bytes", _bytes("gradient_bytes")),

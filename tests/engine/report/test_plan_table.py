@@ -26,6 +26,8 @@ def test_what_was_not_planned_is_left_out():
     rows = dict(plan_rows(planned()))
     assert rows["batch"] == "128 images at once" and rows["recompute"] == "none: every activation is kept"
     assert rows.keys().isdisjoint({"planned for", "predicted peak", "at the peak", "sharding", "BatchNorm"})
+    assert "gradients over GPUs" not in rows
+    assert dict(plan_rows(planned(gradient_compression="bf16")))["gradients over GPUs"] == "sent in bf16"
     assert not [text for text in rows.values() if DASH in text or text.startswith("0.0") or "_" in text]
 
 
