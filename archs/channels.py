@@ -58,12 +58,13 @@ def for_channels(
     if not keys:
         return Converted(tensors)
     grey = wanted[keys[0]].shape[1] == 1
-    scale, shift = _moves(theirs, ours, 3)
+    factor, move = (
+        torch.tensor(values, dtype=torch.float64).view(1, 3, 1, 1) for values in renormalisation(theirs, ours, 3)
+    )
     left_out = False
     for key in keys:
         weight = given[key].double()
         weight = weight if grey else weight.expand(-1, 3, -1, -1) / 3
-        factor, move = (torch.tensor(values, dtype=torch.float64).view(1, 3, 1, 1) for values in (scale, shift))
         offset = (weight * move).sum(dim=(1, 2, 3))
         weight = weight * factor
         tensors[key] = (weight.sum(dim=1, keepdim=True) if grey else weight).to(given[key].dtype)
@@ -74,10 +75,13 @@ def for_channels(
     return Converted(tensors, f"{', '.join(keys)} {kind}{lost}")
 
 
-def _moves(
+def renormalisation(
     theirs: Normalised | None, ours: Normalised | None, channels: int
 ) -> tuple[Sequence[float], Sequence[float]]:
-    """(their normalised value of a grey level) = scale · (ours) + shift, for each of three channels."""
+    """(scale, shift) of each channel: their normalised value of a level is scale · ours + shift.
+
+    theirs, ours  grey's single numbers stand for every channel; None of either is taken to be the other
+    """
     if theirs is None or ours is None:
         return [1.0] * channels, [0.0] * channels
     mean, std, own_mean, own_std = (

@@ -114,8 +114,7 @@ class AugmentConfig:
     def changes_pixels(self) -> bool:
         """Whether there is anything to do behind the crop and the mirror image."""
         used = self.resolved
-        names = ("vertical_flip", "rotation", "grayscale", "blur", "erasing", "mixup", "cutmix")
-        return used["policy"] != "none" or any(used["jitter"]) or any(used[name] for name in names)
+        return self.chooses_operators or any(used[name] for name in ("erasing", "mixup", "cutmix"))
 
     @property
     def chooses_operators(self) -> bool:

@@ -88,20 +88,22 @@ def decode(data: bytes, channels: int = 3) -> Image.Image:
 
     Raises Unreadable for what Pillow cannot decode, and for floating-point pixels, which have no agreed white.
     """
+    return _eight_bit_image(_upright(data), channels)
+
+
+def decode_whole(data: bytes, channels: int = 3) -> Image.Image | np.ndarray:
+    """uint16 [H, W] of an image that Pillow reads as grey of more than 8 bits; any other as `decode`, which raises."""
     upright = _upright(data)
+    if upright.mode.startswith("I"):
+        return np.asarray(upright).clip(0, 65535).astype(np.uint16)
+    return _eight_bit_image(upright, channels)
+
+
+def _eight_bit_image(upright: Image.Image, channels: int) -> Image.Image:
     if upright.mode.startswith("I"):
         upright = Image.fromarray(_eight_bits(np.asarray(upright)))
     rgb = _as_rgb(upright)
     return rgb if channels == 3 else rgb.convert("L")
-
-
-def sixteen_bit_grey(data: bytes) -> np.ndarray | None:
-    """uint16 [H, W] of an image that Pillow reads as grey of more than 8 bits; None of any other.
-
-    Raises Unreadable as `decode`.
-    """
-    upright = _upright(data)
-    return np.asarray(upright).clip(0, 65535).astype(np.uint16) if upright.mode.startswith("I") else None
 
 
 def _upright(data: bytes) -> Image.Image:
@@ -172,11 +174,11 @@ class ImageFiles:
 
     def through_pillow(self, index: int, data: bytes) -> bytes:
         """The image as an uncompressed BMP, which every decoder reads, or grey of 16 bits as PNG; raises Unreadable."""
-        deep = sixteen_bit_grey(data) if self.bits == 16 else None
-        image = decode(data) if deep is None else Image.fromarray(deep)
+        decoded = decode_whole(data) if self.bits == 16 else decode(data)
+        image, kind = (decoded, "BMP") if isinstance(decoded, Image.Image) else (Image.fromarray(decoded), "PNG")
         self.sizes[index] = image.height, image.width
         encoded = io.BytesIO()
-        image.save(encoded, "BMP" if deep is None else "PNG")
+        image.save(encoded, kind)
         return encoded.getvalue()
 
 

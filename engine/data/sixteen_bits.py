@@ -11,7 +11,7 @@ import io
 import numpy as np
 from PIL import Image
 
-from engine.data.bad_images import decode, look, sixteen_bit_grey
+from engine.data.bad_images import decode_whole, look
 from engine.data.preprocessing import GREY
 from engine.data.sources.reading import Unreadable
 from engine.data.sources.source import Split
@@ -60,8 +60,8 @@ def decode_sixteen(data: bytes, channels: int) -> np.ndarray:
     if is_deep_png(data):
         pixels = _png(data)
     else:
-        grey = sixteen_bit_grey(data)
-        pixels = np.asarray(decode(data, channels), np.uint16) * 257 if grey is None else grey
+        decoded = decode_whole(data, channels)
+        pixels = decoded if isinstance(decoded, np.ndarray) else np.asarray(decoded, np.uint16) * 257
     pixels = pixels[:, :, None] if pixels.ndim == 2 else pixels
     if pixels.shape[2] == channels:
         return pixels

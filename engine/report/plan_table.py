@@ -7,26 +7,9 @@ from typing import Any
 from engine.runs.wording import gib, value_of, words
 
 SHOWN_ELSEWHERE = {
-    *(
-        "device",
-        "global_batch_size",
-        "micro_batch_size",
-        "accumulation",
-        "ranks",
-        "loss_scaling",
-        "policy",
-        "fsdp",
-        "tf32",
-    ),
-    *(
-        "normalised",
-        "changes",
-        "offload_optimizer",
-        "predicted_allocated_bytes",
-        "predicted_reserved_bytes",
-        "relative_cost",
-        "predicted_bytes",
-    ),
+    *("device", "global_batch_size", "micro_batch_size", "accumulation", "ranks", "loss_scaling", "policy", "fsdp"),
+    *("tf32", "normalised", "changes", "offload_optimizer", "predicted_allocated_bytes", "predicted_reserved_bytes"),
+    *("relative_cost", "predicted_bytes"),
 }
 """Fields that are part of another's line, or of the notes at the head of the page."""
 RECOMPUTE = {

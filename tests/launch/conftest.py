@@ -75,6 +75,21 @@ def launch(root):
 
 
 @pytest.fixture(scope="session")
+def references(launch, tmp_path_factory):
+    """The runs that the others are compared with, each made once: one process, or DDP where the batch is split."""
+    made = {}
+
+    def reference(flags: list, ranks: int) -> Path:
+        key = (*map(str, flags), ranks)
+        if key not in made:
+            made[key] = tmp_path_factory.mktemp("reference") / "run"
+            launch(*flags, "--output", made[key], script="launch/train.py", ranks=ranks)
+        return made[key]
+
+    return reference
+
+
+@pytest.fixture(scope="session")
 def alone(launch, tiny, tmp_path_factory):
     """The run that the others are compared with."""
     folder = tmp_path_factory.mktemp("alone") / "run"

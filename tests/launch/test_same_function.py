@@ -2,13 +2,13 @@
 
 import json
 import math
-from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 import archs
+from tests.launch.apart import apart
 from tests.launch.test_distributed import zero
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
@@ -21,21 +21,6 @@ DEEP = [*FLAGS, "--arch", "resnet18", "--data.limit", "64"]
 steps, in one process too, so that more of them compare rounding."""
 FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
 KINDS = [(2, ""), (4, ""), (2, "zero1"), (2, "zero2"), (2, "zero3"), (2, "fsdp")]
-
-
-@pytest.fixture(scope="session")
-def references(launch, tmp_path_factory):
-    """The runs that the others are compared with, each made once: one process, or DDP where the batch is split."""
-    made = {}
-
-    def reference(flags: list, ranks: int) -> Path:
-        key = (*map(str, flags), ranks)
-        if key not in made:
-            made[key] = tmp_path_factory.mktemp("reference") / "run"
-            launch(*flags, "--output", made[key], script="launch/train.py", ranks=ranks)
-        return made[key]
-
-    return reference
 
 
 def settings(root, kind: str) -> dict[str, str]:
@@ -57,21 +42,15 @@ def test_steps_are_the_same(launch, rows, references, root, tmp_path, flags, ran
     """
     run, reference = tmp_path / "run", references(flags, against)
     launch(*flags, "--output", run, script="launch/train.py", ranks=ranks, **settings(root, kind))
-    ours, theirs = rows(run, "step"), rows(reference, "step")
-    assert len(ours) == len(theirs) == (2 if flags is DEEP else 30)
-    apart = max(abs(left["loss"] - right["loss"]) for left, right in zip(ours, theirs, strict=True))
-    expected, found = load_file(reference / "model.safetensors"), load_file(run / "model.safetensors")
-    kept = [name for name, tensor in expected.items() if tensor.is_floating_point()]
-    distance = {name: (found[name].double() - expected[name].double()).norm().item() for name in kept}
-    size = {name: expected[name].double().norm().item() for name in kept}
-    far = math.hypot(*distance.values()) / math.hypot(*size.values())
-    print(f"{flags[1]} {kind or 'ddp'} on {ranks}: losses within {apart:.1e}, weights within {far:.1e}")
-    assert apart <= 1e-5 and far <= 1e-4
+    found = apart(rows, run, reference, 2 if flags is DEEP else 30)
+    print(f"{flags[1]} {kind or 'ddp'} on {ranks}: {found}")
+    assert found.losses <= 1e-5 and found.weights <= 1e-4
     if flags is not DEEP:
+        distance, size, kept = found.distance, found.size, list(found.expected)
         assert all(distance[name] <= 1e-4 * size[name] for name in kept), max(kept, key=lambda name: distance[name])
         torch.manual_seed(0)
         begun = archs.build("convnet_bn", 10, image_size=32).state_dict()
-        moved = math.hypot(*((expected[name] - begun[name]).norm().item() for name in kept))
+        moved = math.hypot(*((found.expected[name] - begun[name]).norm().item() for name in kept))
         assert moved > 50 * math.hypot(*distance.values()), "what was trained is much more than what differs"
 
 

@@ -4,9 +4,8 @@ import math
 from pathlib import Path
 
 import pytest
-from safetensors.torch import load_file
-from torch import Tensor
 
+from tests.launch.apart import apart
 from tests.launch.test_same_function import FLAGS, settings
 
 pytestmark = pytest.mark.distributed
@@ -17,40 +16,16 @@ LONG = [*FLAGS, "--data.limit", 930]
 """30 steps, and the last one of two images."""
 
 
-@pytest.fixture(scope="session")
-def one_process(launch, tmp_path_factory):
-    """The runs that the others are compared with, each made once."""
-    made: dict[tuple, Path] = {}
-
-    def reference(flags: list) -> Path:
-        key = tuple(map(str, flags))
-        if key not in made:
-            made[key] = tmp_path_factory.mktemp("one_process") / "run"
-            launch(*flags, "--output", made[key], script="launch/train.py")
-        return made[key]
-
-    return reference
-
-
-def root_of(tensor: Tensor) -> float:
-    return math.sqrt(tensor.numel())
-
-
 def assert_same(rows, run: Path, reference: Path, steps: int) -> None:
     """Losses within 1e-5, weights and running statistics within 1e-4 of their norm, the same evaluation."""
-    ours, theirs = rows(run, "step"), rows(reference, "step")
-    assert len(ours) == len(theirs) == steps
-    apart = max(abs(left["loss"] - right["loss"]) for left, right in zip(ours, theirs, strict=True))
-    expected, found = load_file(reference / "model.safetensors"), load_file(run / "model.safetensors")
-    kept = [name for name, tensor in expected.items() if tensor.is_floating_point()]
-    distance = {name: (found[name].double() - expected[name].double()).norm().item() for name in kept}
-    size = {name: expected[name].double().norm().item() for name in kept}
-    far = math.hypot(*distance.values()) / math.hypot(*size.values())
-    print(f"losses within {apart:.1e}, weights within {far:.1e}")
-    assert apart <= 1e-5 and far <= 1e-4
+    found = apart(rows, run, reference, steps)
+    print(found)
+    assert found.losses <= 1e-5 and found.weights <= 1e-4
     # BatchNorm's biases begin at 0 and move by 1e-4 in 30 steps of 2e-4, by sums that cancel: 3e-7 of it is rounding.
     beyond = {
-        name: distance[name] for name in kept if distance[name] > 1e-4 * size[name] + 1e-7 * root_of(expected[name])
+        name: distance
+        for name, distance in found.distance.items()
+        if distance > 1e-4 * found.size[name] + 1e-7 * math.sqrt(found.expected[name].numel())
     }
     assert not beyond, beyond
     left, right = rows(run, "epoch")[-1], rows(reference, "epoch")[-1]
@@ -58,19 +33,19 @@ def assert_same(rows, run: Path, reference: Path, steps: int) -> None:
     assert left["val_loss"] == pytest.approx(right["val_loss"], abs=1e-4)
 
 
-def test_three_ranks_share_32_images(launch, rows, one_process, tmp_path):
+def test_three_ranks_share_32_images(launch, rows, references, tmp_path):
     """And a tail of two."""
     run = tmp_path / "run"
     launch(*SHORT, "--output", run, script="launch/train.py", ranks=3)
-    assert_same(rows, run, one_process(SHORT), 3)
+    assert_same(rows, run, references(SHORT, 1), 3)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["", "zero1", "zero2", "zero3", "fsdp"])
-def test_thirty_steps_however_they_are_wrapped(launch, rows, one_process, root, tmp_path, kind):
+def test_thirty_steps_however_they_are_wrapped(launch, rows, references, root, tmp_path, kind):
     run = tmp_path / "run"
     launch(*LONG, "--output", run, script="launch/train.py", ranks=3, **settings(root, kind))
-    assert_same(rows, run, one_process(LONG), 30)
+    assert_same(rows, run, references(LONG, 1), 30)
 
 
 @pytest.mark.slow

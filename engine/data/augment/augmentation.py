@@ -100,7 +100,7 @@ class Augmentation:
         if self._pixels is None or self._pixels.device != images.device:  # the copy would wait for the device
             pixels = torch.tensor([self.wanted.mean, self.wanted.std]) * 255
             self._pixels = pixels.view(2, -1, 1, 1).to(images.device)
-        return (images.float() - self._pixels[0]).div_(self._pixels[1])
+        return images.to(torch.float32, copy=True).sub_(self._pixels[0]).div_(self._pixels[1])
 
 
 def _policies(used: dict) -> list[Policy]:

@@ -45,7 +45,7 @@ class LikeCuda(TorchFunctionMode):
         keywords = keywords or {}
         if function in (F.dropout, torch.dropout):
             return _fused_dropout(function, *arguments, **keywords)
-        wide = function in CUDA_PROMOTES and any(_is(torch.float32, value) for value in arguments)
+        wide = function in CUDA_PROMOTES and any(_in_fp32(value) for value in arguments)
         if (wide or function in CUDA_WIDENS) and torch.is_autocast_enabled("cpu"):
             arguments = tuple(_widened(value) for value in arguments)
         return function(*arguments, **keywords)
@@ -59,13 +59,13 @@ def _fused_dropout(function: Callable, input: Tensor, p: float = 0.5, *more: boo
     return function(input, p, *more, **named)
 
 
-def _is(dtype: torch.dtype, value: object) -> bool:
-    return isinstance(value, Tensor) and value.dtype == dtype
+def _in_fp32(value: object) -> bool:
+    return isinstance(value, Tensor) and value.dtype == torch.float32
 
 
 def _widened(value: object) -> object:
-    half = _is(torch.bfloat16, value) or _is(torch.float16, value)
-    return value.float() if half else value  # type: ignore[attr-defined]
+    half = isinstance(value, Tensor) and value.dtype in (torch.bfloat16, torch.float16)
+    return value.float() if half else value
 
 
 class AnyNumber(TorchDispatchMode):

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import archs
+from archs.channels import Normalised, renormalisation
 from engine.config import ConfigError, require
 from engine.config.pixels.image_size import ImageSize, sides
 from engine.data.preprocessing import Preprocessing
@@ -43,14 +44,10 @@ class TeacherNetwork(nn.Module):
             ours is None or ours.channels in (1, channels),
             f"{FLAG}: the teacher looks at grey images, and these are coloured; --data.channels 1 makes them grey",
         )
-        scale, shift = [1.0] * channels, [0.0] * channels
-        if theirs is not None and ours is not None:
-            mine = ours.of_channels(channels)
-            scale = [mine / other for mine, other in zip(mine.std, theirs.std, strict=True)]
-            moves = zip(mine.mean, theirs.mean, theirs.std, strict=True)
-            shift = [(mine - other) / std for mine, other, std in moves]
+        known = (one and Normalised(one.mean, one.std) for one in (theirs, ours))
+        scale, shift = renormalisation(*known, channels)
         spread = ours is not None and ours.channels != channels
-        self.moved = spread or scale != [1.0] * channels or shift != [0.0] * channels
+        self.moved = spread or any(value != 1.0 for value in scale) or any(shift)
         self.register_buffer("scale", torch.tensor(scale).view(1, channels, 1, 1))
         self.register_buffer("shift", torch.tensor(shift).view(1, channels, 1, 1))
 

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 import archs
 from engine.data.preprocessing import Preprocessing
+from engine.use import evaluation
 
 CLASSES = ["daisy", "rose", "tulip"]
 PIXELS = Preprocessing((0.45, 0.5, 0.4), (0.25, 0.2, 0.3), 0.9, "bicubic", 64)
@@ -71,6 +72,25 @@ def make_pictures(folder: Path, count: int = 10) -> list[Path]:
         paths.append(folder / f"{seed:02d}.jpg")
         Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC).save(paths[-1], quality=92)
     return paths
+
+
+@pytest.fixture
+def evaluated(monkeypatch) -> list[torch.Tensor]:
+    """Logits of the evaluations that a test makes, float32 [N, classes] a pass."""
+    seen: list[torch.Tensor] = []
+    original = evaluation.for_use
+
+    def watched(*arguments):
+        model, forward = original(*arguments)
+
+        def keep(images):
+            seen.append(forward(images).float())
+            return seen[-1]
+
+        return model, keep
+
+    monkeypatch.setattr(evaluation, "for_use", watched)
+    return seen
 
 
 @pytest.fixture

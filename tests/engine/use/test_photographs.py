@@ -102,20 +102,7 @@ def test_timm_sees_the_same_pixels_and_says_the_same(
         assert len(np.unique(logits.argmax(1))) > 1, "it tells flowers apart"
 
 
-def test_predict_has_the_evaluation_s_logits_bit_for_bit(trained, unpacked, folders, tmp_path, monkeypatch):
-    kept: list[torch.Tensor] = []
-    original = evaluation.for_use
-
-    def watched(*arguments):
-        model, forward = original(*arguments)
-
-        def keep(images):
-            kept.append(forward(images).float())
-            return kept[-1]
-
-        return model, keep
-
-    monkeypatch.setattr(evaluation, "for_use", watched)
+def test_predict_has_the_evaluation_s_logits_bit_for_bit(trained, unpacked, folders, tmp_path, evaluated):
     run = trained("resnet18")
     figures = evaluation.run_evaluation(
         evaluation.EvaluateConfig(run, data=str(unpacked("flowers")), batch_size=64, output=tmp_path / "evaluation")
@@ -123,7 +110,7 @@ def test_predict_has_the_evaluation_s_logits_bit_for_bit(trained, unpacked, fold
     predictor = Predictor(read_weights(run), batch_size=64)
     paths = folders["flowers"]
     found = np.concatenate([answers.logits for answers in predictor.answers(split_of(paths))])
-    expected = torch.cat(kept).numpy()[: len(paths)]
+    expected = torch.cat(evaluated).numpy()[: len(paths)]
     assert np.array_equal(found, expected)
     right = [
         predictor.classes[label] == Path(path).parent.name for label, path in zip(found.argmax(1), paths, strict=True)
