@@ -158,17 +158,18 @@ def test_stopped_and_resumed_equals_never_stopped(make_trainer, stop):
 
 
 def test_killed_after_a_periodic_checkpoint(make_trainer):
-    """A kill without warning loses the steps since the last checkpoint and nothing else."""
+    """A kill without warning loses the steps since the last checkpoint that was written and nothing else."""
     log = LogConfig(every=2, checkpoint_steps=2)
     whole = make_trainer("whole", log=log)
     whole.fit()
     first = make_trainer("parts", log=log)
 
-    def die(*_):
+    def die_once_written():
+        first.checkpointer.wait()
         raise KeyError("killed")
 
     step = first.step.take
-    first.step.take = lambda batch: die() if first.progress.step == 5 else step(batch)
+    first.step.take = lambda batch: die_once_written() if first.progress.step == 5 else step(batch)
     with pytest.raises(KeyError):
         first.fit()
     second = make_trainer("parts", log=log)
