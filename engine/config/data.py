@@ -48,7 +48,7 @@ class DataConfig:
     on_bad_image: Literal["skip", "error"] = "skip"
     """An image that does not decode is reported by path, then skipped or refused."""
     backend: Literal["auto", "dali", "torchvision"] = "auto"
-    """Who decodes; auto is DALI where it has a wheel."""
+    """Who decodes; auto is DALI where it has a wheel, and torch for small sets that a GPU holds decoded."""
     workers: int = 0
     """Decoding threads (DALI) or processes (torchvision); 0 is one a core, at most 8."""
     prefetch: int = 2

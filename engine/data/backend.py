@@ -1,4 +1,4 @@
-"""Which library decodes: DALI, or its torchvision twin where DALI has no wheel."""
+"""Which library makes batches: DALI, its torchvision twin where DALI has no wheel, torch where nothing is decoded."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Literal
 
 import torch
 
+from engine.data.decoded.on_device import DeviceLoader, fits_on_device
 from engine.data.loader import Loader, SplitName
 from engine.data.sources.source import DataError, Source
 
@@ -29,9 +30,12 @@ def _dali_is_there() -> bool:
 def make_loader(source: Source, split: SplitName, **settings) -> Loader:
     """A loader of the backend that `config.backend` names; `auto` is DALI, or torchvision where DALI is not installed.
 
+    On a GPU `auto` keeps small sets of decoded images there and takes neither; on a CPU decoded images need no DALI.
     Takes the arguments of `Loader`; raises DataError where backend `dali` is asked for and cannot be imported.
     """
-    wanted = settings["config"].backend
+    wanted, device = settings["config"].backend, torch.device(settings["device"])
+    if wanted == "auto" and device.type == "cuda" and fits_on_device(source.split(split)):
+        return DeviceLoader(source, split, **settings)
     if wanted in ("auto", "dali"):
         try:
             import nvidia.dali  # noqa: F401
@@ -43,7 +47,7 @@ def make_loader(source: Source, split: SplitName, **settings) -> Loader:
                 ) from None
             logger.info("DALI cannot be imported (%s); torchvision reads the images instead", error)
         else:
-            if source.split(split).decoded is not None and torch.device(settings["device"]).type == "cpu":
+            if source.split(split).decoded is not None and device.type == "cpu":
                 from engine.data.decoded.loader import DecodedLoader
 
                 return DecodedLoader(source, split, **settings)

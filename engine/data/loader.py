@@ -138,7 +138,8 @@ class Loader(ABC):
     `watch` notes what is with the decoder.
     """
 
-    backend: Literal["dali", "torchvision"]
+    backend: Literal["dali", "torchvision", "torch"]
+    """Whose operators make the images; torch's own where nothing is to be decoded."""
 
     def __init__(
         self,

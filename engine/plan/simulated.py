@@ -135,7 +135,7 @@ class Simulated:
         live[Category.WORKSPACE] += (factors.workspace - 1) * allocator
         if load.cuda:
             batch, workspaces = load.recording(precision, policy)
-            live[Category.INPUT] += batch
+            live[Category.INPUT] += batch + load.feed.resident
             live[Category.WORKSPACE] += load.device.cublas + workspaces
             live[Category.CONTEXT] += load.device.outside + factors.context
             live[Category.LOADER] += load.feed.device_bytes(load.share, load.image_size, precision == "fp16")

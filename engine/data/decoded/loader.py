@@ -40,7 +40,7 @@ class Making:
 class DecodedLoader(Loader):
     """See Loader; for splits that are decoded and devices that are CPUs, in DALI's place."""
 
-    backend = "dali"
+    backend = "torch"
 
     def __init__(self, *arguments, **settings) -> None:
         super().__init__(*arguments, **settings)

@@ -1,7 +1,8 @@
 """What brings the images holds of the device, by the library that decodes and by what it reads.
 
-DALI has memory of its own, outside torch's allocator. torchvision's workers decode on the CPU: of a batch only its
-forms on the way to the compute dtype are on the device, in torch's allocator and before the passes begin.
+DALI has memory of its own, outside torch's allocator; a small set lies on the device whole. torchvision's workers
+decode on the CPU: of a batch only its forms on the way to the compute dtype are on the device, in torch's allocator and
+before the passes begin.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Literal
 from engine.config import DataConfig
 from engine.config.pixels.image_size import ImageSize, pixels_of, sides
 from engine.data.backend import chosen_backend
+from engine.data.decoded.on_device import fits_on_device
 from engine.data.loader import worker_count
 from engine.data.sources.source import Source
 
@@ -34,8 +36,8 @@ POOL = 64 * MIB
 class Feed:
     """Where images come from."""
 
-    backend: Literal["dali", "torchvision", "none"] = "dali"
-    """none is images that are made on the device."""
+    backend: Literal["dali", "torchvision", "torch", "none"] = "dali"
+    """torch is a set that lies on the device whole, none images that are made there."""
     encoded: bool = True
     """Files are decoded on the device; else they arrive as pixels."""
     side: int = DECODED_SIDE
@@ -48,6 +50,8 @@ class Feed:
     """Of an image, decoded and on the device."""
     bits: int = 8
     """Of a decoded image's colour."""
+    resident: int = 0
+    """Bytes in torch's allocator of a set that lies on the device."""
 
     def device_bytes(self, share: int, image_size: ImageSize, half: bool) -> int:
         """Bytes outside torch's allocator for a rank's `share` of images."""
@@ -69,6 +73,8 @@ class Feed:
                 4 * pixels,
                 *([4 * pixels] if precision != "fp32" else []),
             ]
+        if self.backend == "torch":  # resized along one side, along both, channels last
+            return [4 * share * self.channels * self.side * max(sides(image_size)), 4 * pixels, 4 * pixels]
         return [4 * pixels] if precision == "bf16" else []  # DALI makes fp32 or fp16 by itself
 
 
@@ -94,9 +100,20 @@ def loader_bytes(
 
 def feed_of(source: Source, config: DataConfig) -> Feed:
     """How a run's images come, before its loader is made."""
-    backend = chosen_backend(config.backend)
-    side = DECODED_SIDE if source.train.arrays is None else max(source.train.arrays.shape[1:3])
-    encoded = source.train.arrays is None and config.cache in ("off", "auto")  # auto may come to off
+    backend: Literal["dali", "torchvision", "torch"] = chosen_backend(config.backend)
+    arrays, resident = source.train.arrays, 0
+    side = DECODED_SIDE if arrays is None else max(arrays.shape[1:3])
+    if config.backend == "auto" and fits_on_device(source.train):
+        splits = [split.arrays for split in (source.train, source.val) if split.arrays is not None]
+        backend, resident = "torch", sum(images.nbytes for images in splits)
+    encoded = arrays is None and config.cache in ("off", "auto")  # auto may come to off
     return Feed(
-        backend, encoded, side, worker_count(config.workers), config.prefetch, config.channels, config.bits or 8
+        backend,
+        encoded,
+        side,
+        worker_count(config.workers),
+        config.prefetch,
+        config.channels,
+        config.bits or 8,
+        resident,
     )
