@@ -81,6 +81,4 @@ def orphaned(parent: int) -> bool:
         name = Path(f"/proc/{parent}/cmdline").read_bytes().split(b"\0")[0].rpartition(b"/")[2].decode(errors="replace")
     except OSError:
         return False
-    return not name.lstrip("-").startswith(
-        ("python", "accelerate", "torchrun", "deepspeed", "sh", "bash", "dash", "zsh")
-    )
+    return not name.lstrip("-").startswith(LAUNCHERS)

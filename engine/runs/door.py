@@ -7,7 +7,7 @@ import os
 import shutil
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -23,6 +23,11 @@ REASONS = {
     errno.ESTALE: "the network's disk lost it",
     errno.EIO: "the disk has an input/output error",
 }
+
+DRAFT = ".tmp"
+"""How the name of a file ends that is being written."""
+_drafts: set[Path] = set()
+"""Those of this process, and of the one that it was forked from."""
 
 
 class CannotWrite(OSError):
@@ -93,7 +98,8 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
     Its mode is the umask's, also where a library (safetensors) puts a file of its own in its place. Raises CannotWrite.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{DRAFT}")
+    _drafts.add(temporary)
     try:
         with writing(path, temporary):
             temporary.touch()
@@ -106,6 +112,15 @@ def atomic_file(path: Path) -> Iterator[Path]:
             sync_folder(path.parent)
     finally:
         _forget(temporary)
+        _drafts.discard(temporary)
+
+
+def forget_drafts() -> None:
+    """Delete what this process writes at this moment, as far as the disk lets us: for what ends it at once."""
+    for temporary in list(_drafts):
+        if temporary.name.endswith(f".{os.getpid()}{DRAFT}"):  # not its parent's, of which it was forked in a write
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
 
 
 def _forget(temporary: Path) -> None:

@@ -7,32 +7,40 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
+from datetime import timedelta
 
 import psutil
 import pytest
+from torch.distributed import PrefixStore, TCPStore
 
 from engine.recovery import interrupt
 from engine.runs.door import CannotWrite
+from tests.waiting import PATIENCE, until
 
 TRAIN = [sys.executable, "launch/train.py", "--output", "/nonexistent/folder"]
+
+
+def heard() -> None:
+    """A background shell lets its programs ignore Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @pytest.mark.parametrize("after", [0.3, 0.8, 1.6])
 def test_ctrl_c_in_start_up_is_one_line(root, after):
     """F11, at moments at which Python has started and torch, accelerate or DALI is being imported."""
-    before = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731  (a background shell ignores it)
     code = "import runpy, sys; sys.argv = sys.argv[1:]; print('begun', flush=True); "
     code += "runpy.run_path(sys.argv[0], run_name='__main__')"
     command = [sys.executable, "-c", code, "launch/train.py", "--output", "/nonexistent/folder"]
     process = subprocess.Popen(
-        command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=before
+        command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heard
     )
     assert process.stdout.readline() == "begun\n"
     time.sleep(after)
     if process.poll() is not None:
         pytest.skip("this machine had started already")
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=PATIENCE)
     if process.returncode == 2:
         pytest.skip("this machine had started already")
     assert process.returncode == 130, errors
@@ -40,25 +48,39 @@ def test_ctrl_c_in_start_up_is_one_line(root, after):
     assert "Traceback" not in errors
 
 
+def test_ctrl_c_in_a_write_leaves_nothing_half_written(root, tmp_path):
+    """Before the run has begun its description and plan are written; no handler that waits is there yet."""
+    code = "import sys, time; sys.path.insert(0, '.'); from pathlib import Path; "
+    code += "from engine.recovery.start import begin; begin(); from engine.runs.door import atomic_file\n"
+    code += "with atomic_file(Path(sys.argv[1])) as draft:\n"
+    code += f"    draft.write_text('half'); print('half', flush=True); time.sleep({PATIENCE})"
+    command = [sys.executable, "-c", code, str(tmp_path / "plan.json")]
+    process = subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, text=True, preexec_fn=heard)
+    assert process.stdout.readline() == "half\n" and len(list(tmp_path.iterdir())) == 1
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=PATIENCE)
+    assert process.returncode == 130 and not list(tmp_path.iterdir())
+
+
 def children_of(process: subprocess.Popen) -> list[psutil.Process]:
     return psutil.Process(process.pid).children(recursive=True)
-
-
-def until(condition, seconds: float = 60):
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if found := condition():
-            return found
-        time.sleep(0.01)
-    raise AssertionError("it did not come to that")
 
 
 def gone(process: psutil.Process) -> bool:
     return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
 
 
+def end(launcher: subprocess.Popen, *processes: psutil.Process) -> None:
+    """Leave nothing running where a test fails."""
+    launcher.kill()
+    launcher.wait()
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
 WAIT = "import sys, time; sys.path.insert(0, '.'); from engine.recovery.start import begin; {before}; begin(); "
-WAIT += "print('followed', flush=True); time.sleep(60)"
+WAIT += f"print('followed', flush=True); time.sleep({2 * PATIENCE})"
 
 
 @pytest.mark.parametrize("variable", ["ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID"])
@@ -75,7 +97,7 @@ def test_a_killed_launcher_takes_its_process_along(root, variable, before):
         until(lambda: "-c" in child.cmdline() and child.num_threads() and time.sleep(0.2) is None)
     launcher.kill()
     launcher.wait()
-    until(lambda: gone(child), 20)
+    until(lambda: gone(child))
     launcher.stdout.close()
 
 
@@ -104,19 +126,21 @@ def test_a_killed_torchrun_leaves_no_orphans(root, tmp_path, steps):
     run = tmp_path / "run"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     command += ["tests/launch/norm_free.py", "--image-size", "32", "--arch", "norm_free", "--batch-size", "8"]
-    command += ["--epochs", "500", "--log.every", "1", "--log.no-plots", "--precision", "fp32", "--output", str(run)]
+    command += ["--epochs", "5000", "--log.every", "1", "--log.no-plots", "--precision", "fp32", "--output", str(run)]
+    command += ["--parallel.timeout", "86400"]  # none of them ends because the others do not answer
     env = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     process = subprocess.Popen(command, cwd=root, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     metrics = run / "metrics.jsonl"
+    workers = []
     try:
-        workers = until(lambda: len(found := children_of(process)) >= 2 and found)
+        workers = until(lambda: len(found := children_of(process)) >= 2 and found, [process])
         if steps:
-            until(lambda: metrics.exists() and metrics.read_text().count("step") > steps, 90)
-    finally:
+            until(lambda: metrics.exists() and metrics.read_text().count("step") > steps, [process])
         process.kill()
         process.wait()
-    for worker in workers:
-        until(lambda one=worker: gone(one), 90)
+        until(lambda: all(gone(one) for one in workers))
+    finally:
+        end(process, *workers)
     if steps:
         assert list((run / "checkpoints").glob("step-*/trainer.pt"))
 
@@ -127,20 +151,26 @@ def test_a_rank_that_waits_for_another_ends_with_its_launcher(root, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    flags = "--arch convnet_bn --image-size 16 --data.name digits --precision fp32 --batch-size 4 --output"
+    flags = "--arch convnet_bn --image-size 16 --data.name digits --precision fp32 --batch-size 4 "
+    flags += "--parallel.timeout 86400 --output"  # it does not end because nobody comes
     command = [sys.executable, "launch/train.py", *flags.split(), str(tmp_path / "run")]
     code = f"import subprocess, sys; subprocess.run({command!r})"
     rank = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     env = os.environ | rank | {"TORCHELASTIC_RUN_ID": "no", "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     launcher = subprocess.Popen([sys.executable, "-c", code], cwd=root, env=env)
+    children = []
     try:
-        (child,) = until(lambda: children_of(launcher))
-        until(lambda: any(one.laddr.port == port for one in child.net_connections()), 120)  # it holds the store
-        time.sleep(1)
-    finally:
+        children = until(lambda: children_of(launcher), [launcher])
+        (child,) = children
+        until(lambda: any(one.laddr.port == port for one in child.net_connections()), [launcher])
+        store = TCPStore("127.0.0.1", port, is_master=False, timeout=timedelta(seconds=PATIENCE))
+        PrefixStore("hcr/meeting/0", store).wait(["roll/0"])  # it has said that it is there, and looks for the other
+        until(lambda: child.status() == psutil.STATUS_SLEEPING, [launcher])
         launcher.kill()
         launcher.wait()
-    until(lambda: gone(child), 30)
+        until(lambda: gone(child))
+    finally:
+        end(launcher, *children)
 
 
 @pytest.mark.parametrize("gibibytes", [1.0, 2.0, 4.0])
@@ -195,7 +225,7 @@ def test_a_reader_that_has_seen_enough_is_no_error(root):
         assert process.stdout.readline() == "picture 0\n"
         process.stdout.close()
         told = process.stderr.read()
-        assert process.wait(60) == 128 + signal.SIGPIPE and told == ""
+        assert process.wait(PATIENCE) == 128 + signal.SIGPIPE and told == ""
 
 
 def test_another_broken_pipe_is_a_fault():
