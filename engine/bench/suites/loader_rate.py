@@ -20,7 +20,7 @@ from engine.bench.instrument.measure import Comparison, interleave
 from engine.bench.instrument.options import Options
 from engine.bench.instrument.peers import NotAvailable, need
 from engine.bench.instrument.rows import Row
-from engine.config import DataConfig
+from engine.config import AugmentConfig, DataConfig
 from engine.data.backend import make_loader
 from engine.data.sources.found import MEAN, STD
 from engine.data.sources.source import Source, Split
@@ -30,12 +30,15 @@ from engine.step.plan import Hardware
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 NEARBY = ROOT.parent / "shared" / "data" / "photos.tar"
 """Photographs that may lie beside the source tree."""
+AUGMENTED = {"policy": "randaugment", "operators": 2, "magnitude": 9, "erasing": 0.25}
+"""RandAugment as torchvision has it, and random erasing."""
 
 
 def rows(options: Options) -> Iterator[Row]:
-    """Training crops and evaluation crops to 224 px, with 2 workers and, on a machine with more, with 8."""
+    """Training crops, such with RandAugment and erasing, and evaluation crops to 224 px, with 2 workers and, on a
+    machine with more, with 8."""
     tiny = options.dry_run
-    for split in ("train", "val"):
+    for name, split in (("train", "train"), ("train RandAugment", "train"), ("val", "val")):
         for workers in (1,) if tiny else (2, 8) if _cores() >= 8 else (2,):
             settings = {
                 "split": split,
@@ -45,7 +48,9 @@ def rows(options: Options) -> Iterator[Row]:
                 "rounds": options.rounds or (1 if tiny else 9),
                 "epochs": 1 if tiny else 2,
             }
-            yield Row(f"{split} {workers} workers", settings, partial(measure, settings, options), seconds=20.0)
+            if name == "train RandAugment":
+                settings |= {"augment": AUGMENTED}
+            yield Row(f"{name} {workers} workers", settings, partial(measure, settings, options), seconds=20.0)
 
 
 def _cores() -> int:
@@ -94,17 +99,20 @@ def photos(folder: Path) -> Source:
 
 
 class Pictures(Dataset):
-    """Pillow and torchvision's own transforms, as in torchvision's reference training."""
+    """Pillow and torchvision's own transforms, as in torchvision's reference training; `augment` as AUGMENTED."""
 
-    def __init__(self, paths: list[str], split: str, image_size: int) -> None:
+    def __init__(self, paths: list[str], split: str, image_size: int, augment: dict[str, Any]) -> None:
         from torchvision.transforms import v2
 
-        cut = [v2.RandomResizedCrop(image_size, antialias=True), v2.RandomHorizontalFlip()]
+        cut: list[Any] = [v2.RandomResizedCrop(image_size, antialias=True), v2.RandomHorizontalFlip()]
         if split == "val":
             cut = [v2.Resize(round(image_size / 0.875), antialias=True), v2.CenterCrop(image_size)]
+        if augment:
+            cut.append(v2.RandAugment(augment["operators"], augment["magnitude"]))
+        erased = [v2.RandomErasing(augment["erasing"])] if augment else []
         self.paths = paths
         self.transform = v2.Compose(
-            [*cut, v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)]
+            [*cut, v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD), *erased]
         )
 
     def __len__(self) -> int:
@@ -126,15 +134,26 @@ def loader_rate(
     workers: int = 2,
     epochs: int = 2,
     deadline: float = math.inf,
+    augment: dict[str, Any] | None = None,
 ) -> Comparison:
-    """Images/s of DALI through our loader and of a DataLoader with `workers` processes, `epochs` passes a round."""
+    """Images/s of DALI through our loader and of a DataLoader with `workers` processes, `epochs` passes a round.
+
+    augment  fields of `--augment`, of those that AUGMENTED has
+    """
     source = photos(folder)
     paths = source.train.paths or []
     device = torch.device(Hardware.detect().type)
     config = DataConfig(name="folder", root=folder, image_size=image_size, backend="dali", workers=workers)
-    ours = make_loader(source, split, config=config, global_batch=batch_size, device=device, seed=0)
+    ours = make_loader(
+        source,
+        split,
+        config=config,
+        global_batch=batch_size,
+        device=device,
+        augment=AugmentConfig(**augment) if augment else None,
+    )
     theirs = DataLoader(
-        Pictures(paths, split, image_size),
+        Pictures(paths, split, image_size, augment or {}),
         batch_size,
         shuffle=split == "train",
         num_workers=workers,

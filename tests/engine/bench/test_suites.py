@@ -157,14 +157,16 @@ def test_trainer_and_bare_loop_run(reset_accelerator, dry):
     assert 0.05 < ratio["median"] < 20 and len(figures["rates"]["trainer"]) == 2
 
 
-def test_both_loaders_deliver_every_photo(tmp_path):
+@pytest.mark.parametrize("augmented", [False, True])
+def test_both_loaders_deliver_every_photo(tmp_path, augmented):
     pytest.importorskip("nvidia.dali", reason="DALI is not installed")
-    from engine.bench.suites.loader_rate import loader_rate, photos
+    from engine.bench.suites.loader_rate import AUGMENTED, loader_rate, photos
 
     for number in range(6):
         Image.new("RGB", (40 + number, 30), (number, 90, 10)).save(tmp_path / f"{number}.jpg")
     assert len(photos(tmp_path).train) == 6
-    result = loader_rate(tmp_path, "val", 16, 4, rounds=1, workers=1, epochs=1)
+    how = {"split": "train", "augment": AUGMENTED} if augmented else {"split": "val"}
+    result = loader_rate(tmp_path, **how, image_size=16, batch_size=4, rounds=1, workers=1, epochs=1)
     assert set(result.rates) == {"DALI", "torchvision DataLoader"}
     assert all(rate > 0 for rates in result.rates.values() for rate in rates)
 
