@@ -12,13 +12,19 @@ Found = TypeVar("Found")
 
 
 def until(
-    condition: Callable[[], Found], processes: Iterable[subprocess.Popen] = (), seconds: float = PATIENCE
+    condition: Callable[[], Found],
+    processes: Iterable[subprocess.Popen] = (),
+    said: Callable[[], object] = lambda: "",
 ) -> Found:
-    """Wait for `condition` to hold, and return what it gave. `processes` have to be running until then."""
-    deadline = time.monotonic() + seconds
+    """Wait for `condition` to hold, and return what it gave.
+
+    processes  have to be running until then
+    said       what they said, for the message where one has ended
+    """
+    deadline = time.monotonic() + PATIENCE
     while not (found := condition()):
         ended = [one.returncode for one in processes if one.poll() is not None]
-        assert not ended, f"ended with {ended} before it came to that"
-        assert time.monotonic() < deadline, f"it did not come to that within {seconds:g} s"
+        assert not ended, f"ended with {ended} before it came to that: {said()}"
+        assert time.monotonic() < deadline, f"it did not come to that within {PATIENCE:g} s"
         time.sleep(0.01)
     return found

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-SECONDS = 300  # of one run, on a busy machine
+from tests.waiting import PATIENCE
+
 SCRIPT = "tests/launch/norm_free.py"
 TINY = ["--arch", "norm_free", "--image-size", "32", "--batch-size", "40", "--data.limit", "260", "--log.every", "1"]
 # At a rate of 0.03 training is not stable, and rounding grows from 1e-7 to 1e-3 within 20 steps.
@@ -28,7 +29,7 @@ def run_to_the_end(command: list[str], folder: Path, env: dict[str, str]) -> sub
         command, cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     ) as process:
         try:
-            output, errors = process.communicate(timeout=SECONDS)
+            output, errors = process.communicate(timeout=PATIENCE)
         except BaseException:
             os.killpg(process.pid, signal.SIGKILL)
             raise

@@ -1,6 +1,8 @@
 """launch/train.py with one more network, without BatchNorm and dropout: how a batch is split changes no loss."""
 
+import os
 import sys
+import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -38,10 +40,27 @@ class NormFree(nn.Module):
         return self.head(self.stages(self.stem(images)).flatten(1))
 
 
+def hold_at(step: int, released: Path) -> None:
+    """Let the run stand still once the row of that step is written, until a file is there: to be met in its middle."""
+    from engine.runs.runfolder import RunFolder
+
+    append = RunFolder.append
+
+    def held(self: RunFolder, kind: str, **row) -> None:
+        append(self, kind, **row)
+        while kind == "step" and row["step"] == step and not released.exists():
+            time.sleep(0.01)
+
+    RunFolder.append = held
+
+
 if __name__ == "__main__":
     from engine.recovery.start import begin
 
     begin()
+    if "HELD" in os.environ:  # STEP:FILE
+        number, _, file = os.environ["HELD"].partition(":")
+        hold_at(int(number), Path(file))
     from engine.config import ConfigError
     from engine.train.run import described, refuse, train
 

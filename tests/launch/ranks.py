@@ -5,7 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.launch.conftest import SCRIPT, SECONDS, environment
+from tests.launch.conftest import SCRIPT, environment
+from tests.waiting import PATIENCE
 
 
 def free_port() -> int:
@@ -40,7 +41,7 @@ class Ranks:
                     )
                 )
 
-    def codes(self, seconds: float = SECONDS) -> list[int]:
+    def codes(self, seconds: float = PATIENCE) -> list[int]:
         """How each ended; those that do not are killed, and the test fails."""
         try:
             return [process.wait(seconds) for process in self.processes]

@@ -5,12 +5,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+
+from tests.waiting import PATIENCE, until
 
 pytestmark = pytest.mark.distributed
 
@@ -192,11 +193,9 @@ def test_sigterm_to_torchrun_saves(launch, tiny, tmp_path, rows, root):
     command += ["tests/launch/norm_free.py", *tiny, "--epochs", "200", "--output", str(run)]
     env = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     with subprocess.Popen(command, cwd=root, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline and not list(run.glob("checkpoints/step-*")):
-            time.sleep(0.1)
+        until(lambda: list(run.glob("checkpoints/step-*")), [process])
         process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=60)
+        process.communicate(timeout=PATIENCE)
     stopped = rows(run, "event")[-1]
     assert stopped["event"] == "interrupted"
     assert (run / "checkpoints" / f"step-{stopped['step']:08d}" / "trainer.pt").is_file()

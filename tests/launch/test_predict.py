@@ -6,7 +6,6 @@ import json
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,7 @@ import pytest
 
 from engine.use import prediction
 from engine.use.journal import part_of
+from tests.waiting import until
 
 
 def shared_fixtures():
@@ -114,13 +114,18 @@ def test_weights_that_do_not_say_are_told_what_is_assumed(pictures, tmp_path, ca
 
 @pytest.fixture
 def slow_start(root):
-    """Start the script in a process of its own; batches are slowed down so that it can be met in its middle."""
+    """Start the script in a process of its own; it holds after its third batch, to be met in its middle."""
     processes = []
     code = (
         "import sys, time; sys.argv[0] = 'launch/predict.py'\n"
         "from engine.use import journal\n"
         "add = journal.Journal.add\n"
-        "journal.Journal.add = lambda self, rows: (add(self, rows), time.sleep(0.5))[0]\n"
+        "added = []\n"
+        "def held(self, rows):\n"
+        "    add(self, rows)\n"
+        "    added.append(rows)\n"
+        "    while len(added) == 3: time.sleep(0.01)\n"
+        "journal.Journal.add = held\n"
         "from engine.use.prediction import parse, run_prediction\n"
         "sys.exit(run_prediction(parse(sys.argv[1:])))\n"
     )
@@ -141,10 +146,11 @@ def test_a_killed_job_goes_on_and_leaves_what_an_undisturbed_one_does(checkpoint
     shape = ("--checkpoint", checkpoint, pictures, "--batch-size", 2, "--precision", "fp32")
     assert run(*shape, "--output", whole, "--embeddings", tmp_path / "whole.npy") == 0
     process = slow_start(*shape, "--output", cut, "--embeddings", tmp_path / "cut.npy")
-    deadline = time.monotonic() + 120
-    while not part_of(cut).exists() or len(part_of(cut).read_bytes().splitlines()) < 5:
-        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
-        time.sleep(0.02)
+    until(
+        lambda: part_of(cut).exists() and len(part_of(cut).read_bytes().splitlines()) >= 5,
+        [process],
+        process.communicate,
+    )
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not cut.exists() and not (tmp_path / "cut.npy").exists()

@@ -2,20 +2,13 @@
 
 import signal
 import socket
-import time
 
 import pytest
 
 from tests.launch.ranks import Ranks
+from tests.waiting import PATIENCE, until
 
 pytestmark = pytest.mark.distributed
-
-
-def until(there, ranks: Ranks, seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while not there():
-        assert time.monotonic() < deadline and all(one.poll() is None for one in ranks.processes), ranks.said
-        time.sleep(0.1)
 
 
 @pytest.mark.parametrize(
@@ -61,7 +54,7 @@ def test_a_signal_to_one_stops_both_at_the_next_step(root, tiny, tmp_path, rows)
     flags = [*tiny, "--batch-size", 2, "--data.limit", 0, "--log.every", 100_000, "--epochs", 50, "--output", run]
     ranks = Ranks(root, tmp_path, flags)
     try:
-        until(lambda: (run / "metrics.jsonl").is_file() and rows(run, "step"), ranks)
+        until(lambda: (run / "metrics.jsonl").is_file() and rows(run, "step"), ranks.processes, lambda: ranks.said)
         ranks.processes[1].send_signal(signal.SIGTERM)
         assert ranks.codes() == [143, 143], ranks.said
     finally:
@@ -78,9 +71,9 @@ def test_a_rank_that_goes_is_named(root, tiny, tmp_path, number):
     run = tmp_path / "run"
     ranks = Ranks(root, tmp_path, [*tiny, "--epochs", 5000, "--parallel.timeout", 6, "--output", run])
     try:
-        until(lambda: list(run.glob("checkpoints/step-*")), ranks)
+        until(lambda: list(run.glob("checkpoints/step-*")), ranks.processes, lambda: ranks.said)
         ranks.processes[1].send_signal(number)
-        assert ranks.processes[0].wait(90) == 1
+        assert ranks.processes[0].wait(PATIENCE) == 1
     finally:
         ranks.kill()
     assert f"rank 1 on {socket.gethostname()}: no sign of life" in ranks.said[0]

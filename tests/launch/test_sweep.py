@@ -5,10 +5,11 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
+
+from tests.waiting import PATIENCE, until
 
 FLAGS = (
     "--arch convnet_bn --data.name digits --data.limit 64 --image-size 16 --batch-size 16 --epochs 20 --data.workers 1"
@@ -37,15 +38,13 @@ def test_a_killed_sweep_goes_on(root, tmp_path, how):
     command += ["--seed", "2"]  # draws the useless rate first: successive halving lets the second trial go on
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
     process = subprocess.Popen(command, cwd=root, env=environment, stdout=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 180
-    while not epochs_of(folder / "trial-001") and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.02)
+    until(lambda: epochs_of(folder / "trial-001"), [process])
     process.send_signal(how)
-    said, _ = process.communicate(timeout=120)
+    said, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == (-how if how == signal.SIGKILL else 130), said
     finished = (folder / "trial-000" / "metrics.jsonl").read_bytes()
 
-    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stdout + done.stderr
     assert (folder / "trial-000" / "metrics.jsonl").read_bytes() == finished
     assert "trial 1/3" not in done.stdout and "trial 2/3 goes on" in done.stdout and "trial 3/3:" in done.stdout
@@ -57,7 +56,7 @@ def test_a_killed_sweep_goes_on(root, tmp_path, how):
 def test_folds_of_the_digits(root, tmp_path):
     folder = tmp_path / "folds"
     command = [sys.executable, "launch/sweep.py", "--folds", "2", "--output", str(folder), *FLAGS.split()]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "over 2 folds" in done.stdout
     rows = [json.loads(line) for line in (folder / "trial-000" / "fold-1" / "metrics.jsonl").read_text().splitlines()]

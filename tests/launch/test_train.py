@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -16,6 +15,7 @@ from safetensors.torch import load_file
 
 from engine.config import from_yaml
 from engine.data.preprocessing import Preprocessing
+from tests.waiting import PATIENCE, until
 
 TRAIN = "launch/train.py"
 
@@ -40,7 +40,7 @@ def flags(*extra) -> list[str]:
 
 @pytest.fixture(scope="session")
 def start_in_background(root):
-    """Start a run and hand back its process; waits until its metrics show `step`."""
+    """Start a run and hand back its process, once it stands still behind `step`; `released` lets it go on."""
     from contextlib import ExitStack
 
     with ExitStack() as stack:
@@ -50,7 +50,8 @@ def start_in_background(root):
             process = subprocess.Popen(
                 command,
                 cwd=root,
-                env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"},
+                env=os.environ
+                | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "HELD": f"{step}:{released(folder)}"},
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,
@@ -58,14 +59,15 @@ def start_in_background(root):
                 preexec_fn=hear_signals,
             )
             stack.callback(stop_group, process)
-            deadline = time.monotonic() + 60
-            while time.monotonic() < deadline and process.poll() is None:
-                if last_step(folder) >= step:
-                    return process
-                time.sleep(0.02)
-            raise AssertionError(f"step {step} was not reached: {process.communicate()[0]}")
+            until(lambda: last_step(folder) >= step, [process], lambda: process.communicate()[0])
+            return process
 
         yield start
+
+
+def released(folder: Path) -> Path:
+    """The file whose being there lets a run in `folder` go on."""
+    return folder.with_suffix(".released")
 
 
 def hear_signals() -> None:
@@ -228,7 +230,8 @@ def test_stopped_runs_save_and_go_on(launch, start_in_background, whole, tmp_pat
     """Through DALI and the real entry point, in mid-epoch: the same weights as never stopped, bit for bit."""
     process = start_in_background(LONG, tmp_path / "run", 30)
     process.send_signal(number)
-    said, _ = process.communicate(timeout=60)
+    released(tmp_path / "run").touch()
+    said, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == code, said
     assert f"go on with: --resume {tmp_path / 'run'}" in said and "Traceback" not in said
     assert_resumes_to(launch, tmp_path / "run", whole)
@@ -246,8 +249,9 @@ def test_accelerate_launch_stops_with_its_run(start_in_background, tmp_path, row
     launcher = [sys.executable, "-m", "accelerate.commands.launch"]
     process = start_in_background(LONG, tmp_path / "run", 30, *launcher)
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=60)
-    assert process.returncode in (143, -signal.SIGTERM)
+    assert process.wait(PATIENCE) in (143, -signal.SIGTERM)
+    released(tmp_path / "run").touch()
+    process.communicate(timeout=PATIENCE)
     assert rows(tmp_path / "run", "event")[-1]["event"] == "interrupted"
 
 

@@ -10,6 +10,7 @@ from engine.bench import contact
 from engine.bench.contact import AFTER, STEPS, Contact, Step, first_contact
 from engine.bench.instrument.options import Options
 from engine.bench.instrument.record import Store
+from tests.waiting import PATIENCE
 
 MINUTES = 480.0
 
@@ -21,7 +22,7 @@ def made(tmp_path):
     return Contact(tmp_path, say=said.append), said
 
 
-def python(name: str, code: str, seconds: float = 30.0, timed: bool = True) -> Step:
+def python(name: str, code: str, seconds: float = 300.0, timed: bool = True) -> Step:
     return Step(name, seconds, ("-c", code), timed)
 
 
@@ -54,10 +55,10 @@ def test_a_hang_costs_its_step_and_everything_that_it_started(made):
     """The grandchild ignores SIGTERM, as a process that hangs in a driver does."""
     one, _ = made
     code = "import os, signal, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\npid = os.fork()\n"
-    code += "print(os.getpid(), flush=True)\ntime.sleep(600)"
+    code += "print(os.getpid(), flush=True)\n" + f"time.sleep({2 * PATIENCE})"
     begun = time.monotonic()
     statuses = first_contact(Options(budget=600.0), one, [python("hangs", code, 4.0), python("next", "")])
-    assert statuses == {"hangs": "out of time", "next": "passed"} and time.monotonic() - begun < 60
+    assert statuses == {"hangs": "out of time", "next": "passed"} and time.monotonic() - begun < PATIENCE
     started = (one.logs / "hangs.log").read_text().split()
     assert len(started) == 2 and not any(map(alive, started))
 
@@ -108,6 +109,7 @@ print(sys.argv, flush=True)
 sys.path.insert(0, {root!r})
 from pathlib import Path
 from engine.bench.instrument.record import Store
+from tests.waiting import PATIENCE
 store = Store("made", Path({output!r}))
 for key in ("first", "second"):
     if store.has(key, {{}}, failed=True):

@@ -7,6 +7,7 @@ import time
 import pytest
 import torch
 
+from engine.bench.instrument import measure
 from engine.bench.instrument.measure import Comparison, Steps, estimate, fair_settings, interleave, processor_ratio
 from engine.bench.instrument.sides import Side, contender
 
@@ -98,51 +99,68 @@ def test_a_tolerance_ends_when_the_ratio_is_known():
     assert len(noisy.rates["a"]) == 20
 
 
-class CountedStep:
-    """A step of a settable length that writes down the numbers it was called with."""
+class Clock:
+    """Stands in for the clocks: steps take what they say, however busy the machine is."""
 
-    def __init__(self, seconds: float) -> None:
-        self.seconds, self.numbers = seconds, []
+    def __init__(self) -> None:
+        self.wall = self.processor = 0.0
 
-    def __call__(self, number: int) -> None:
-        self.numbers.append(number)
-        time.sleep(self.seconds)
+    def perf_counter(self) -> float:
+        return self.wall
+
+    def process_time(self) -> float:
+        return self.processor
+
+    monotonic = perf_counter
+
+    def pass_by(self, seconds: float, busy: bool = True) -> None:
+        self.wall += seconds
+        self.processor += seconds * busy
 
 
-def test_steps_warm_up_choose_their_turn_and_rotate_inputs():
-    step = CountedStep(0.01)
+@pytest.fixture
+def clock(monkeypatch) -> Clock:
+    made = Clock()
+    monkeypatch.setattr(measure, "time", made)
+    return made
+
+
+def test_steps_warm_up_choose_their_turn_and_rotate_inputs(clock):
+    numbers = []
+
+    def step(number: int) -> None:
+        numbers.append(number)
+        clock.pass_by(0.01)
+
     joules = iter(range(0, 100, 5))
     steps = Steps(step, 4, torch.device("cpu"), seconds=0.05, warmup=2, energy=lambda: float(next(joules)))
     rate = steps()
-    assert step.numbers == list(range(len(step.numbers)))
-    assert 3 <= steps.facts()["steps_per_turn"] <= 5 and len(step.numbers) == 3 + steps.facts()["steps_per_turn"]
-    assert 4 / 0.02 < rate <= 4 / 0.01
-    assert steps.first_step_seconds >= 0.01 and steps.peak_bytes is None
+    assert numbers == list(range(3 + 5)) and steps.facts()["steps_per_turn"] == 5
+    assert rate == pytest.approx(4 / 0.01)
+    assert steps.first_step_seconds == pytest.approx(0.01) and steps.peak_bytes is None
     assert steps.joules == 5.0 and steps.items_measured == 4 * steps.facts()["steps_per_turn"]
 
 
-def test_a_turn_is_its_median_step():
+def test_a_turn_is_its_median_step(clock):
     """One step of five that another program interrupts does not count."""
     lengths = iter([0.0] * 2 + [0.01, 0.01, 0.2, 0.01, 0.01])
-    steps = Steps(lambda number: time.sleep(next(lengths)), 1, torch.device("cpu"), warmup=1)
+    steps = Steps(lambda number: clock.pass_by(next(lengths)), 1, torch.device("cpu"), warmup=1)
     steps._start()
     steps._steps = 5
-    assert steps() > 1 / 0.03
+    assert steps() == pytest.approx(1 / 0.01)
 
 
-def test_waiting_is_not_processor_time():
+def test_waiting_is_not_processor_time(clock):
     def busy(number: int) -> None:
-        until = time.process_time() + 0.005
-        while time.process_time() < until:
-            pass
+        clock.pass_by(0.005)
 
     def waits(number: int) -> None:
         busy(number)
-        time.sleep(0.04)
+        clock.pass_by(0.04, busy=False)
 
     sides = {name: Steps(step, 1, torch.device("cpu"), 0.02, warmup=1) for name, step in (("a", busy), ("b", waits))}
     wall = interleave(dict(sides), 4).ratio("b").median
-    assert wall > 1.8 and processor_ratio(sides["a"], sides["b"]).median < 1.5
+    assert wall == pytest.approx(9) and processor_ratio(sides["a"], sides["b"]).median == pytest.approx(1)
 
 
 def test_settings_are_given_back():

@@ -15,6 +15,7 @@ from engine.data.sources import digits as module
 from engine.data.sources.open import open_source
 from engine.data.sources.source import DataError, Source
 from engine.runs.cache import cache_folder
+from tests.waiting import PATIENCE
 
 
 def test_every_digit_is_there_once_stratified(digits: Source):
@@ -81,7 +82,7 @@ def test_two_processes_at_once_make_one_whole_cache(tmp_path, root):
     for racer in racers:
         racer.stdin.write(f"{tmp_path}\n")
         racer.stdin.flush()
-    assert [racer.communicate(timeout=60)[0] for racer in racers] == ["1438 359\n"] * 2
+    assert [racer.communicate(timeout=PATIENCE)[0] for racer in racers] == ["1438 359\n"] * 2
     assert [entry.name for entry in tmp_path.iterdir()] == ["digits-v2"]
 
 

@@ -11,6 +11,7 @@ import torch
 
 from engine.data.graph import dali
 from engine.data.sources.source import DataError
+from tests.waiting import PATIENCE
 
 
 def assert_same(ours, theirs):
@@ -203,7 +204,7 @@ def test_a_forgotten_loader_ends_its_threads_too(photo_files, files_source):
     del loader
     gc.collect()
     for thread in own:
-        thread.join(timeout=5)
+        thread.join(timeout=PATIENCE)
     assert not any(thread.is_alive() for thread in own)
 
 
@@ -314,7 +315,7 @@ def test_as_many_files_are_read_at_once_as_there_are_readers(photo_files, files_
 
     def answers_late(index):
         if next(slow, None) is not None:
-            together.wait(60)  # only six at once get by
+            together.wait(PATIENCE)  # only six at once get by
         return load(index)
 
     loader.files.load = answers_late

@@ -16,6 +16,7 @@ from engine.data import loader as loader_module
 from engine.data.loader import worker_count
 from engine.data.sources.open import open_source
 from engine.data.sources.source import DataError, Source, Split
+from tests.waiting import PATIENCE
 
 
 def both(loader_of, source, split, **settings):
@@ -119,7 +120,7 @@ def test_the_twin_keeps_its_workers_over_epochs(numbered, loader_of):
     processes = list(loader._iterator._workers)
     loader.close()
     for process in processes:
-        process.join(timeout=10)
+        process.join(timeout=PATIENCE)
     assert not any(process.is_alive() for process in processes)
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from engine.recovery.background import Background, HostCopy
+from tests.waiting import PATIENCE
 
 
 def test_a_copy_is_not_changed_by_what_comes_after():
@@ -29,7 +30,7 @@ def test_work_goes_on_beside_and_its_error_is_told_once():
     background, go = Background(), threading.Event()
 
     def work() -> None:
-        assert go.wait(60)
+        assert go.wait(PATIENCE)
         raise OSError("full")
 
     background.start(work)

@@ -12,6 +12,7 @@ from torch.distributed import TCPStore
 
 from engine.recovery import relaunch
 from engine.recovery.relaunch import AGENT, REASON, STORE, Relaunch
+from tests.waiting import PATIENCE, until
 
 COMMAND = ["python", "-u", "train.py", "--resume", "old"]
 FAILURE = {"event": "out_of_memory", "step": 3}
@@ -71,11 +72,11 @@ def test_nobody_is_replaced_by_nothing(replaced):
 
 
 def test_all_ranks_become_the_same_and_meet_at_another_port(ranks, replaced):
-    first, second = ranks(0), ranks(1)
+    ranks(0)  # follows
+    second = ranks(1)
     old = os.environ["MASTER_PORT"]
     second.all_ranks(["--resume", "new"], FAILURE)
-    first._follower.join(timeout=20)
-    assert len(replaced) == 2
+    until(lambda: len(replaced) == 2)
     ports = {environment["MASTER_PORT"] for _, _, environment in replaced}
     assert len(ports) == 1 and ports != {old}
     for _, arguments, environment in replaced:
@@ -84,14 +85,11 @@ def test_all_ranks_become_the_same_and_meet_at_another_port(ranks, replaced):
 
 
 def test_of_two_that_ask_at_once_the_first_is_followed(ranks, replaced, monkeypatch):
-    monkeypatch.setattr(relaunch, "PATIENCE", 5.0)
+    monkeypatch.setattr(relaunch, "PATIENCE", PATIENCE)
     both = [ranks(0), ranks(1)]
-    asking = [threading.Thread(target=each.all_ranks, args=([f"--resume={each.rank}"], FAILURE)) for each in both]
-    for thread in asking:
-        thread.start()
-    for thread in asking:
-        thread.join(timeout=20)
-    assert len(replaced) == 2
+    for each in both:  # the one that is not followed waits for its end, which does not come here
+        threading.Thread(target=each.all_ranks, args=([f"--resume={each.rank}"], FAILURE), daemon=True).start()
+    until(lambda: len(replaced) == 2)
     assert len({arguments[-1] for _, arguments, _ in replaced}) == 1
 
 
@@ -100,7 +98,7 @@ def test_a_rank_that_does_not_hear_leaves_everything_as_it_was(ranks, replaced, 
     first = ranks(0)
     began = time.monotonic()
     first.all_ranks(["--resume", "new"], FAILURE)
-    assert not replaced and 0.9 < time.monotonic() - began < 10
+    assert not replaced and time.monotonic() - began > 0.9
 
 
 def test_without_a_launcher_that_keeps_a_store_several_ranks_cannot(monkeypatch):

@@ -15,6 +15,7 @@ from engine.report.compare import ALT_TEXTS, summary_table, write_report
 from engine.report.evaluation_report import write_evaluation
 from engine.report.page import LISTED
 from engine.runs.history import NotARun
+from tests.waiting import PATIENCE
 
 PIXEL = b"\x89PNG\r\n\x1a\n"
 VOID = {"meta", "link", "img", "source", "br", "hr", "input"}
@@ -235,7 +236,7 @@ def test_what_is_no_run_is_refused(tmp_path):
 
 def launch(root, *arguments):
     command = [sys.executable, str(root / "launch" / "report.py"), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+    return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
 
 
 def test_the_command(root, make_run, metrics):
@@ -263,6 +264,6 @@ def test_help_loads_neither_torch_nor_matplotlib(root):
         "assert not {'torch', 'matplotlib', 'jinja2'} & set(sys.modules)\n"
     )
     command = [sys.executable, "-c", program, str(root / "launch" / "report.py")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
     assert "RUN" in done.stdout

@@ -5,12 +5,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
 
 from engine.runs.records import RecordWriter, read_records
+from tests.waiting import until
 
 
 def test_rows_come_back_as_they_were(tmp_path):
@@ -65,10 +65,7 @@ def test_a_killed_writer_leaves_at_most_one_torn_line(tmp_path, root):
     )
     process = subprocess.Popen([sys.executable, "-c", program, str(root), str(path)])
     try:
-        deadline = time.monotonic() + 20
-        while not (path.is_file() and path.stat().st_size > 50_000):
-            assert time.monotonic() < deadline, "the writer did not write"
-            time.sleep(0.005)
+        until(lambda: path.is_file() and path.stat().st_size > 50_000, [process])
     finally:
         os.kill(process.pid, signal.SIGKILL)
         process.wait()

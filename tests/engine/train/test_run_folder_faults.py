@@ -100,7 +100,7 @@ def test_a_run_folder_may_be_called_like_a_checkpoint(run_here, photos, tmp_path
 def hold(folder: Path) -> subprocess.Popen:
     """Another process that owns `folder`."""
     code = "import sys, time; from pathlib import Path; from engine.runs.owner import Ownership; "
-    code += "held = Ownership(Path(sys.argv[1])); print('held', flush=True); time.sleep(100)"
+    code += "held = Ownership(Path(sys.argv[1])); print('held', flush=True); time.sleep(3600)"
     process = subprocess.Popen([sys.executable, "-c", code, str(folder)], stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "held\n"
     return process

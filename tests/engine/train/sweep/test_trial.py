@@ -30,19 +30,23 @@ if BROKEN:
     sys.exit(2)
 for epoch in range(1, 4):
     tell(kind="epoch", epoch=epoch, step=epoch, val_accuracy=epoch / 10)
-    time.sleep(PAUSE)
+    while HELD and folder.is_dir():
+        time.sleep(0.02)
 tell(kind="event", event="finished", step=3)
 """
 
 
 @pytest.fixture
 def program(tmp_path, monkeypatch):
-    """program(broken=…, pause=…): stands in for launch/train.py."""
+    """program(broken=…, held=…): stands in for launch/train.py.
 
-    def write(broken: bool = False, pause: float = 0.0) -> None:
+    held  after its first epoch until it is stopped, or its folder is moved away
+    """
+
+    def write(broken: bool = False, held: bool = False) -> None:
         script = tmp_path / "launch" / "train.py"
         script.parent.mkdir(exist_ok=True)
-        script.write_text(PROGRAM.replace("BROKEN", str(broken)).replace("PAUSE", str(pause)))
+        script.write_text(PROGRAM.replace("BROKEN", str(broken)).replace("HELD", str(held)))
         monkeypatch.setattr(trial, "ROOT", tmp_path)
 
     write()
@@ -73,7 +77,7 @@ def test_a_finished_run_is_read_and_not_run(program, config, tmp_path):
 
 
 def test_a_run_is_stopped_after_an_epoch_and_goes_on(program, config, tmp_path):
-    program(pause=0.7)
+    program(held=True)
     folder, asked = tmp_path / "trial-000", []
     seen = run_trial(config, folder, lambda seen: asked.append(list(seen)) or True)
     assert seen == asked[0] == [0.1] and not is_finished(folder, 3)
@@ -89,7 +93,7 @@ def test_a_run_that_fails_says_why(program, config, tmp_path):
 
 
 def test_a_stopped_sweep_lets_its_run_save(program, config, tmp_path):
-    program(pause=0.7)
+    program(held=True)
 
     def interrupted(seen):
         raise KeyboardInterrupt
@@ -112,7 +116,7 @@ def test_a_folder_of_another_trial_is_not_taken_for_this_one(program, config, tm
 
 
 def test_a_folder_that_is_moved_away_in_mid_run_is_said(program, config, tmp_path):
-    program(pause=0.3)
+    program(held=True)
     seen = []
 
     def move(accuracies):
