@@ -58,6 +58,10 @@ class Peers:
         self.period = 1.0 if self.ranks <= FEW else 5.0
         self._looks = self.speaks or self.ranks <= FEW
         self._signs: dict[int, Sign] = {}
+        self._looked = 0
+        """How often all signs were read."""
+        self._lost = False
+        """Whether the store did not answer when it was last asked."""
         self._left = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="peers", daemon=True)
 
@@ -83,11 +87,15 @@ class Peers:
     def explain(self, error: RuntimeError) -> None:
         """End where an exchange failed because a rank has gone; returns where all are there, and it is another error.
 
-        A look at it takes a few periods. Nothing can be tidied up together any more.
+        A look at it takes a few periods, on a busy machine as long as its thread needs for as many looks. Nothing can
+        be tidied up together any more.
         """
         if not self._looks:
             return
+        began, enough = time.monotonic(), self._looked + SUSPECT + 2
         time.sleep(self.period * (SUSPECT + 1))
+        while self._looked < enough and not self._lost and time.monotonic() - began < self.patience:
+            time.sleep(self.period / 10)
         if silent := self._silent(self.period * SUSPECT):
             first_line = next(iter(str(error).splitlines()), "")[:160]
             self._leave(self._words(silent, f"no sign of life, and an exchange failed ({first_line})"))
@@ -100,9 +108,9 @@ class Peers:
             try:
                 client = client or self._meeting.another_client(self.period * SUSPECT)
                 self._show(client, LEFT if left else str(count))
-                heard = self._look(client) or heard
+                heard, self._lost = self._look(client), False
             except (RuntimeError, ValueError):
-                client = None  # what is under way on it is lost
+                client, self._lost = None, True  # what is under way on it is lost
             if left:
                 return
             if self._looks and (why := self._judge(heard)):
@@ -123,6 +131,7 @@ class Peers:
                 if before is None or before.text != text:
                     since = before.since if before is not None and before.doing == doing else now
                     self._signs[rank] = Sign(text, doing, host, now, since)
+            self._looked += 1
         return now
 
     def _silence(self, sign: Sign) -> float:

@@ -42,9 +42,13 @@ def test_one_that_has_ended_as_it_should_says_nothing_any_more(capsys):
     assert "why" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("late", [0.0, 2.0], ids=["", "busy machine"])
 @pytest.mark.parametrize("stopped", [0, 1])
-def test_one_that_stops_before_its_thread_has_shown_a_sign_is_named(capsys, monkeypatch, stopped):
-    """SIGSTOP within the first second of a launch: the exchange that the other one waits in fails, and says whom."""
+def test_one_that_stops_before_its_thread_has_shown_a_sign_is_named(capsys, monkeypatch, stopped, late):
+    """SIGSTOP within the first second of a launch: the exchange that the other one waits in fails, and says whom.
+
+    Also where the thread that looks does not get a core for longer than signs may be old.
+    """
     monkeypatch.setenv("LOCAL_RANK", "0")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -53,11 +57,13 @@ def test_one_that_stops_before_its_thread_has_shown_a_sign_is_named(capsys, monk
     ended = []
     both = [Peers(meeting, patience=60.0, end=ended.append) for meeting in meetings]
     for peers in both:
-        peers.period = 0.2
+        peers.period = 0.3
     monkeypatch.setattr(both[stopped], "_thread", SimpleNamespace(start=lambda: None))
+    other = both[1 - stopped]
+    look, looks = other._look, iter([late])
+    monkeypatch.setattr(other, "_look", lambda client: (time.sleep(next(looks, 0.0)), look(client))[1])
     for peers in both:
         peers.start()
-    other = both[1 - stopped]
     other.explain(RuntimeError("Timed out waiting 5000ms for recv operation to complete"))
     other.close()
     assert ended == [1]
