@@ -116,6 +116,7 @@ def test_alone_it_is_batchnorm():
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("compiled", [False, True])
 def test_one_layer_on_a_gpu(dtype, compiled, free_port, monkeypatch):
