@@ -23,28 +23,33 @@ TINY = 1e-12
 """Added to a variance before its root where the root is only a way to carry the variance."""
 
 
+def exact(dtype: torch.dtype) -> torch.dtype:
+    """What images of `dtype` have their statistics in: fp32, and fp64 for fp64."""
+    return torch.promote_types(dtype, torch.float32)
+
+
 @torch.library.custom_op("hcr::mean_and_inverse_deviation", mutates_args=())
 def mean_and_inverse_deviation(features: Tensor) -> tuple[Tensor, Tensor]:
-    """(mean, 1 / √(variance + TINY)) of each channel of [N, C, ...], fp32 [C].
+    """(mean, 1 / √(variance + TINY)) of each channel of [N, C, ...], [C] in `exact`.
 
     torch's own operator for it on a GPU has no fake rule: tracing it would allocate the maps (torch 2.15).
     """
     if features.is_cuda:
         return torch.batch_norm_stats(features, TINY)
     # The operator that normalises sums in fp32 whatever the images are; its result is let go.
-    ones = features.new_ones(features.shape[1], dtype=torch.float32)  # else 16-bit images get 16-bit statistics
+    ones = features.new_ones(features.shape[1], dtype=exact(features.dtype))  # else 16-bit images get 16-bit statistics
     _, mean, inverse = torch.native_batch_norm(features, ones, None, None, None, True, 0.0, TINY)
     return mean, inverse
 
 
 @mean_and_inverse_deviation.register_fake
 def _(features: Tensor) -> tuple[Tensor, Tensor]:
-    channels = features.new_empty(features.shape[1], dtype=torch.float32)
+    channels = features.new_empty(features.shape[1], dtype=exact(features.dtype))
     return channels, torch.empty_like(channels)
 
 
 def local_statistics(features: Tensor) -> tuple[Tensor, Tensor]:
-    """(mean, M2) of each channel of this rank's images [N, C, ...], fp32 [C]."""
+    """(mean, M2) of each channel of this rank's images [N, C, ...], [C] in `exact`."""
     count = features.numel() // features.shape[1]
     mean, inverse = mean_and_inverse_deviation(features)
     return mean, (inverse.square().reciprocal() - TINY).clamp(min=0) * count
@@ -54,7 +59,7 @@ def counted_statistics(features: Tensor, counted: int | None) -> tuple[Tensor, T
     """(mean, M2, count) of the first `counted` images, all of them for None; zeros for none."""
     images = features if counted is None else features[:counted]
     if not len(images):
-        zeros = features.new_zeros(features.shape[1], dtype=torch.float32)
+        zeros = features.new_zeros(features.shape[1], dtype=exact(features.dtype))
         return zeros, zeros, 0
     return *local_statistics(images), images.numel() // images.shape[1]
 
@@ -107,7 +112,7 @@ class _SyncNorm(torch.autograd.Function):
         )
         if through is None:
             return None, of_weight, of_bias, None, None, None
-        sums = sum_over_ranks(torch.cat([of_weight.float(), of_bias.float()]), ctx.group)
+        sums = sum_over_ranks(torch.cat([of_weight, of_bias]).to(exact(of_weight.dtype)), ctx.group)
         all_weight, all_bias = sums.chunk(2)
         # dx = w/σ · (dy - mean(dy) - x̂ · mean(dy · x̂)), x̂ = (x - mean)/σ: a line in x for each channel
         slope = -weight * inverse * all_weight * inverse / total
@@ -119,8 +124,8 @@ class _SyncNorm(torch.autograd.Function):
 
 
 def _exact(tensor: Tensor) -> Tensor:
-    """fp32 on a CPU, whose operator folds the mean into a 16-bit offset; a GPU's works in fp32 inside."""
-    return tensor if tensor.is_cuda else tensor.float()
+    """fp32 or fp64 on a CPU, whose operator folds the mean into a 16-bit offset; a GPU's works in fp32 inside."""
+    return tensor if tensor.is_cuda else tensor.to(exact(tensor.dtype))
 
 
 def _layout(features: Tensor) -> torch.memory_format:

@@ -1,11 +1,10 @@
 """A batch that does not divide over the ranks: shares differ by one, and the steps are those of one process."""
 
-import math
 from pathlib import Path
 
 import pytest
 
-from tests.launch.apart import apart
+from tests.launch.apart import apart, beyond_rounding
 from tests.launch.test_same_function import FLAGS, settings
 
 pytestmark = pytest.mark.distributed
@@ -21,13 +20,7 @@ def assert_same(rows, run: Path, reference: Path, steps: int) -> None:
     found = apart(rows, run, reference, steps)
     print(found)
     assert found.losses <= 1e-5 and found.weights <= 1e-4
-    # BatchNorm's biases begin at 0 and move by 1e-4 in 30 steps of 2e-4, by sums that cancel: 3e-7 of it is rounding.
-    beyond = {
-        name: distance
-        for name, distance in found.distance.items()
-        if distance > 1e-4 * found.size[name] + 1e-7 * math.sqrt(found.expected[name].numel())
-    }
-    assert not beyond, beyond
+    assert not (beyond := beyond_rounding(found)), beyond
     left, right = rows(run, "epoch")[-1], rows(reference, "epoch")[-1]
     assert left["train_images"] == right["train_images"] and left["val_images"] == right["val_images"]
     assert left["val_loss"] == pytest.approx(right["val_loss"], abs=1e-4)

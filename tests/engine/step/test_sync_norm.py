@@ -14,6 +14,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from engine.step.sync_norm import SyncNorm, combined, counting, local_statistics, synchronise_norms
 
 STEPS = 3
+DTYPES = {"fp64": torch.float64}
+"""Of parameters and images; else fp32."""
 
 
 def network() -> nn.Module:
@@ -45,13 +47,15 @@ def one_rank(rank: int, sizes: list[int], port: int, precision: str, folder: str
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
     dist.init_process_group("gloo", rank=rank, world_size=len(sizes))
-    model = network()
+    model = network().to(DTYPES.get(precision))
     assert synchronise_norms(model) == 2
     start = sum(sizes[:rank])
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16"):
-        mine = images()[start : start + sizes[rank]]
+        mine = images().to(DTYPES.get(precision))[start : start + sizes[rank]]
         with counting(model, len(mine) if fillers else None):
-            result = train(model, torch.cat([mine, torch.full_like(images()[:fillers], 7.0)]), len(mine))
+            result = train(
+                model, torch.cat([mine, torch.full_like(images()[:fillers], 7.0, dtype=mine.dtype)]), len(mine)
+            )
     if fillers:
         assert not result["images"][len(mine) :].any(), "what is not counted has no gradient"
         result |= {name: result[name][: len(mine)] for name in ("output", "images")}
@@ -59,6 +63,12 @@ def one_rank(rank: int, sizes: list[int], port: int, precision: str, folder: str
     group = weakref.ref(dist.group.WORLD)
     dist.destroy_process_group()
     assert group() is None, "its threads outlive the interpreter, and may abort the process"
+
+
+@pytest.mark.distributed
+def test_two_ranks_in_double_are_the_whole_batch(tmp_path, free_port):
+    """What is left in fp32 is rounding: no step in between is of less."""
+    test_two_ranks_equal_the_whole_batch([5, 7], 2, tmp_path, free_port, precision="fp64", tolerance=1e-11)
 
 
 @pytest.mark.distributed
@@ -70,7 +80,7 @@ def test_two_ranks_equal_the_whole_batch(sizes, fillers, tmp_path, free_port, pr
     mp.start_processes(one_rank, settings, nprocs=len(sizes), start_method="spawn")
     parts = [torch.load(tmp_path / f"{rank}.pt") for rank in range(len(sizes))]
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16"):
-        whole = train(network(), images())
+        whole = train(network().to(DTYPES.get(precision)), images().to(DTYPES.get(precision)))
     for name, expected in whole.items():
         if name in ("output", "images"):
             found = torch.cat([part[name] for part in parts])
@@ -79,8 +89,8 @@ def test_two_ranks_equal_the_whole_batch(sizes, fillers, tmp_path, free_port, pr
         else:
             found = parts[0][name]
             torch.testing.assert_close(found, parts[1][name], rtol=0, atol=0)
-        scale = expected.float().abs().max().clamp(min=1e-6).item()
-        difference = (found.float() - expected.float()).abs().max().item()
+        scale = expected.double().abs().max().clamp(min=1e-6).item()
+        difference = (found.double() - expected.double()).abs().max().item()
         assert difference <= tolerance * scale, (name, difference, scale)
 
 
