@@ -6,16 +6,17 @@ before it has made, seen in a forward pass on the meta device. What lies around 
 
 from __future__ import annotations
 
-import importlib.util
+import copy
+import difflib
 import inspect
 import re
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from archs.classifier import ImageSize, sides
+from archs.own_file import OWN, RULE, in_its_file, own_factory
 from archs.registry import ADOPTERS, ArchInfo, Reference, UnknownArch
 
 LIBRARIES = ("timm", "torchvision")
@@ -27,17 +28,27 @@ class Foreign(nn.Module):
     """A network around another library's: images [N, C, H, W] -> logits [N, classes]; its keys begin with `network.`.
 
     name        as it was asked for
-    num_classes and image_size are what it was built for
+    num_classes, image_size and channels are what it was built for
+
+    Raises ValueError for a network without a classifier, one that makes no logits [N, num_classes], and one that cannot
+    run where there is nothing else to run it on.
     """
 
     minimum_size = 1
     fixed_size: tuple[int, int] | None = None
 
-    def __init__(self, network: nn.Module, name: str, image_size: ImageSize, channels: int = 3) -> None:
+    def __init__(
+        self, network: nn.Module, name: str, num_classes: int, image_size: ImageSize, channels: int = 3
+    ) -> None:
         super().__init__()
         self.network, self.arch = network, name
         self.head_name = head_name(network)
-        self.unit_names = unit_names(network, self.head_name, image_size, channels)
+        shape = (2, channels, *sides(image_size))
+        try:
+            self.unit_names, output = unit_names(network, self.head_name, shape)
+        except Exception:  # a network may raise anything, and for the meta device alone
+            self.unit_names, output = (), _seen_on_a_cpu(network, name, shape)
+        _refuse_other_outputs(output, name, num_classes)
 
     @property
     def classifier_pattern(self) -> str:
@@ -94,8 +105,11 @@ def candidates(network: nn.Module, head: str) -> list[str]:
     return expand(network, "")
 
 
-def unit_names(network: nn.Module, head: str, image_size: ImageSize, channels: int = 3) -> tuple[str, ...]:
-    """The longest chain among `candidates`, by parameters; nothing where the network does not run on meta tensors."""
+def unit_names(network: nn.Module, head: str, shape: tuple[int, ...]) -> tuple[tuple[str, ...], object]:
+    """(the longest chain among `candidates`, by parameters; what the network makes of images of that shape).
+
+    Raises whatever the network does where it does not run on meta tensors.
+    """
     names = candidates(network, head)
     calls: list[tuple[str, int, int]] = []
     alive: list[Tensor] = []  # ids are of tensors that live
@@ -108,16 +122,11 @@ def unit_names(network: nn.Module, head: str, image_size: ImageSize, channels: i
 
         return hook
 
-    import copy
-
     shadow = copy.deepcopy(network).to("meta").eval()
     for name in names:
         shadow.get_submodule(name).register_forward_hook(note(name))
-    try:
-        with torch.no_grad():
-            shadow(torch.empty(2, channels, *sides(image_size), device="meta"))
-    except (RuntimeError, NotImplementedError, TypeError, ValueError):
-        return ()
+    with torch.no_grad():
+        logits = shadow(torch.empty(shape, device="meta"))
     seen = [name for name, _, _ in calls]
     chains: list[list[str]] = []
     made = None
@@ -132,25 +141,55 @@ def unit_names(network: nn.Module, head: str, image_size: ImageSize, channels: i
     sizes = {name: sum(one.numel() for one in network.get_submodule(name).parameters()) for name in names}
     best = max(chains, key=lambda chain: sum(sizes[name] for name in chain), default=[])
     filled = [place for place, name in enumerate(best) if sizes[name]]
-    return tuple(best[filled[0] : filled[-1] + 1]) if filled else ()
+    return tuple(best[filled[0] : filled[-1] + 1]) if filled else (), logits
+
+
+def _seen_on_a_cpu(network: nn.Module, name: str, shape: tuple[int, ...]) -> object:
+    """What a network makes of black images of that shape; None where only a GPU, or nobody, can say.
+
+    Raises ValueError, with the line, for one that cannot run on the CPU where that is all there is.
+    """
+    if torch.cuda.is_available() or any(tensor.is_meta for tensor in network.state_dict().values()):
+        return None
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            return copy.deepcopy(network).eval()(torch.zeros(shape))
+    except MemoryError:
+        raise
+    except Exception as error:  # a network may raise anything
+        told = in_its_file(error, name.rpartition(":")[0] if OWN.search(name) else None)
+        raise ValueError(f"{name} cannot run on images {list(shape)}: {told}") from error
+
+
+def _refuse_other_outputs(output: object, name: str, num_classes: int) -> None:
+    rule = f"; {RULE}" if OWN.search(name) else ""
+    if isinstance(output, tuple | list) and output:
+        output = output[0]
+    if output is None:  # nobody could say
+        return
+    if not isinstance(output, Tensor):
+        raise ValueError(f"{name} makes a {type(output).__name__} of images, not logits{rule}")
+    if tuple(output.shape) != (2, num_classes):
+        raise ValueError(f"{name} makes {[*output.shape]} of 2 images, not logits [2, {num_classes}]{rule}")
 
 
 def adopt(name: str) -> tuple[ArchInfo, Callable[..., nn.Module]] | None:
     """What is known of a foreign network and how it is built; None for a name of another form.
 
-    Raises UnknownArch for a library without it, a file that is not there, or one without that factory.
+    Raises UnknownArch for a library without it, and as `own_factory`.
     """
     library, _, model = name.partition(":")
     if library in LIBRARIES and model:
         make, size = _of_library(library, model)
         references: tuple[Reference, ...] = (Reference(name, ((r"^", "network."),)),)
-    elif re.search(r"\.py:\w+$", name):
-        make, size, references = _of_file(name), 224, ()
+    elif OWN.search(name):
+        make, size, references = own_factory(name), 224, ()
     else:
         return None
 
     def build(num_classes: int, *, in_channels: int = 3, image_size: ImageSize = size) -> Foreign:
-        return Foreign(make(num_classes, image_size, in_channels), name, image_size, in_channels)
+        network = make(num_classes, image_size, in_channels)
+        return Foreign(network, name, num_classes, image_size, in_channels)
 
     return ArchInfo(name, name, 0, size, 0, 0, references), build
 
@@ -162,8 +201,7 @@ def _of_library(library: str, model: str) -> tuple[Callable[[int, ImageSize, int
         except ImportError:
             raise UnknownArch(f"timm:{model}: timm is not installed: pip install timm") from None
         if not timm.is_model(model.partition(".")[0]):
-            near = ", ".join(timm.list_models(f"*{model[:6]}*")[:5]) or "none that begins alike"
-            raise UnknownArch(f"timm has no model called {model!r} (near: {near})")
+            raise UnknownArch(f"timm has no model called {model!r}{_near(model, timm.list_models())}")
         config = timm.get_pretrained_cfg(model)
         fixed = bool(config and config.fixed_input_size)
         side = config.input_size[-1] if config else 224
@@ -176,8 +214,9 @@ def _of_library(library: str, model: str) -> tuple[Callable[[int, ImageSize, int
     from torchvision import models
 
     if model not in models.list_models(module=models):
-        near = ", ".join(one for one in models.list_models(module=models) if one[:4] == model[:4]) or "none alike"
-        raise UnknownArch(f"torchvision has no classifier called {model!r} (near: {near})")
+        raise UnknownArch(
+            f"torchvision has no classifier called {model!r}{_near(model, models.list_models(module=models))}"
+        )
 
     def make_theirs(num_classes: int, image_size: ImageSize, in_channels: int) -> nn.Module:
         if in_channels != 3:
@@ -190,33 +229,11 @@ def _of_library(library: str, model: str) -> tuple[Callable[[int, ImageSize, int
     return make_theirs, 224
 
 
-def _of_file(name: str) -> Callable[[int, ImageSize, int], nn.Module]:
-    path, _, factory = name.rpartition(":")
-    if not Path(path).is_file():
-        raise UnknownArch(f"{name}: there is no file {path}")
-    spec = importlib.util.spec_from_file_location(f"hcr_own_{Path(path).stem}", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:  # a person's own file may raise anything
-        raise UnknownArch(f"{name}: {path} cannot be run: {type(error).__name__}: {error}") from error
-    made = getattr(module, factory, None)
-    if not callable(made):
-        there = ", ".join(key for key, value in vars(module).items() if callable(value) and not key.startswith("_"))
-        raise UnknownArch(f"{name}: {path} has no function {factory} (it has {there or 'none'})")
-
-    def make(num_classes: int, image_size: ImageSize, in_channels: int) -> nn.Module:
-        taken = inspect.signature(made).parameters
-        offered = {"image_size": image_size, "in_channels": in_channels}
-        if in_channels != 3 and "in_channels" not in taken:
-            raise ValueError(f"{name} takes no in_channels: it is for coloured images")
-        network = made(num_classes=num_classes, **{key: value for key, value in offered.items() if key in taken})
-        if not isinstance(network, nn.Module):
-            raise TypeError(f"{name} made a {type(network).__name__}, not a torch.nn.Module")
-        return network
-
-    return make
+def _near(model: str, names: Sequence[str]) -> str:
+    """The names that go on from it and those that come nearest, in brackets; nothing where none does."""
+    longer = [name for name in names if name.startswith(model.lower())]
+    near = list(dict.fromkeys([*longer, *difflib.get_close_matches(model.lower(), names, n=5)]))[:5]
+    return f" (near: {', '.join(near)})" if near else ""
 
 
 ADOPTERS.append(adopt)

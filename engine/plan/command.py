@@ -18,6 +18,7 @@ from engine.plan.request import PlanConfig, builder, output_folder, planned_hard
 from engine.plan.run_plan import plain_plan, planned_as, search_of, sharded, workload_of
 from engine.plan.told import launch_command, nothing_fits, plan_lines
 from engine.plan.workload import Planned
+from engine.runs.output import as_file_name
 from engine.runs.runfolder import RunFolder
 from engine.step.device_memory.allocator_settings import expandable
 from engine.step.plan import choose_precision
@@ -36,7 +37,7 @@ def run_plan(options: PlanConfig, draw: Callable[[Planned], bytes | None]) -> in
         config.optim.refuse_deepspeed(options.zero_stage)
     if options.matrix:
         return run_matrix(options)
-    folder = output_folder(options, f"plan-{arch}")
+    folder = output_folder(options, f"plan-{as_file_name(arch)}")
     hardware = planned_hardware()
     budget = budget_of(options.gpu_memory)
     correction = correction_for(hardware.name)

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import tempfile
 from pathlib import Path
 
 from engine.config import ConfigError
 from engine.runs.door import reason
+
+
+def as_file_name(arch: str) -> str:
+    """A network's name within that of a folder: timm:NAME and FILE.py:FACTORY have signs that lead elsewhere."""
+    return re.sub(r"[^\w.-]+", "-", arch).strip("-")
 
 
 def refuse_folder(folder: Path, flag: str = "--output") -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 from engine.config import ConfigError, RunConfig, from_yaml, require, to_yaml
 from engine.runs.door import CannotWrite, atomic_file, cannot_write, reason, writing
-from engine.runs.output import refuse_folder
+from engine.runs.output import as_file_name, refuse_folder
 from engine.runs.owner import Ownership
 from engine.runs.records import RecordWriter
 
@@ -77,7 +77,7 @@ class RunFolder:
         """
         output = config.log.output
         if output is None:
-            arch = re.sub(r"[^\w.-]+", "-", arch)  # timm:NAME, or a file's path
+            arch = as_file_name(arch)
             stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
             output = Path("runs") / f"{arch}-{data}-{stamp}"
             while output.exists():

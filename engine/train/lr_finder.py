@@ -26,7 +26,7 @@ from engine.config import ConfigError, RunConfig, require
 from engine.data.sources.source import DataError
 from engine.report.lr_picture import lr_picture
 from engine.runs.door import CannotWrite, atomic_file, writing
-from engine.runs.output import refuse_folder
+from engine.runs.output import as_file_name, refuse_folder
 from engine.runs.records import finite
 from engine.runs.runfolder import refuse_run_in
 from engine.step.wrap import bare_module
@@ -198,7 +198,7 @@ def _look(session: Any, config: RunConfig, span: Range, folder: Path | None) -> 
 def _show(sweeps: Sequence[Sweep], found: Suggestion, config: RunConfig, data: str, folder: Path | None = None) -> None:
     """Write curve and figures into `folder`, or a new one in runs/, and print what they say. Raises CannotWrite."""
     if folder is None:
-        arch = re.sub(r"[^\w.-]+", "-", config.model.arch)
+        arch = as_file_name(config.model.arch)
         folder = Path("runs") / f"{arch}-{data}-{datetime.now():%Y%m%d-%H%M%S}-find-lr"
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
@@ -18,6 +19,7 @@ from engine.data.sources.joined import joined
 from engine.data.sources.layouts.image_list import listed_paths
 from engine.data.sources.layouts.saved_dataset import is_saved_dataset, read_saved
 from engine.data.sources.layouts.table_file import ENDINGS
+from engine.data.sources.listing import is_aside, readable_extensions
 from engine.data.sources.source import Split
 from engine.runs.cache import cache_folder
 
@@ -62,6 +64,31 @@ def named_pictures(given: Sequence[str], standard_input: BinaryIO | None = None)
     if not found:
         raise ConfigError("no pictures are named: give files, folders, patterns, a list in a .txt file, or -")
     return found
+
+
+def passed_over(given: Sequence[str]) -> str | None:
+    """The files below the folders of `given` that are not called like pictures, in a sentence; None for none.
+
+    They are counted by ending, the most of a kind first; hidden files and system folders are not looked at.
+    """
+    kinds: Counter[str] = Counter()
+    example = ""
+    for folder in (path for path in map(Path, given) if path.is_dir()):
+        if is_shards(folder) or is_saved_dataset(folder):
+            continue
+        for parent, folders, names in os.walk(folder):
+            folders[:] = sorted(name for name in folders if not is_aside(name))
+            for name in sorted(names):
+                ending = os.path.splitext(name)[1].lower()  # noqa: PTH122 (a million names: strings, not Path objects)
+                if not name.startswith(".") and ending not in readable_extensions():
+                    kinds[ending or "without an ending"] += 1
+                    example = example or os.path.join(parent, name)  # noqa: PTH118 (as above)
+    if not kinds:
+        return None
+    most, count = kinds.most_common(4), kinds.total()
+    told = ", ".join(f"{number} {kind}" for kind, number in most) + (", …" if len(kinds) > len(most) else "")
+    subject = "1 file is no picture and was" if count == 1 else f"{count} files are no pictures and were"
+    return f"{subject} passed over ({told}; such as {example})"
 
 
 def _named_by(given: str, standard_input: BinaryIO | None) -> Iterator[str]:

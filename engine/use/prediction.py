@@ -17,10 +17,13 @@ from engine.data.sources.source import Split
 from engine.runs.door import atomic_file
 from engine.runs.output import refuse_file
 from engine.use.journal import FeatureFile, Journal, part_of
-from engine.use.pictures import pictures_of
+from engine.use.pictures import passed_over, pictures_of
 from engine.use.predict import Predictor
 from engine.use.prediction_table import as_row, on_screen, refuse_kind, write_table
 from engine.use.weights import read_weights
+
+EXIT_NOTHING_READ = 2
+"""As for pictures that cannot be meant."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,7 @@ def parse(arguments: list[str] | None = None) -> PredictConfig:
 
 
 def run_prediction(config: PredictConfig) -> int:
-    """Predict, print or write the table; returns the exit code.
+    """Predict, print or write the table; returns the exit code: 2 where no picture could be read.
 
     Raises ConfigError and DataError with nothing written but the part file of a job that can go on.
     """
@@ -108,7 +111,14 @@ def run_prediction(config: PredictConfig) -> int:
             print(f"written to {written}")
     counted = "1 picture" if len(paths) == 1 else f"{len(paths)} pictures"
     print(f"{counted}, {bad} of them unreadable" if bad else counted)
-    return 0
+    if told := passed_over(config.images):
+        print(told)
+    if bad < len(paths):
+        return 0
+    first = next(iter(rows), None)
+    why = f": {first['path']}: {first['reason']}" if first else ", as the table's last column says"
+    print(f"error: no picture could be read{why}", file=sys.stderr, flush=True)
+    return EXIT_NOTHING_READ
 
 
 def refuse_outputs(config: PredictConfig) -> None:

@@ -131,7 +131,7 @@ def read_weights(path: Path, arch: str | None = None) -> Weights:
     return Weights(
         checkpoint / "trainer.pt",
         state["average"]["tensors"] if "average" in state else state["model"],  # what the run itself evaluates
-        model.arch,
+        _named_network(arch, model.arch, path),
         network_options(model, data.channels),
         trained_on and trained_on.classes,
         data.image_size,
@@ -164,15 +164,31 @@ def _of_file(path: Path, arch: str | None) -> Weights:
     facts = WeightsFacts.from_metadata(metadata, f"--checkpoint {path}")
     refuse_damaged(tensors, metadata, f"--checkpoint {path}")
     require(
-        ".py:" not in facts.arch or arch == facts.arch,  # a file of weights may not say which code is run
+        ".py:" not in facts.arch or arch is not None,  # a file of weights may not say which code is run
         f"--checkpoint {path} is of a network of one's own: name it with --arch {facts.arch}",
     )
-    require(arch in (None, facts.arch), f"--checkpoint {path} is of {facts.arch}, not of {arch}")
+    named = _named_network(arch, facts.arch, path)
     run = path.parent if (path.parent / "config.yaml").is_file() else None
     data = from_yaml(run / "config.yaml").data if run else None
     expected = _named_pixels(facts.preprocessing, path) if facts.preprocessing else None
     size, trained_on = facts.image_size, Fingerprint.from_dict(facts.data)
-    return Weights(path, tensors, facts.arch, facts.options, facts.classes, size, data, expected, trained_on, run)
+    return Weights(path, tensors, named, facts.options, facts.classes, size, data, expected, trained_on, run)
+
+
+def _named_network(asked: str | None, known: str, path: Path) -> str:
+    """The network of weights of `known`; of one's own, the file that is named now. Raises ConfigError for another."""
+    if asked is None or asked == known:
+        return known
+    if ".py:" in known and ".py:" in asked:
+        return asked
+    import archs
+
+    try:
+        same = archs.lookup(asked).name == archs.lookup(known).name
+    except ValueError as error:
+        raise ConfigError(f"--arch: {error}") from None
+    require(same, f"--checkpoint {path} is of {known}, not of {asked}")
+    return known
 
 
 def _named_pixels(text: str, path: Path) -> Preprocessing:

@@ -39,7 +39,7 @@ def test_onnx_is_checked_and_says_what_it_is(checkpoint, pictures, tmp_path, cap
     out = tmp_path / "x.onnx"
     assert run("--checkpoint", checkpoint, "--output", out, "--check", pictures) == 0
     said = capsys.readouterr().out
-    assert "10 pictures, 1 unreadable left out: the same class in 100.00%" in said
+    assert "in fp32 and the file in fp32, 10 pictures, 1 unreadable left out: the same class in 100.00%" in said
     facts = onnxruntime.InferenceSession(str(out)).get_modelmeta().custom_metadata_map
     assert json.loads(facts["classes"]) == MADE.CLASSES and facts["network"] == "squeezenet1_1"
     assert json.loads(facts["preprocessing"])["interpolation"] == "bicubic"

@@ -89,6 +89,30 @@ def test_on_the_screen(checkpoint, pictures, capsys):
     assert "unreadable: no image format that Pillow knows" in said and "2 pictures, 1 of them unreadable" in said
 
 
+def test_what_is_no_picture_in_a_folder_is_counted_and_told(checkpoint, tmp_path, capsys):
+    MADE.make_pictures(tmp_path, 2)
+    for name in ("film.mp4", "deep/a.PDF", "deep/b.pdf", ".hidden.pdf"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    assert run("--checkpoint", checkpoint, tmp_path) == 0
+    said = capsys.readouterr().out
+    assert "2 pictures\n3 files are no pictures and were passed over (2 .pdf, 1 .mp4; such as " in said
+    assert run("--checkpoint", checkpoint, tmp_path / "film.mp4", tmp_path / "00.jpg") == 0  # by its name: a row
+    said = capsys.readouterr().out
+    assert "film.mp4  unreadable" in said and "passed over" not in said
+
+
+@pytest.mark.parametrize("written", [True, False])
+def test_nothing_that_could_be_read_is_exit_code_2_with_its_rows(checkpoint, pictures, tmp_path, capsys, written):
+    out = tmp_path / "x.csv"
+    shape = ("--output", out) if written else ()
+    assert run("--checkpoint", checkpoint, pictures / "05b.jpg", tmp_path / "nowhere.jpg", *shape) == 2
+    said = capsys.readouterr()
+    assert "error: no picture could be read" in said.err
+    reasons = [row["reason"] for row in table(out)] if written else [said.out]
+    assert all(reasons) and "no image format that Pillow knows" in reasons[0]
+
+
 @pytest.mark.parametrize("name", ["e.npy", "e.safetensors"])
 def test_embeddings_alone_and_the_table_on_screen(checkpoint, pictures, tmp_path, capsys, name):
     """The rows and the features that are not finished lie in files of their own."""

@@ -74,11 +74,14 @@ def run_export(config: ExportConfig) -> int:
     print(f"written to {output}")
     if config.check is None:
         return 0
+    from engine.step.plan import Hardware, choose_precision
     from engine.use.export.check import ENOUGH, check
     from engine.use.predict import Predictor
 
     agreement = check(Predictor(weights, precision="fp32"), runner, config.check)
-    print(agreement.describe())
+    print(f"the network in fp32 and the file in {precision_of(config, library)}, {agreement.describe()}")
+    if (usual := choose_precision("auto", Hardware.detect())) != "fp32":
+        print(f"note: predict and evaluate run in {usual} here unless --precision fp32 is given; that was not compared")
     return 0 if agreement.same >= ENOUGH else 1
 
 
@@ -90,6 +93,13 @@ def refuse_unreadable(folder: str) -> None:
             decode(read(path))
             return
     raise ConfigError(f"--check {folder}: none of its {len(paths)} pictures can be read")
+
+
+def precision_of(config: ExportConfig, library: str) -> str:
+    """What the checked file computes in: a library's model in fp32, whatever its weights are stored in."""
+    if library:
+        return "fp32 (before its weights were stored in fp16)" if config.half else "fp32"
+    return "fp16" if config.half else "fp32"
 
 
 def facts_of(config: ExportConfig, weights: Weights) -> dict[str, str]:
