@@ -88,8 +88,7 @@ def excited_pointwise_op(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Raw output, mean and M2 (empty without `statistics`), and what backward keeps: pooled, inner layer, logits."""
     prologue = (center, scale, shift, act, slope)
-    kept = excite(x, *prologue, first, first_bias, second, second_bias, inner)
-    opened = open_gate(kept[2], gate)
+    *kept, opened = excite(x, *prologue, first, first_bias, second, second_bias, inner, gate)
     if runs_triton(x) and x.numel():
         from kernels.device import pointwise as device
 

@@ -136,8 +136,14 @@ TURNS: dict[str, Callable[[Mapping[str, Any], tuple[int, ...]], list[float]]] = 
     "pointwise_backward.one_pass_kernel": lambda v, grid: [_walked(v, grid, _rows(v))],
     "partials.finish_kernel": lambda v, grid: [_up(v["T"], v["BT"])],
     "squeeze_excite.sums_kernel": lambda v, grid: [v["STEPS"]],
+    "excitation.excite_kernel": lambda v, grid: [2 * _up(v["C"], v["BC"]), _up(v["TILES"], v["BT"])],
+    "excitation.image_kernel": lambda v, grid: [2 * _up(v["C"], v["BC"]), _up(v["TILES"], v["BT"])],
+    "excitation.images_kernel": lambda v, grid: [_up(v["N"], v["BN"])],
 }
-"""Turns of a kernel's loops, the outermost first, from its scalar arguments and grid; the others have no loop."""
+"""Turns of a kernel's loops, the outermost first, from its scalar arguments and grid; the others have no loop.
+
+Of two loops side by side one is counted, with the turns of both.
+"""
 
 
 def turns_of(kernel: str, values: Mapping[str, Any], grid: tuple[int, ...]) -> list[float]:

@@ -194,7 +194,7 @@ def excited(channels: int, outputs: int, dtype: torch.dtype) -> list[Launch]:
 
 def elementwise(dtype: torch.dtype) -> list[Launch]:
     """norm_act, statistics, both shuffles and squeeze-and-excitation."""
-    from kernels.device import norm_act, shuffle, squeeze_excite
+    from kernels.device import excitation, norm_act, shuffle, squeeze_excite
     from kernels.device.statistics import batch_statistics
 
     x, vector, gate = _images(96, 28, dtype), _vector(96), _vector(8, 96)
@@ -211,6 +211,9 @@ def elementwise(dtype: torch.dtype) -> list[Launch]:
         squeeze_excite.apply_gate(x, *prologue, "silu", 0.01, gate)
         squeeze_excite.five_sums(x, x, *prologue, "silu", 0.01)
         squeeze_excite.input_gradient(x, x, *prologue, "silu", 0.01, gate, gate)
+        layers = _vector(4, 96), _vector(4), _vector(96, 4), vector
+        kept = excitation.excite(_vector(8, 7, 96), 784, *layers, "silu", "sigmoid")
+        excitation.through_gate(_vector(5, 8, 7, 96), layers[0], layers[2], "silu", "sigmoid", *kept[:3], 784)
 
     return launches_of(all_of_them, without=())
 

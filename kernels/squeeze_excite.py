@@ -105,20 +105,20 @@ def squeeze_excite_twin(
     return (activated * open_gate(hidden @ second.t() + second_bias, gate)[:, :, None, None]).to(x.dtype)
 
 
-def excite(x, center, scale, shift, act, slope, first, first_bias, second, second_bias, inner):
-    """Pooled m [N, C], the inner layer [N, R] and the gate's input [N, C]: one pass over x, then vectors."""
-    pooled = _pool(x, center, scale, shift, act, slope)
-    with outside_autocast(x):
-        hidden = pooled @ first.t() + first_bias
-        return pooled, hidden, activate(hidden, inner) @ second.t() + second_bias
-
-
-def _pool(x, center, scale, shift, act, slope):
+def excite(x, center, scale, shift, act, slope, first, first_bias, second, second_bias, inner, gate):
+    """Pooled m [N, C], the inner layer [N, R], the gate's input and the gate [N, C]: one pass over x, then vectors."""
     if runs_triton(x) and x.numel():
+        from kernels.device import excitation
         from kernels.device.squeeze_excite import pool
 
-        return pool(x, center, scale, shift, act, slope)
-    return activate(before_activation(x, center, scale, shift), act, slope).mean((2, 3))
+        part = pool(x, center, scale, shift, act, slope)
+        pixels = x.shape[2] * x.shape[3]
+        return excitation.excite(part, pixels, first, first_bias, second, second_bias, inner, gate)
+    pooled = activate(before_activation(x, center, scale, shift), act, slope).mean((2, 3))
+    with outside_autocast(x):
+        hidden = pooled @ first.t() + first_bias
+        logits = activate(hidden, inner) @ second.t() + second_bias
+    return pooled, hidden, logits, open_gate(logits, gate)
 
 
 def _apply_gate(x, center, scale, shift, act, slope, gate):
@@ -131,7 +131,7 @@ def _apply_gate(x, center, scale, shift, act, slope, gate):
 
 
 def five_sums(grad, x, center, scale, shift, act, slope):
-    """S1 to S5 of the module's head, [5, N, C]."""
+    """S1 to S5 of the module's head, [5, N, C]; by a kernel in parts, as it left them: [5, N, T, C]."""
     if runs_triton(x) and x.numel():
         from kernels.device.squeeze_excite import five_sums
 
@@ -173,8 +173,8 @@ def squeeze_excite_op(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The output, and what backward keeps: pooled m [N, C], the inner layer [N, R], the gate's input [N, C]."""
     prologue = (center, scale, shift, act, slope)
-    pooled, hidden, logits = excite(x, *prologue, first, first_bias, second, second_bias, inner)
-    return _apply_gate(x, *prologue, open_gate(logits, gate)), pooled, hidden, logits
+    pooled, hidden, logits, opened = excite(x, *prologue, first, first_bias, second, second_bias, inner, gate)
+    return _apply_gate(x, *prologue, opened), pooled, hidden, logits
 
 
 @squeeze_excite_op.register_fake
@@ -213,6 +213,10 @@ def squeeze_excite_backward_op(
 
 def through_gate(sums, first, second, inner, gate, pooled, hidden, logits, pixels):
     """From the five sums: the gate and dm / HW [N, C], Σ dz, Σ dz · (x - center), gradients of weights and biases."""
+    if sums.dim() == 4:
+        from kernels.device import excitation
+
+        return excitation.through_gate(sums, first, second, inner, gate, pooled, hidden, logits, pixels)
     s1, s2, s3, s4, s5 = sums
     opened = open_gate(logits, gate)
     steep = opened * (1 - opened) if gate == "sigmoid" else derivative(logits + 3, "relu6") / 6

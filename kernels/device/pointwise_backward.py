@@ -227,7 +227,7 @@ def backward(
     """dx, dweight [O, C / groups, 1, 1] in fp32, Σ dz [C], Σ dz · (x - center) [C]; None where not needed.
 
     With a gate [N, C] (no groups, no shuffle): the gradient of x' times the gate in place of dx, and in place of Σ dz
-    the five sums of `kernels.squeeze_excite` [5, N, C].
+    the five sums of `kernels.squeeze_excite` over each of an image's tiles [5, N, T, C].
     """
     channels, outputs = x.shape[1], weight.shape[0]
     rows = x.numel() // channels
@@ -303,5 +303,5 @@ def backward(
             dweight = dweight.unflatten(1, (cut.slices, cut.length)).transpose(1, 2).flatten(1)
         dweight = dweight.reshape(weight.shape)
     if gate is not None and part_dz is not None:
-        return dx, dweight, part_dz.unflatten(1, (x.shape[0], -1)).sum(2), None
+        return dx, dweight, part_dz.unflatten(1, (x.shape[0], -1)), None
     return dx, dweight, *(None if part is None else part.sum(0) for part in (part_dz, part_dz_x))

@@ -159,11 +159,11 @@ class _Launch:
 def pool(
     x: Tensor, center: Tensor | None, scale: Tensor | None, shift: Tensor | None, act: str, slope: float
 ) -> Tensor:
-    """Mean over H and W of act(z), [N, C] fp32."""
+    """Σ act(z) over each tile of an image's pixels, [N, T, C] fp32."""
     launch = _Launch(x, center, scale, shift, act, slope)
     part = torch.empty(launch.batch, launch.tiles, launch.channels, dtype=torch.float32, device=x.device)
     pool_kernel[launch.grid](*launch.inputs, part, *launch.sizes, **launch.flags)
-    return part.sum(1) / launch.pixels
+    return part
 
 
 def apply_gate(
@@ -185,11 +185,11 @@ def five_sums(
     act: str,
     slope: float,
 ) -> Tensor:
-    """[5, N, C] fp32, in the order of `sums_kernel`."""
+    """Over each tile of an image's pixels, [5, N, T, C] fp32, in the order of `sums_kernel`."""
     launch = _Launch(x, center, scale, shift, act, slope)
     part = torch.empty(5, launch.batch, launch.tiles, launch.channels, dtype=torch.float32, device=x.device)
     sums_kernel[launch.grid](grad, *launch.inputs, part, *launch.sizes, launch.batch * launch.tiles, **launch.flags)
-    return part.sum(2)
+    return part
 
 
 def input_gradient(

@@ -78,6 +78,16 @@ def test_a_layer_is_three_launches(launches):
     assert "H=56 W=56 C=144 K=3 S=1 ACT=relu6 AFFINE=True STATISTICS=True" in shapes
 
 
+def test_the_vectors_of_an_excitation_are_three_launches():
+    """EfficientNet-B0: 16 of them; inside operators the library has at most the gate of the backward pass to open."""
+    calls = step_of("efficientnet_b0")
+    names = Counter(kernel_name(call) for call in calls if isinstance(call, Launch))
+    found = [count for name, count in sorted(names.items()) if name.startswith("excitation.")]
+    assert found == [16, 16, 16]
+    inside = Counter(call.name for call in calls if isinstance(call, LibraryCall) and call.inside)
+    assert inside["matmul"] == inside["exp"] == 0 and inside["sigmoid"] <= 16
+
+
 def test_small_calls_between_operators_are_one_launch():
     small, large = LibraryCall("mul", 64, False), LibraryCall("add", 1 << 30, False)
     inside = LibraryCall("sum", 64, True)

@@ -85,6 +85,35 @@ def test_squeeze_excite(device, error, torch_activations, act, gate, affine):
     assert max(error(value, wanted) for value, wanted in pairs) < 1e-6
 
 
+def test_an_excitation_of_many_channels_images_and_tiles(device, error):
+    """More channels than a block, more images than are summed at once, several parts an image, an odd inner width."""
+    draw = torch.Generator().manual_seed(0)
+    for shape, inner in (((2, 300, 3, 3), 17), ((33, 20, 1, 2), 5), ((1, 1, 12, 23), 1)):
+        tensors = leaves(draw, shape, (inner, shape[1]), (inner,), (shape[1], inner), (shape[1],))
+        found = [tensor.detach().to(device).requires_grad_() for tensor in tensors]
+        exact = [tensor.detach().double().requires_grad_() for tensor in tensors]
+        y = squeeze_excite(*found)
+        hidden = F.silu(F.linear(exact[0].mean((2, 3)), exact[1], exact[2]))
+        reference = exact[0] * torch.sigmoid(F.linear(hidden, exact[3], exact[4]))[:, :, None, None]
+        gradient = torch.randn(y.shape, generator=draw)
+        pairs = zip(
+            (y, *torch.autograd.grad(y, found, gradient.to(device))),
+            (reference, *torch.autograd.grad(reference, exact, gradient.double())),
+            strict=True,
+        )
+        assert max(error(value, wanted) for value, wanted in pairs) < 1e-6
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_bad_number_stays_in_its_image(device, bad):
+    x, *layers = (
+        t.to(device) for t in leaves(torch.Generator().manual_seed(0), (2, 20, 3, 3), (6, 20), (6,), (20, 6), (20,))
+    )
+    x[0, 3, 1, 1] = bad
+    y = squeeze_excite(x, *layers)
+    assert y[0].isnan().any() and y[1].isfinite().all()
+
+
 def excited_by_torch(tensors, act, gate, torch_activations, rounded=lambda values: values):
     """squeeze_excite and a 1 x 1 convolution by torch's own functions: y."""
     x, weight, first, first_bias, second, second_bias, center, scale, shift = tensors
