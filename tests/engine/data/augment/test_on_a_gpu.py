@@ -21,6 +21,7 @@ CONFIGS = {
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_gpu_makes_the_cpus_pixels_and_waits_for_nothing(name):
     config, indices = CONFIGS[name], np.arange(16)
