@@ -206,6 +206,11 @@ class OptimConfig:
                 "parameters: use DDP, or adamw, lion, adan, nadam, rmsprop-tf or sgd"
             )
         require(
+            not (OPTIMIZERS[self.optimizer].counts_by_group and zero_stage == 3),
+            f"--optimizer {self.optimizer} counts its steps once for all parameters, and ZeRO-3 takes them group by "
+            "group: use ZeRO-2, FSDP2 or DDP, or adamw, lion, nadam, rmsprop-tf or sgd",
+        )
+        require(
             not self.sam,
             "--optim.sam does not run under DeepSpeed, whose engine updates the weights by itself after a backward "
             "pass and leaves no place for the second one; launch without it",

@@ -36,6 +36,8 @@ class Optimizer:
     """Why it needs whole parameters, which ZeRO cuts into flat shards; empty where it takes each number by itself."""
     uneven: bool = False
     """It keeps less for some shapes."""
+    counts_by_group: bool = False
+    """It counts steps once for a group, which ZeRO-3 takes several times a step."""
     schedule_free: bool = False
     """What is evaluated and kept is not where gradients are taken."""
 
@@ -72,7 +74,7 @@ OPTIMIZERS = {
     "lamb": Optimizer("timm.optim:Lamb", 2, ("betas", "eps"), whole=LAYER_NORMS),
     "lars": Optimizer("timm.optim:Lars", 1, ("momentum", "nesterov", "eps"), _nesterov, whole=LAYER_NORMS),
     "lion": Optimizer("timm.optim:Lion", 1, ("betas",)),
-    "adan": Optimizer("timm.optim:Adan", 4, ("betas", "eps"), betas=3),
+    "adan": Optimizer("timm.optim:Adan", 4, ("betas", "eps"), betas=3, counts_by_group=True),
     "muon": Optimizer(
         "timm.optim:Muon",
         2,

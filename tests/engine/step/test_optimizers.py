@@ -142,5 +142,10 @@ def test_zero_shards_those_alone_that_take_each_number_by_itself(name, stage):
     if name in ("lamb", "lars", "muon", "schedule-free", "schedule-free-sgd"):
         with pytest.raises(ConfigError, match=f"--optimizer {name} .*ZeRO-{stage} gives each GPU a flat piece"):
             config.refuse_deepspeed(stage)
+    elif name == "adan" and stage == 3:
+        # DeepSpeed 0.19 steps each group by itself there, and each of these counts for all: 0.03 off in the loss within
+        # seven steps with two groups.
+        with pytest.raises(ConfigError, match="--optimizer adan counts its steps once for all parameters"):
+            config.refuse_deepspeed(stage)
     else:
         config.refuse_deepspeed(stage)
