@@ -1,20 +1,19 @@
 """Checkpoints: everything that the next step depends on, in one folder that is there wholly or not at all.
 
 `checkpoints/step-00000042/trainer.pt` holds the model, optimizer, loss scaler, random states, position in the data,
-running metrics, and what the run was trained on. Where ranks hold parts, these lie beside it, a file a rank: under
-FSDP2 in `shards/` (engine.recovery.shards), under DeepSpeed in `zero/`. Training waits for the copy to host memory; a
-thread writes, and what went wrong there is told when it is next waited for. Nothing is read with arbitrary pickle
-(`weights_only=True` throughout, DeepSpeed's shards included), and nothing whose checksum is another
-(engine.recovery.integrity).
+running metrics, and what the run was trained on. Where ranks hold parts, these lie beside it in `shards/`, a file a
+rank (engine.recovery.shards), which any number of ranks reads under FSDP2, any ZeRO stage or none. Training waits for
+the copy to host memory; a thread writes, and what went wrong there is told when it is next waited for. Nothing is read
+with arbitrary pickle (`weights_only=True` throughout, also in what DeepSpeed wrote itself for older checkpoints), and
+nothing whose checksum is another (engine.recovery.integrity).
 """
 
 from __future__ import annotations
 
 import logging
-import os
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -27,8 +26,10 @@ from accelerate.utils import DistributedType, gather_object
 from engine.config import ConfigError
 from engine.recovery.background import Background, HostCopy
 from engine.recovery.integrity import damage, write_checksums
-from engine.recovery.portable import load_parts, parts_of, source_of
+from engine.recovery.own_form import load_own_form
+from engine.recovery.portable import count_of, load_parts, optimizer_order, parts_of, restore_count, source_of
 from engine.recovery.shards import FOLDER, Part, write_parts
+from engine.recovery.zero_parts import ZeroParts
 from engine.runs.door import CannotWrite, save_tensors, sync_folder, writing
 from engine.runs.runfolder import RunFolder, delete
 from engine.step.optim import allocate_state, plain_state
@@ -59,26 +60,6 @@ def restore_random_state(state: dict[str, torch.Tensor]) -> None:
     torch.set_rng_state(state["cpu"])
     if "cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"])
-
-
-@contextmanager
-def without_pickle() -> Iterator[None]:
-    """Make every torch.load inside use weights_only=True, also those in DeepSpeed that ask for the contrary."""
-    from deepspeed.runtime.fp16 import loss_scaler
-    from deepspeed.runtime.zero.config import ZeroStageEnum
-    from deepspeed.utils.tensor_fragment import fragment_address
-
-    allowed = [loss_scaler.LossScaler, loss_scaler.DynamicLossScaler, ZeroStageEnum, fragment_address]
-    before = os.environ.get("TORCH_FORCE_WEIGHTS_ONLY_LOAD")
-    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
-    try:
-        with torch.serialization.safe_globals(allowed):
-            yield
-    finally:
-        if before is None:
-            del os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"]
-        else:
-            os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = before
 
 
 class Average(Protocol):
@@ -143,19 +124,22 @@ class Checkpointer:
         if not self.sharded and self.accelerator.is_main_process:
             state["model"] = bare_module(self.model).state_dict()
             state["optimizer"] = plain_state(self.optimizer)
-        if not self.deepspeed and self.accelerator.is_main_process:
-            state["scaler"] = self.accelerator.scaler.state_dict() if self.accelerator.scaler else None
+        zero = self._zero()
+        if self.accelerator.is_main_process:
+            scaler = self._scaler(zero)
+            state["scaler"] = scaler.state_dict() if scaler else None
         if self.average is not None:
             state["average"] = self.average.state_dict()
         self._under_way = draft, target
         try:
             self._together(self._begin, draft)
-            if self.deepspeed:
-                self._together(self._write_zero, draft, everywhere=True)
         except BaseException:
             self._give_up()
             raise
-        parts = parts_of(self.model, self.optimizer.optimizer) if self.fsdp else None
+        parts = None
+        if self.sharded:
+            parts = zero.parts() if zero else parts_of(*self._plain())
+            state["optimizer_count"] = count_of(zero.base if zero else self._plain()[1])
         if self.accelerator.is_main_process or parts is not None:
             copied = self._copy.of(state) if self.accelerator.is_main_process else {}
             self._background.start(partial(self._write, draft, target, copied, parts))
@@ -216,9 +200,6 @@ class Checkpointer:
         delete(draft)
         draft.mkdir()
 
-    def _write_zero(self, draft: Path) -> None:
-        self.model.save_checkpoint(str(draft / "zero"), tag="state", exclude_frozen_parameters=False)
-
     def _finish(self, draft: Path, target: Path, state: dict[str, Any]) -> None:
         """Write what is left, then make the draft the checkpoint."""
         save_tensors(state, draft / "trainer.pt")
@@ -264,24 +245,29 @@ class Checkpointer:
 
         state  what `read_state` gave of its trainer.pt
 
-        Raises ConfigError for a checkpoint of another network.
+        Raises ConfigError for a checkpoint of another network, or in a form that only another launch takes.
         """
+        zero = self._zero()
         try:
-            if self.deepspeed:
-                with without_pickle():
-                    self.model.load_checkpoint(str(folder / "zero"), tag="state")
-            elif self.fsdp or "model" not in state:
-                optimizer = self.optimizer.optimizer
+            if (folder / "zero").is_dir():
+                load_own_form(folder, self.model if self.deepspeed else None, self.accelerator.num_processes)
+            elif zero:
+                zero.load(source_of(folder, state, zero.order))
+                restore_count(zero.base, state)
+            elif self.sharded or "model" not in state:
+                network, optimizer = self._plain()
                 allocate_state(optimizer)
-                network = bare_module(self.model)
-                load_parts(source_of(folder, state, network, optimizer), network, optimizer)
+                load_parts(source_of(folder, state, optimizer_order(network, optimizer)), network, optimizer)
+                restore_count(optimizer, state)
             else:
                 bare_module(self.model).load_state_dict(state["model"])
                 self.optimizer.load_state_dict(state["optimizer"])
-            if self.accelerator.scaler and state.get("scaler"):
-                self.accelerator.scaler.load_state_dict(state["scaler"])
+            if (scaler := self._scaler(zero)) and state.get("scaler"):
+                scaler.load_state_dict(state["scaler"])
             if self.average is not None:
                 self.average.load_state_dict(state["average"])
+        except ConfigError:
+            raise
         except (KeyError, ValueError, RuntimeError) as error:
             raise ConfigError(f"checkpoint {folder} is not of this network and optimizer: {error}") from error
         generators = state["random"]
@@ -289,6 +275,21 @@ class Checkpointer:
             restore_random_state(generators[self.accelerator.process_index])
         self.last = folder
         return state["progress"]
+
+    def _zero(self) -> ZeroParts | None:
+        return ZeroParts(self.model) if self.deepspeed and self.model.zero_optimization() else None
+
+    def _plain(self) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
+        """Network and optimizer where ZeRO cuts nothing; DeepSpeed's stage 0 has both whole."""
+        if self.deepspeed:
+            return self.model.module, self.model.optimizer
+        return bare_module(self.model), self.optimizer.optimizer
+
+    def _scaler(self, zero: ZeroParts | None) -> Any:
+        """fp16's loss scaler, whoever has it."""
+        if zero:
+            return zero.scaler
+        return getattr(self.model, "torch_autocast_z0_gradscaler", None) if self.deepspeed else self.accelerator.scaler
 
 
 def _forget(draft: Path) -> None:

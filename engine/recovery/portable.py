@@ -47,12 +47,25 @@ def _states(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[tupl
 
 def _part(name: str, tensor: Tensor, first: bool) -> Part | None:
     if not isinstance(tensor, DTensor):
-        return Part(name, tensor.detach().to("cpu", copy=True), (0,) * tensor.ndim) if first else None
+        return Part(name, host_copy(tensor), (0,) * tensor.ndim) if first else None
     from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
     _, begins = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
     local = tensor.to_local()
-    return Part(name, local.detach().to("cpu", copy=True), tuple(begins)) if local.numel() else None
+    return Part(name, host_copy(local), tuple(begins)) if local.numel() else None
+
+
+def host_copy(tensor: Tensor) -> Tensor:
+    """In host memory of its own."""
+    return tensor.detach().to("cpu", copy=True)
+
+
+def same_shape(name: str, source: Source, shape: torch.Size) -> Tensor:
+    """A whole tensor of `source`. Raises KeyError where it is missing, ValueError where it has another shape."""
+    whole = source(name)
+    if whole.shape != shape:
+        raise ValueError(f"{name} is {list(whole.shape)} there and {list(shape)} here")
+    return whole
 
 
 @torch.no_grad()
@@ -62,9 +75,7 @@ def load_parts(source: Source, model: nn.Module, optimizer: torch.optim.Optimize
     Raises KeyError for one that is missing, ValueError for one of another shape.
     """
     for name, tensor in _named(model, optimizer):
-        whole = source(name)
-        if whole.shape != tensor.shape:
-            raise ValueError(f"{name} is {list(whole.shape)} there and {list(tensor.shape)} here")
+        whole = same_shape(name, source, tensor.shape)
         if isinstance(tensor, DTensor):
             mine = whole.to(tensor.device, tensor.dtype)
             tensor.to_local().copy_(
@@ -74,12 +85,38 @@ def load_parts(source: Source, model: nn.Module, optimizer: torch.optim.Optimize
             tensor.copy_(whole)
 
 
-def source_of(folder: Path, state: dict[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer) -> Source:
-    """Where a checkpoint's tensors are: in its shards, or in the `state` of its trainer.pt, as one process wrote it."""
+COUNT = "step"
+"""What some optimizers count once for a group and not beside each parameter (timm's Adan)."""
+
+
+def count_of(optimizer: torch.optim.Optimizer) -> int | None:
+    """Steps that it has counted for all its groups; None where it counts none there."""
+    count = optimizer.param_groups[0].get(COUNT)
+    return None if count is None else int(count)
+
+
+def restore_count(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Put back what `count_of` gave, or what one process wrote, into all groups, however many there are here."""
+    groups = state["optimizer"]["param_groups"] if "optimizer" in state else [{}]
+    count = state.get("optimizer_count", groups[0].get(COUNT))
+    if count is not None:
+        for group in optimizer.param_groups:
+            group[COUNT] = int(count)
+
+
+def optimizer_order(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:
+    """Names of the parameters that `optimizer` has, in the order in which its state dict counts them."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    return [names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def source_of(folder: Path, state: dict[str, Any], ordered: list[str]) -> Source:
+    """Where a checkpoint's tensors are: in its shards, or in the `state` of its trainer.pt, as one process wrote it.
+
+    ordered  as `optimizer_order` gives it
+    """
     if (folder / FOLDER).is_dir():
         return Shards(folder / FOLDER).whole
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    ordered = [names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
     known = {f"model.{name}": tensor for name, tensor in state["model"].items()}
     for place, own in state["optimizer"]["state"].items():
         known |= {f"optimizer.{ordered[place]}.{key}": value for key, value in own.items()}

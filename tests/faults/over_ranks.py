@@ -203,8 +203,8 @@ def killed_in(launches: Launches, victim: int, harm: Harm) -> str:
 
 def kill_in_sharded_save(bench: Bench, chance: random.Random) -> str:
     """SIGKILL of one of two ranks while both write their shards under ZeRO-2: before its own, behind it, at the end."""
-    number, place = chance.randrange(1, 3), chance.choice(("_begin", "_write_zero", "_finish"))
-    early, victim = chance.random() < 0.5, 0 if place != "_write_zero" else chance.randrange(RANKS)
+    number, place = chance.randrange(1, 3), chance.choice(("_begin", "_write", "_finish"))
+    early, victim = chance.random() < 0.5, 0 if place != "_write" else chance.randrange(RANKS)
 
     def harm(strike: Callable[[], None]) -> None:
         from engine.recovery.checkpoint import Checkpointer
@@ -226,10 +226,10 @@ def kill_in_sharded_save(bench: Bench, chance: random.Random) -> str:
 
 
 def kill_in_write(bench: Bench, chance: random.Random) -> str:
-    """SIGKILL of one of two ranks in the thread that writes beside training: the file under DDP, shards under FSDP2."""
-    way = chance.choice(("ddp", "fsdp2"))
+    """SIGKILL of one of two ranks in the thread that writes beside training: the file under DDP, else its shard."""
+    way = chance.choice(("ddp", "zero2", "fsdp2"))
     launches = Launches(bench, way)
-    victim = chance.randrange(RANKS) if way == "fsdp2" else 0
+    victim = 0 if way == "ddp" else chance.randrange(RANKS)
     noted = bench.folder / f"calls-{way}-{victim}"
     if not noted.exists():
         count = lambda rank: rank == victim and in_the_write(1, 0, lambda: None, lambda n: noted.write_text(str(n)))  # noqa: E731

@@ -5,7 +5,7 @@ import torch
 from torch.distributed.checkpoint import HuggingFaceStorageReader, load
 
 from engine.config import ConfigError
-from engine.recovery.portable import load_parts, parts_of, source_of
+from engine.recovery.portable import count_of, load_parts, optimizer_order, parts_of, restore_count, source_of
 from engine.recovery.shards import Part, Shards, write_parts
 
 WHOLE = torch.arange(35.0).view(7, 5)
@@ -29,6 +29,18 @@ def test_parts_are_put_together(folder):
     assert shards.whole("optimizer.weight.step").item() == 9.0
     with pytest.raises(KeyError):
         shards.whole("model.bias")
+
+
+def test_runs_of_elements_are_put_together_in_their_shape(tmp_path):
+    """As ZeRO cuts: in the middle of a row, and not in equal pieces."""
+    flat = WHOLE.reshape(-1)
+    for rank, (start, end) in enumerate(((0, 13), (13, 26), (26, 35))):
+        parts = [Part("model.weight", flat[start:end], (start,), (7, 5))]
+        parts += [Part("model.bias", flat[:5], (0,), (1, 5))] if rank == 1 else []
+        write_parts(tmp_path / "shards", rank, 3, parts)
+    shards = Shards(tmp_path / "shards")
+    assert torch.equal(shards.whole("model.weight"), WHOLE)
+    assert torch.equal(shards.whole("model.bias"), WHOLE[:1])
 
 
 def test_torchs_own_reader_takes_them(folder):
@@ -62,7 +74,7 @@ def test_a_state_goes_from_one_to_another(tmp_path, form):
         write_parts(tmp_path / "shards", 0, 1, parts_of(model, optimizer))
     else:
         state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
-    load_parts(source_of(tmp_path, state, other, theirs), other, theirs)
+    load_parts(source_of(tmp_path, state, optimizer_order(other, theirs)), other, theirs)
     for name, tensor in other.state_dict().items():
         assert torch.equal(tensor, model.state_dict()[name]), name
     for mine, ours in zip(other.parameters(), model.parameters(), strict=True):
@@ -74,4 +86,19 @@ def test_another_networks_state_is_refused(tmp_path):
     write_parts(tmp_path / "shards", 0, 1, parts_of(model, optimizer))
     wide = torch.nn.Sequential(torch.nn.Linear(5, 3), torch.nn.BatchNorm1d(3))
     with pytest.raises(ValueError, match=r"model.0.weight is \[3, 4\] there and \[3, 5\] here"):
-        load_parts(source_of(tmp_path, {}, wide, optimizer), wide, optimizer)
+        load_parts(Shards(tmp_path / "shards").whole, wide, optimizer)
+
+
+def test_steps_that_a_group_counts_go_along():
+    """As timm's Adan does; from parts, from one process, and none where none were counted."""
+    _, optimizer = stepped(0)
+    assert count_of(optimizer) is None
+    for group in optimizer.param_groups:
+        group["step"] = 7
+    for state in ({"optimizer_count": count_of(optimizer)}, {"optimizer": optimizer.state_dict()}):
+        _, other = stepped(1)
+        restore_count(other, state)
+        assert [group["step"] for group in other.param_groups] == [7] * len(other.param_groups)
+    _, other = stepped(1)
+    restore_count(other, {"optimizer_count": None})
+    assert count_of(other) is None
