@@ -89,7 +89,8 @@ def test_an_excitation_of_many_channels_images_and_tiles(device, error):
     """More channels than a block, more images than are summed at once, several parts an image, an odd inner width."""
     draw = torch.Generator().manual_seed(0)
     for shape, inner in (((2, 300, 3, 3), 17), ((33, 20, 1, 2), 5), ((1, 1, 12, 23), 1)):
-        tensors = leaves(draw, shape, (inner, shape[1]), (inner,), (shape[1], inner), (shape[1],))
+        tensors = list(leaves(draw, shape, (inner, shape[1]), (inner,), (shape[1], inner), (shape[1],)))
+        tensors[1], tensors[3] = tensors[1] / shape[1] ** 0.5, tensors[3] / inner**0.5  # as layers begin
         found = [tensor.detach().to(device).requires_grad_() for tensor in tensors]
         exact = [tensor.detach().double().requires_grad_() for tensor in tensors]
         y = squeeze_excite(*found)
