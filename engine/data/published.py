@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from typing import Any
 
 from engine.config import ConfigError
@@ -55,7 +56,9 @@ def _of_timm(model: str) -> Preprocessing:
     if config is None:
         raise ConfigError(f"timm:{model}: timm knows no model of that name")
     if not config.has_weights:
-        raise ConfigError(f"timm:{model}: timm publishes no weights of it")
+        there = {name.partition(".")[0] for name in timm.list_models(pretrained=True)}
+        near = ", ".join(difflib.get_close_matches(model, sorted(there), n=5))
+        raise ConfigError(f"timm:{model}: timm publishes no weights of it{f' (it does of {near})' if near else ''}")
     if config.crop_mode not in (None, "center"):
         raise ConfigError(f"timm:{model}: its images are prepared by {config.crop_mode!r}, which no loader here does")
     channels, height, width = config.input_size

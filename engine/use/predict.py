@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 Flip = Literal["none", "flip"]
+NO_NUMBERS = "the network makes no numbers of it: do the weights hold NaN?"
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Prediction:
     classes: list[str]
     probabilities: list[float]
     reason: str | None = None
-    """Why there are no classes: the file cannot be read as a picture."""
+    """Why there are no classes: the file cannot be read as a picture, or the network makes no numbers of it."""
 
 
 @dataclass(frozen=True)
@@ -96,8 +97,8 @@ class Predictor:
         threshold  leave out classes that are less likely than this
         tta        "flip" takes the mean of the logits of a picture and of its mirror image
 
-        A file that cannot be read has no classes, and a reason. Raises ConfigError for no pictures, and for paths and
-        arrays in one list.
+        A file that cannot be read has no classes, and a reason; so has one of which the network makes no numbers.
+        Raises ConfigError for no pictures, and for paths and arrays in one list.
         """
         if isinstance(pictures, str | Path | np.ndarray):
             pictures = [pictures]
@@ -114,6 +115,8 @@ class Predictor:
         found = []
         for place, (row, reason) in enumerate(zip(probabilities_of(answers.logits), answers.reasons, strict=True)):
             path = paths[place] if paths else None
+            if not reason and np.isnan(row).any():
+                reason = NO_NUMBERS
             best = [] if reason else np.argsort(-row, kind="stable")[:top_k].tolist()
             best = [label for label in best if row[label] >= threshold]
             names = [self.classes[label] for label in best]

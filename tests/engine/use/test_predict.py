@@ -141,6 +141,14 @@ def test_nothing_but_bad_files(weights, tmp_path):
     assert only.reason == "no image format that Pillow knows" and not only.classes
 
 
+def test_weights_that_hold_no_numbers_are_told(weights, pictures):
+    network = load(weights(), precision="fp32", batch_size=4)
+    with torch.no_grad():
+        next(network.model.head.parameters())[0].fill_(float("nan"))
+    for found in network.predict(pictures[:2]):
+        assert not found.classes and "no numbers" in found.reason
+
+
 def test_flip_is_the_mean_over_both_sides(weights, pictures, tmp_path):
     whole = replace(PIXELS, eval_crop=1.0)  # else the crop of the mirrored picture may lie a pixel further
     predictor = load(weights(preprocessing=whole.to_json()), precision="fp32")
