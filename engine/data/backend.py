@@ -10,13 +10,20 @@ import torch
 
 from engine.data.decoded.on_device import DeviceLoader, fits_on_device
 from engine.data.loader import Loader, SplitName
-from engine.data.sources.source import DataError, Source
+from engine.data.sources.source import DataError, Source, Split
 
 logger = logging.getLogger("hcr")
 
 
-def chosen_backend(wanted: Literal["auto", "dali", "torchvision"]) -> Literal["dali", "torchvision"]:
-    """What `make_loader` will take, without loading it."""
+def chosen_backend(
+    wanted: Literal["auto", "dali", "torchvision"], on_gpu: Split | None = None
+) -> Literal["dali", "torchvision", "torch"]:
+    """What `make_loader` will take, without loading it.
+
+    on_gpu  the images of a loader for a GPU, which may lie there whole
+    """
+    if wanted == "auto" and on_gpu is not None and fits_on_device(on_gpu):
+        return "torch"
     return "torchvision" if wanted == "torchvision" or not _dali_is_there() else "dali"
 
 
@@ -34,7 +41,7 @@ def make_loader(source: Source, split: SplitName, **settings) -> Loader:
     Takes the arguments of `Loader`; raises DataError where backend `dali` is asked for and cannot be imported.
     """
     wanted, device = settings["config"].backend, torch.device(settings["device"])
-    if wanted == "auto" and device.type == "cuda" and fits_on_device(source.split(split)):
+    if device.type == "cuda" and chosen_backend(wanted, source.split(split)) == "torch":
         return DeviceLoader(source, split, **settings)
     if wanted in ("auto", "dali"):
         try:

@@ -22,6 +22,7 @@ from engine.data.bad_images import BadImage
 from engine.data.decoding_watch import DecodingWatch
 from engine.data.graph import crops
 from engine.data.preprocessing import Preprocessing
+from engine.data.sending import sent
 from engine.data.sources.source import DataError, Source, Split
 
 if TYPE_CHECKING:
@@ -275,11 +276,7 @@ class Loader(ABC):
         bad     the images that could not be read, by index
         """
         share = request.share
-        labels = torch.from_numpy(self.data.labels[filled])
-        weights = torch.from_numpy(share.weights * good.astype(np.float32))
-        if self.device.type == "cuda":  # from pinned memory the copies do not wait for the device
-            labels, weights = labels.pin_memory(), weights.pin_memory()
-        labels = labels.to(self.device, non_blocking=True)
+        labels = sent(torch.from_numpy(self.data.labels[filled]), self.device)
         if self.augmentation is not None:
             position = request.position
             where = sampling.Where(position.epoch, position.step, np.where(good, request.numbers, filled), share.count)
@@ -287,7 +284,7 @@ class Loader(ABC):
         return Batch(
             images=images,
             labels=labels,
-            weights=weights.to(self.device, non_blocking=True),
+            weights=sent(torch.from_numpy(share.weights * good.astype(np.float32)), self.device),
             global_count=share.global_count,
             count=share.count,
             readable=int((share.weights * good).sum()),

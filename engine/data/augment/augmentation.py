@@ -13,6 +13,7 @@ from engine.data.augment.operators import OPERATORS
 from engine.data.augment.policies import CHAINS, DEPTH, Chosen, Policy
 from engine.data.preprocessing import Preprocessing
 from engine.data.sampling import Where
+from engine.data.sending import sent
 
 BLUR = (0.1, 2.0)
 """Smallest and largest sigma in pixels (Chen et al. 2020, arXiv:2002.05709, appendix A)."""
@@ -137,10 +138,7 @@ def apply(images: Tensor, chosen: Chosen) -> Tensor:
     slots = chosen.numbers.shape[1]
     places = torch.from_numpy(np.stack([orders, np.argsort(orders, axis=0, kind="stable")]))
     strengths = torch.from_numpy(np.take_along_axis(chosen.magnitudes, orders, axis=0))
-    if images.is_cuda:
-        places, strengths = places.pin_memory(), strengths.pin_memory()
-    places = places.to(images.device, non_blocking=True)
-    strengths = strengths.to(images.device, non_blocking=True)
+    places, strengths = sent(places, images.device), sent(strengths, images.device)
     for slot in range(slots):
         found, counts = np.unique(chosen.numbers[:, slot], return_counts=True)
         if not found.any():
@@ -162,8 +160,7 @@ def _side_by_side(images: Tensor, chosen: Chosen, numbers: np.ndarray) -> Tensor
     own = numbers[:, :1]
     weights = -np.log1p(-numbers[:, 2:])  # exponentials over their sum
     weights = np.concatenate([own, (1 - own) * weights / weights.sum(axis=1, keepdims=True)], axis=1)
-    shares = torch.from_numpy(weights.astype(np.float32))
-    shares = (shares.pin_memory() if images.is_cuda else shares).to(images.device, non_blocking=True)
+    shares = sent(torch.from_numpy(weights.astype(np.float32)), images.device)
     total = images * shares[:, 0].view(-1, 1, 1, 1)
     for chain in range(CHAINS):
         part = slice(chain * DEPTH, (chain + 1) * DEPTH)
@@ -183,5 +180,5 @@ def _erased(images: Tensor, numbers: np.ndarray, share: float) -> Tensor:
     left = (numbers[:, 4] * (width - columns + 1)).astype(np.int64)
     chosen = numbers[:, 0] < share
     box = torch.from_numpy(np.stack([top, top + rows * chosen, left, left + columns * chosen], axis=1))
-    box = (box.pin_memory() if images.is_cuda else box).to(images.device, non_blocking=True)
+    box = sent(box, images.device)
     return images.masked_fill_(mixing.rectangles(box, height, width), 0.0)

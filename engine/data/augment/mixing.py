@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from engine.data.sending import sent
+
 DRAWS = 5
 """Uniform numbers that a mixture reads: whether, which kind, its share, y, x."""
 
@@ -70,10 +72,7 @@ def mixtures(
 def mix_images(images: Tensor, how: Mixtures) -> Tensor:
     """The mixtures of float [m, C, H, W]."""
     partner = partners(images)
-    own, box = torch.from_numpy(how.own), torch.from_numpy(how.box)
-    if images.is_cuda:
-        own, box = own.pin_memory(), box.pin_memory()
-    own, box = own.to(images.device, non_blocking=True), box.to(images.device, non_blocking=True)
+    own, box = (sent(torch.from_numpy(one), images.device) for one in (how.own, how.box))
     inside = rectangles(box, images.shape[2], images.shape[3])
     cut = (box[:, 1] > box[:, 0]).view(-1, 1, 1, 1)
     share = own.view(-1, 1, 1, 1).to(images.dtype)
@@ -83,8 +82,7 @@ def mix_images(images: Tensor, how: Mixtures) -> Tensor:
 
 def soft_labels(labels: Tensor, how: Mixtures, classes: int) -> Tensor:
     """float32 [m, classes] from int64 [m]: each image's own class and its partner's, by their shares."""
-    own = torch.from_numpy(how.own)
-    own = (own.pin_memory() if labels.is_cuda else own).to(labels.device, non_blocking=True)[:, None]
+    own = sent(torch.from_numpy(how.own), labels.device)[:, None]
     hot = F.one_hot(labels, classes).float()
     return hot * own + partners(hot) * (1 - own)
 

@@ -14,13 +14,13 @@ from torch import Tensor
 
 from engine.config.pixels.image_size import sides
 from engine.data.graph import crops
+from engine.data.graph.filters import filter_weights
 from engine.data.loader import Batch, Loader, Position
+from engine.data.sending import sent
 from engine.data.sources.source import Split
 
 MOST = 512 << 20
 """Bytes of a split that are kept on a GPU: what DALI's threads and pool hold there in its place."""
-CUBIC = -0.5
-"""a of Keys 1981 (doi:10.1109/TASSP.1981.1163711), as Pillow has it."""
 
 
 def fits_on_device(split: Split) -> bool:
@@ -73,19 +73,14 @@ class DeviceLoader(Loader):
             mirrored = np.zeros(count, dtype=bool)
             inside = np.stack([np.zeros_like(size), size], axis=2)
         windows = np.concatenate([start[:, :, None], shape[:, :, None], inside], axis=2).astype(np.float32)
-        chosen = self._there(torch.from_numpy(indices))
-        axes = self._there(torch.from_numpy(windows))
-        images = self._resized(self._pixels[chosen], axes, self._there(torch.from_numpy(mirrored)))
+        chosen, axes, turned = (sent(torch.from_numpy(one), self.device) for one in (indices, windows, mirrored))
+        images = self._resized(self._pixels[chosen], axes, turned)
         if self.augmentation is None:
             images = images.sub_(self._normal[0]).div_(self._normal[1])
             images = images.to(self.dtype).contiguous(memory_format=torch.channels_last)
         else:
             images = images.to(torch.uint8)
         return self._assemble(request, images, indices, np.ones(count, dtype=bool), {})
-
-    def _there(self, host: Tensor) -> Tensor:
-        """On the device; from pinned memory the copy does not wait for it."""
-        return host.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else host
 
     def _resized(self, images: Tensor, axes: Tensor, mirrored: Tensor) -> Tensor:
         """float32 [m, C, height, width] of whole grey levels.
@@ -97,15 +92,15 @@ class DeviceLoader(Loader):
         """
         height, width = sides(self.preprocessing.image_size)
         filtered = self.preprocessing.interpolation
-        rows = filter_weights(axes[:, 0], images.shape[2], height, filtered)
-        columns = filter_weights(axes[:, 1], images.shape[3], width, filtered)
+        rows = window_weights(axes[:, 0], images.shape[2], height, filtered)
+        columns = window_weights(axes[:, 1], images.shape[3], width, filtered)
         columns = torch.where(mirrored[:, None, None], columns.flip(1), columns)
         half = (images.float() @ columns[:, None].transpose(2, 3)).round_().clamp_(0, 255)  # in 8 bits, as Pillow does
         made = (rows[:, None] @ half).round_().clamp_(0, 255)
         return made.expand(-1, self.preprocessing.channels, -1, -1).contiguous()
 
 
-def filter_weights(axis: Tensor, source: int, wanted: int, interpolation: str) -> Tensor:
+def window_weights(axis: Tensor, source: int, wanted: int, interpolation: str) -> Tensor:
     """Matrices that resize a window of `source` pixels to `wanted` with an antialiasing filter.
 
     axis     float32 [m, 4]: start and length of the window, first and last pixel (not included) that it may look at
@@ -113,14 +108,7 @@ def filter_weights(axis: Tensor, source: int, wanted: int, interpolation: str) -
     """
     start, length, first, last = axis.unsqueeze(2).unbind(1)  # [m, 1] each
     scale = length / wanted
-    centre = start + (torch.arange(wanted, device=axis.device) + 0.5) * scale
-    middle = torch.arange(source, device=axis.device) + 0.5
-    distance = ((middle - centre[:, :, None]) / scale.clamp(min=1)[:, :, None]).abs()
-    if interpolation == "bilinear":
-        weights = (1 - distance).clamp_(min=0)
-    else:
-        near = ((CUBIC + 2) * distance - (CUBIC + 3)) * distance * distance + 1
-        far = CUBIC * (((distance - 5) * distance + 8) * distance - 4)
-        weights = torch.where(distance < 1, near, torch.where(distance < 2, far, 0))
-    weights *= ((middle > first) & (middle < last))[:, None]
-    return weights / weights.sum(dim=2, keepdim=True)
+    centres = start + (torch.arange(wanted, device=axis.device) + 0.5) * scale
+    places = torch.arange(source, device=axis.device).float()
+    inside = (places >= first) & (places < last)
+    return filter_weights(centres, scale.clamp(min=1)[:, :, None], places, interpolation, inside[:, None])

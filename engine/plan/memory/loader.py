@@ -13,7 +13,6 @@ from typing import Literal
 from engine.config import DataConfig
 from engine.config.pixels.image_size import ImageSize, pixels_of, sides
 from engine.data.backend import chosen_backend
-from engine.data.decoded.on_device import fits_on_device
 from engine.data.loader import worker_count
 from engine.data.sources.source import Source
 
@@ -100,12 +99,11 @@ def loader_bytes(
 
 def feed_of(source: Source, config: DataConfig) -> Feed:
     """How a run's images come, before its loader is made."""
-    backend: Literal["dali", "torchvision", "torch"] = chosen_backend(config.backend)
-    arrays, resident = source.train.arrays, 0
+    backend, arrays, resident = chosen_backend(config.backend, source.train), source.train.arrays, 0
     side = DECODED_SIDE if arrays is None else max(arrays.shape[1:3])
-    if config.backend == "auto" and fits_on_device(source.train):
+    if backend == "torch":
         splits = [split.arrays for split in (source.train, source.val) if split.arrays is not None]
-        backend, resident = "torch", sum(images.nbytes for images in splits)
+        resident = sum(images.nbytes for images in splits)
     encoded = arrays is None and config.cache in ("off", "auto")  # auto may come to off
     return Feed(
         backend,

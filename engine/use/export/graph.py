@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from engine.config.pixels.image_size import sides
 from engine.data.graph.crops import resized_shorter_side
+from engine.data.graph.filters import filter_weights
 from engine.data.preprocessing import Preprocessing
 
 
@@ -26,7 +27,7 @@ class Prepare(nn.Module):
         self.height, self.width = sides(preprocessing.image_size)
         self.box = [resized_shorter_side(side, preprocessing.eval_crop) for side in (self.height, self.width)]
         self.grey, self.whole = preprocessing.channels == 1, preprocessing.bits == 8
-        self.cubic = preprocessing.interpolation == "bicubic"
+        self.interpolation = preprocessing.interpolation
         for name in ("mean", "std"):
             values = torch.tensor(getattr(preprocessing, name), dtype=torch.float32).view(1, -1, 1, 1)
             self.register_buffer(name, 255 * values, persistent=False)
@@ -61,19 +62,9 @@ class Prepare(nn.Module):
         resized = torch.div(box * length, by, rounding_mode="floor")
         start = ((resized - crop).float() / 2).round()  # to even, as torchvision's CenterCrop
         scale = length.float() / resized.float()
-        wide = scale.clamp(min=1.0)
         target = torch.arange(crop, device=places.device).float()
         centres = (target + start + 0.5) * scale
-        distance = ((places.float() + 0.5).unsqueeze(0) - centres.unsqueeze(1)).abs() / wide
-        weights = _keys_cubic(distance) if self.cubic else (1 - distance).clamp(min=0.0)
-        return weights / weights.sum(dim=1, keepdim=True)
-
-
-def _keys_cubic(x: Tensor) -> Tensor:
-    """Keys 1981, "Cubic convolution interpolation", with a = -1/2: at distances x >= 0, zero from 2 on."""
-    near = (1.5 * x - 2.5) * x * x + 1
-    far = ((-0.5 * x + 2.5) * x - 4) * x + 2
-    return torch.where(x < 1, near, torch.where(x < 2, far, torch.zeros_like(x)))
+        return filter_weights(centres, scale.clamp(min=1.0), places.float(), self.interpolation)
 
 
 class RawGraph(nn.Module):

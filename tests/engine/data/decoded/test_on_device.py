@@ -6,7 +6,7 @@ import torch
 
 from engine.config import AugmentConfig, DataConfig
 from engine.data.decoded import on_device
-from engine.data.decoded.on_device import DeviceLoader, filter_weights, fits_on_device
+from engine.data.decoded.on_device import DeviceLoader, fits_on_device, window_weights
 from engine.data.sources.source import Source, Split
 from engine.plan.memory.loader import feed_of
 
@@ -90,7 +90,7 @@ def test_rows_of_weights_add_up_to_one():
     axes = torch.tensor([[3.0, 7, 3, 10], [0.4, 11.2, 0, 12]])
     for wanted in (5, 30):
         for interpolation in ("bilinear", "bicubic"):
-            weights = filter_weights(axes, 12, wanted, interpolation)
+            weights = window_weights(axes, 12, wanted, interpolation)
             assert weights.shape == (2, wanted, 12)
             torch.testing.assert_close(weights.sum(2), torch.ones(2, wanted))
             assert (weights[0, :, :3] == 0).all() and (weights[0, :, 10:] == 0).all()
