@@ -6,14 +6,6 @@
 
 namespace emulated {
 
-// EMULATED_GPU_SKIP_ABOVE: operators on tensors of more bytes are not computed, only their results allocated. Numbers
-// mean nothing then, but memory does: a network of any size runs in seconds and touches none of the memory it takes.
-inline size_t skip_above() {
-  static const size_t bytes =
-      getenv("EMULATED_GPU_SKIP_ABOVE") ? emulated::bytes_of("EMULATED_GPU_SKIP_ABOVE", "0") : SIZE_MAX;
-  return bytes;
-}
-
 // A CPU tensor over the bytes of a CUDA tensor.
 inline at::Tensor over(const at::Tensor& tensor) {
   auto options = tensor.options().device(at::kCPU).pinned_memory(false);
