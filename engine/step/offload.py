@@ -25,7 +25,10 @@ class Offload(torch.autograd.graph.saved_tensors_hooks):
     smallest  bytes of a storage from which on it moves; None is SMALLEST
 
     Copies are made on the current stream, so they are ordered with the kernels that write and read the tensors; the
-    pinned buffer comes from torch's host allocator, which keeps it until the copy has ended.
+    pinned buffer comes from torch's host allocator, which keeps it until the copy has ended. On a stream of their own
+    they would overlap with kernels, but then a tensor's memory is free only when its copy has ended (`record_stream`):
+    how much a step needs would depend on how fast the bus is, and no plan could say it. Offload is what fits where
+    nothing else does, so its promise is memory (issue 16).
     """
 
     def __init__(
