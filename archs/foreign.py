@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from archs.classifier import ImageSize, sides
-from archs.own_file import OWN, RULE, in_its_file, own_factory
+from archs.own_file import OWN, RULE, in_its_file, own_factory, refuse_unfinished
 from archs.registry import ADOPTERS, ArchInfo, Reference, UnknownArch
 
 LIBRARIES = ("timm", "torchvision")
@@ -42,7 +42,10 @@ class Foreign(nn.Module):
     ) -> None:
         super().__init__()
         self.network, self.arch = network, name
-        self.head_name = head_name(network)
+        try:
+            self.head_name = head_name(network)
+        except Exception as error:  # get_classifier may raise anything
+            raise ValueError(f"{name}: {error}{_rule(name)}") from error
         shape = (2, channels, *sides(image_size))
         try:
             self.unit_names, output = unit_names(network, self.head_name, shape)
@@ -87,7 +90,10 @@ def head_name(network: nn.Module) -> str:
             return name
     weighted = [name for name, module in network.named_modules() if name and isinstance(module, nn.Linear)]
     if not weighted:
-        raise ValueError(f"{type(network).__name__} has no linear layer that could be its classifier")
+        raise ValueError(
+            f"{type(network).__name__} has no torch.nn.Linear, and no part called {', '.join(HEADS)}, that could be "
+            "its classifier"
+        )
     return weighted[-1]
 
 
@@ -161,8 +167,13 @@ def _seen_on_a_cpu(network: nn.Module, name: str, shape: tuple[int, ...]) -> obj
         raise ValueError(f"{name} cannot run on images {list(shape)}: {told}") from error
 
 
+def _rule(name: str) -> str:
+    """What a network of one's own has to be, to end a sentence with; empty for a library's."""
+    return f"; {RULE}" if OWN.search(name) else ""
+
+
 def _refuse_other_outputs(output: object, name: str, num_classes: int) -> None:
-    rule = f"; {RULE}" if OWN.search(name) else ""
+    rule = _rule(name)
     if isinstance(output, tuple | list) and output:
         output = output[0]
     if output is None:  # nobody could say
@@ -176,7 +187,7 @@ def _refuse_other_outputs(output: object, name: str, num_classes: int) -> None:
 def adopt(name: str) -> tuple[ArchInfo, Callable[..., nn.Module]] | None:
     """What is known of a foreign network and how it is built; None for a name of another form.
 
-    Raises UnknownArch for a library without it, and as `own_factory`.
+    Raises UnknownArch for a library without it, and as `own_factory` and `refuse_unfinished`.
     """
     library, _, model = name.partition(":")
     if library in LIBRARIES and model:
@@ -185,6 +196,7 @@ def adopt(name: str) -> tuple[ArchInfo, Callable[..., nn.Module]] | None:
     elif OWN.search(name):
         make, size, references = own_factory(name), 224, ()
     else:
+        refuse_unfinished(name)
         return None
 
     def build(num_classes: int, *, in_channels: int = 3, image_size: ImageSize = size) -> Foreign:

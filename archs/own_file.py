@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import inspect
+import os
 import re
 import sys
 import traceback
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -24,6 +26,8 @@ RULE = (
     "FACTORY is a function that takes num_classes, and image_size and in_channels where it names them, and returns a "
     "torch.nn.Module that makes logits [N, num_classes] of images [N, C, H, W]"
 )
+UNFINISHED = re.compile(r"\.py(:[^:]*)?$")
+"""How names end that were meant to be such, and do not say which function."""
 LONGEST = 300
 """Letters of an exception's message that are told."""
 
@@ -41,7 +45,8 @@ def own_factory(name: str) -> Callable[[int, ImageSize, int], nn.Module]:
     if not callable(made):
         own = [key for key, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__]
         raise UnknownArch(f"{name}: {path} has no function {factory} (it has {', '.join(own) or 'none'}); {RULE}")
-    taken = _parameters(made, name)
+    line = _line_of(path, factory)
+    taken = _parameters(made, name, line)
 
     def make(num_classes: int, image_size: ImageSize, in_channels: int) -> nn.Module:
         offered = {"image_size": image_size, "in_channels": in_channels}
@@ -53,7 +58,8 @@ def own_factory(name: str) -> Callable[[int, ImageSize, int], nn.Module]:
         except (MemoryError, torch.OutOfMemoryError):
             raise
         except (Exception, SystemExit) as error:  # a person's own function may raise anything
-            raise ValueError(f"{name}: {factory} raised {in_its_file(error, path)}; {RULE}") from error
+            where = "" if _passed(error, path) else line  # a partial of another file's function leaves no line of this
+            raise ValueError(f"{name}: {factory}{where} raised {in_its_file(error, path)}; {RULE}") from error
         if not isinstance(network, nn.Module):
             kind = f"the class {network.__name__}" if isinstance(network, type) else f"a {type(network).__name__}"
             raise ValueError(f"{name} made {kind}, not a torch.nn.Module; {RULE}")
@@ -62,18 +68,94 @@ def own_factory(name: str) -> Callable[[int, ImageSize, int], nn.Module]:
     return make
 
 
+def refuse_unfinished(name: str) -> None:
+    """Raise UnknownArch, saying how it is written, for FILE.py without a function, and FILE:FACTORY without its ending.
+
+    Which functions there are is read from the file, not asked of it: nothing in it is run.
+    """
+    path, _, factory = name.partition(":")
+    if UNFINISHED.search(name) and not OWN.search(name):
+        if not Path(path).is_file():
+            raise UnknownArch(f"{name}: there is no file {path}; a network of one's own is FILE.py:FACTORY, and {RULE}")
+        found = _factories(path)
+        there = f" (such as {', '.join(f'{path}:{one}' for one in found[:5])})" if found else ""
+        raise UnknownArch(f"{name}: name the function in it, {path}:FACTORY{there}; {RULE}")
+    if factory and Path(f"{path}.py").is_file():
+        raise UnknownArch(f"{name}: a file is named with its ending: {path}.py:{factory}")
+
+
 def in_its_file(error: BaseException, path: str | None) -> str:
-    """An exception in a line: its type, the last line of the file `path` (None: of any) that it passed, its message."""
+    """An exception in a line: its type, the last line of the file `path` (None: of any) that it passed, its message.
+
+    Where it did not pass that file, the last line of the one that it comes from.
+    """
     said = " ".join(str(error).split())[:LONGEST]
-    if isinstance(error, SyntaxError) and path is not None and error.filename == path:
+    if isinstance(error, SyntaxError) and path is not None and _same(error.filename, path):
         return f"{type(error).__name__} in line {error.lineno}: {error.msg}"
     passed = traceback.extract_tb(error.__traceback__)
-    lines = [frame.lineno for frame in passed if frame.filename == path]
-    if lines:
+    if lines := _passed(error, path):
         where = f" in line {lines[-1]}"
     else:
-        where = f" in {Path(passed[-1].filename).name}, line {passed[-1].lineno}" if passed and path is None else ""
+        where = f" in {Path(passed[-1].filename).name}, line {passed[-1].lineno}" if passed else ""
     return f"{type(error).__name__}{where}{f': {said}' if said else ''}"
+
+
+def _passed(error: BaseException, path: str | None) -> list[int | None]:
+    """Lines of the file `path` that an exception passed."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return [frame.lineno for frame in frames if path is not None and _same(frame.filename, path)]
+
+
+def _same(one: str | None, other: str) -> bool:
+    """Whether two paths name one file: an imported file knows its own from the root on."""
+    return one is not None and os.path.abspath(one) == os.path.abspath(other)  # noqa: PTH100 (links stay as named)
+
+
+def _bindings(body: Iterable[ast.stmt]) -> Iterator[tuple[str, ast.stmt]]:
+    """(name, statement) of what a module's statements define, also within `if`, `try` and `with`."""
+    for statement in body:
+        if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            yield statement.name, statement
+            continue
+        if isinstance(statement, ast.Import | ast.ImportFrom):
+            yield from ((one.asname or one.name, statement) for one in statement.names)
+        targets = statement.targets if isinstance(statement, ast.Assign) else [getattr(statement, "target", None)]
+        yield from ((one.id, statement) for one in targets if isinstance(one, ast.Name))
+        for part in ("body", "orelse", "finalbody", "handlers"):
+            for inner in getattr(statement, part, ()):
+                yield from _bindings(inner.body if isinstance(inner, ast.ExceptHandler) else [inner])
+
+
+def _statements(path: str) -> dict[str, ast.stmt]:
+    """What a file defines by name, each where it is defined last; nothing for one that cannot be read."""
+    try:
+        return dict(_bindings(ast.parse(Path(path).read_bytes()).body))
+    except (OSError, SyntaxError, ValueError, RecursionError):
+        return {}
+
+
+def _line_of(path: str, factory: str) -> str:
+    """` in line 3`: where a file defines it; empty where that cannot be seen."""
+    found = _statements(path).get(factory)
+    return f" in line {found.lineno}" if found else ""
+
+
+def _factories(path: str) -> list[str]:
+    """Names in a file of what takes num_classes, by its text alone."""
+    found: list[str] = []
+    for name, statement in _statements(path).items():
+        made: object = getattr(statement, "value", statement)
+        if isinstance(statement, ast.ClassDef):
+            inits = [one for one in statement.body if getattr(one, "name", "") == "__init__"]
+            bases = {base.id for base in statement.bases if isinstance(base, ast.Name)}
+            made = inits[-1] if inits else None
+            if not inits and bases & {*found}:
+                found.append(name)
+        if isinstance(made, ast.FunctionDef | ast.Lambda):
+            taken = made.args
+            if taken.kwarg or "num_classes" in {one.arg for one in (*taken.args, *taken.kwonlyargs)}:
+                found.append(name)
+    return found
 
 
 def _imported(path: str, name: str) -> ModuleType:
@@ -97,7 +179,7 @@ def _imported(path: str, name: str) -> ModuleType:
     return module
 
 
-def _parameters(made: Callable, name: str) -> set[str]:
+def _parameters(made: Callable, name: str, line: str) -> set[str]:
     """Names of what a factory takes. Raises UnknownArch for one that cannot be called with num_classes alone."""
     factory = name.rpartition(":")[2]
     try:
@@ -108,10 +190,6 @@ def _parameters(made: Callable, name: str) -> set[str]:
     try:
         signature.bind(num_classes=1000, **dict.fromkeys(taken & {"image_size", "in_channels"}))
     except TypeError as error:
-        try:
-            line = f" in line {inspect.getsourcelines(made)[1]}"
-        except (OSError, TypeError):
-            line = ""
         raise UnknownArch(f"{name}: {factory}{signature}{line} cannot be called: {error}; {RULE}") from None
     return taken
 

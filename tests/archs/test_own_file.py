@@ -1,5 +1,7 @@
 """`FILE.py:FACTORY`: what a person's own file may do, and in which words its faults are told."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -11,7 +13,8 @@ from engine.plan.request import builder
 from engine.step.network import build_network
 
 FILE = """from __future__ import annotations
-import dataclasses
+import dataclasses, functools
+import torchvision
 from torch import nn, linspace
 from beside_it import WIDTH
 
@@ -57,6 +60,23 @@ def raises(num_classes):
                    "lines")
 def leaves(num_classes): raise SystemExit(3)
 number = 3
+least = lambda num_classes: Net(num_classes, "more")
+part = functools.partial(torchvision.models.resnet18, weights="none_so")
+def of_two(kind, num_classes): return Net(num_classes)
+first = functools.partial(of_two, kind="a")
+half = functools.partial(of_two)
+
+class Convolved(nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.logits = nn.Conv2d(3, num_classes, 1)
+
+    def forward(self, images):
+        return self.logits(images).mean(dim=(2, 3))
+
+class Asks(Net):
+    def forward(self, images):
+        return super().forward(images * images.mean().item())
 """
 
 
@@ -77,7 +97,7 @@ def asked(arch: str) -> RunConfig:
     return RunConfig(model=ModelConfig(arch=arch), data=DataConfig(image_size=16))
 
 
-@pytest.mark.parametrize("factory", ["net", "Net", "free", "Shares"])
+@pytest.mark.parametrize("factory", ["net", "Net", "free", "Shares", "first"])
 def test_functions_and_classes_that_keep_the_rule(own, factory):
     """A class of its own may be a dataclass, what lies beside the file is imported, numbers are asked for at once."""
     config = asked(f"{own}:{factory}")
@@ -102,10 +122,21 @@ def test_functions_and_classes_that_keep_the_rule(own, factory):
         ("ten", "ten makes [2, 10] of 2 images, not logits [2, 5]"),
         ("Named", "Named makes a dict of images, not logits"),
         ("Early", "Early raised AttributeError in line {}: cannot assign module before Module.__init__() call"),
+        ("least", "least raised TypeError in line {}: Net.__init__() takes 2 positional arguments but 3 were given"),
+        ("part", "part in line {} raised KeyError in enum.py, line "),
+        ("half", "half(kind, num_classes) in line {} cannot be called: missing a required argument: 'kind'"),
+        ("Convolved", "Convolved has no torch.nn.Linear, and no part called fc, classifier, heads, head, that could"),
     ],
 )
-def test_a_factory_that_breaks_the_rule_is_told_by_file_factory_line_and_rule(own, factory, told):
-    starts, further = {"Early": "class Early"}, {"Early": 2, "raises": 1}
+@pytest.mark.parametrize("relative", [False, True])
+def test_a_factory_that_breaks_the_rule_is_told_by_file_factory_line_and_rule(
+    own, factory, told, relative, monkeypatch
+):
+    starts = {"Early": "class Early"} | {name: f"{name} =" for name in ("least", "part", "half")}
+    further = {"Early": 2, "raises": 1}
+    if relative:
+        monkeypatch.chdir(own.parent)
+        own = Path(own.name)
     if "{}" in told:
         line = line_of(starts.get(factory, f"def {factory}")) + further.get(factory, 0)
         told = told.replace("{}", str(line))
@@ -147,3 +178,42 @@ def test_a_file_that_cannot_be_imported_is_told(tmp_path, monkeypatch, content, 
     assert said.startswith(f"{name}: {tmp_path / 'broken.py'} cannot be imported: {told}") and said.endswith(RULE)
     with pytest.raises(archs.UnknownArch, match=r"there is no file nowhere\.py"):
         archs.build("nowhere.py:net", 3)
+
+
+@pytest.mark.parametrize("name", ["{}", "{}:", "{}:net.more"])
+def test_a_file_without_its_function_is_told_with_those_it_has_and_nothing_is_run(tmp_path, name):
+    path = tmp_path / "nets.py"
+    path.write_text(FILE + "raise SystemExit(5)\n")
+    shown = ", ".join(f"{path}:{one}" for one in ("Net", "Named", "Flat", "Early", "Shares"))
+    told = f"name the function in it, {path}:FACTORY (such as {shown})"
+    with pytest.raises(archs.UnknownArch) as caught:
+        archs.lookup(name.format(path))
+    said = str(caught.value)
+    assert said.startswith(f"{name.format(path)}: {told}") and said.endswith(RULE)
+
+
+def test_other_ways_to_write_it_are_told(own, monkeypatch):
+    monkeypatch.chdir(own.parent)
+    Path("odd.py").write_text("def (\n")
+    for name, told in {
+        "nets:net": r"a file is named with its ending: nets\.py:net$",
+        "nowhere.py": r"there is no file nowhere\.py; a network of one's own is FILE\.py:FACTORY",
+        "odd.py": r"name the function in it, odd\.py:FACTORY; ",
+        "nowhere:net": "no architecture is called 'nowhere:net'",
+    }.items():
+        with pytest.raises(archs.UnknownArch, match=told):
+            archs.lookup(name)
+
+
+def test_a_plan_that_cannot_be_made_is_told_by_name_operator_line_and_fallback(own, tmp_path, capsys):
+    from engine.plan.command import run_plan
+    from engine.plan.request import parse
+
+    name = f"{own}:Asks"
+    shape = ["--image-size", "16", "--batch-size", "4", "--output", str(tmp_path / "plan")]
+    with pytest.raises(ConfigError) as caught:
+        run_plan(parse(["--arch", name, *shape]), lambda planned: None)
+    said, line = str(caught.value), line_of("class Asks") + 2
+    assert said.startswith(f"{name} cannot be simulated: aten._local_scalar_dense.default failed on FakeTensors")
+    assert f"in line {line}: " in said and "launch/train.py measures instead" in said and "\n" not in said
+    assert not (tmp_path / "plan").exists()

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from archs.own_file import OWN, in_its_file
 from engine.config import OptimConfig
 from engine.config.pixels.image_size import ImageSize, sides
 from engine.plan.memory.fake import AnyNumber, autocast, backward, fake_copy, on_meta
@@ -23,6 +24,7 @@ from engine.plan.memory.replay import Replay
 from engine.plan.memory.trace import PRIME, SECOND_FORWARD, Category, Trace, Unit
 from engine.plan.memory.tracker import DeviceModel, Tracker
 from engine.step.ema import WeightAverage
+from engine.step.finetune import model_name
 from engine.step.loss import Distillation, LossTerms, loss_and_hits
 from engine.step.optim import build_optimizer
 from engine.step.recompute import Policy, apply_policy, clear_policy
@@ -160,9 +162,9 @@ class Stepper:
                 tracker.mark("forward")
                 self._step(step, tracker, images, labels, weights)
         except Exception as error:
-            raise Untraceable(
-                f"{type(self.model).__name__} cannot be simulated: {tracker.running} failed on FakeTensors ({error})"
-            ) from error
+            name, failed = model_name(self.model), tracker.running or "code between operators"
+            told = in_its_file(error, name.rpartition(":")[0] if OWN.search(name) else None)
+            raise Untraceable(f"{name} cannot be simulated: {failed} failed on FakeTensors ({told})") from error
         trace = tracker.trace()
         trace.units = watch.units(trace)
         self.optimizer.zero_grad()
@@ -178,7 +180,7 @@ class Stepper:
         try:
             self._step(step, Tracker(batch=tracker.batch), images, labels, weights)
         except Exception as error:
-            raise Untraceable(f"{type(self.model).__name__} has no graph for torch.compile ({error})") from error
+            raise Untraceable(f"{model_name(self.model)} has no graph for torch.compile ({error})") from error
         compiled.tracker = tracker
 
     def _states(self) -> Iterator[Tensor]:

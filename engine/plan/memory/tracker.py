@@ -120,8 +120,8 @@ class Tracker(TorchDispatchMode):
         """Unit of recompute whose forward is running; -1 outside."""
         self.fused = False
         """The operator is part of a kernel that does not write its result: it is neither counted nor timed."""
-        self.running: Any = "an operator outside torch"
-        """The operator that ran last, or that fails."""
+        self.running: Any = None
+        """The operator that runs, or that has failed; None between operators."""
         self.unit_flops: dict[int, int] = {}
         self.forward_reads: dict[int, set[int]] = {}
         """Storage -> units (-1: none) whose operators read it in the forward pass."""
@@ -220,6 +220,7 @@ class Tracker(TorchDispatchMode):
             return arguments[0].fake_device
         self.running, keywords = function, keywords or {}
         result = self.execute(function, arguments, keywords)
+        self.running = None
         if not self.fused:
             with WITHOUT_FUNCTION_MODES():  # each question of a tensor's size would go through autocast's rules
                 self._count(function, arguments, keywords, result)
