@@ -13,6 +13,8 @@ from engine.config.pixels.image_size import ImageSize, px, sides, size_in_words,
 
 USUAL_SIDE = 224
 """Pixels of an image's side where neither a person nor pretrained weights say: what most of the networks are for."""
+SMALLEST_CROP = 0.01
+"""Share of an image's side in evaluation: far below what any network is made for, far above what overflows."""
 
 
 @dataclass(frozen=True)
@@ -129,8 +131,8 @@ class DataConfig:
             )
         require(self.std is None or min(self.std) > 0, f"--data.std must be above 0 in every channel, not {self.std}")
         require(
-            self.eval_crop is None or 0 < self.eval_crop <= 1,
-            f"--data.eval-crop must be above 0 and at most 1, not {self.eval_crop}",
+            self.eval_crop is None or SMALLEST_CROP <= self.eval_crop <= 1,
+            f"--data.eval-crop must be from {SMALLEST_CROP} to 1, not {self.eval_crop}",
         )
         if self.crop_scale is not None:
             low, high = self.crop_scale

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, get_args
 
 from engine.config import ConfigError, DataConfig, require
+from engine.config.data import SMALLEST_CROP
 from engine.config.pixels.image_size import ImageSize, px, sides, size_from
 from engine.data.sources.source import Source
 
@@ -48,7 +49,10 @@ class Preprocessing:
             f"mean and std need a value for each of {self.channels} channels",
         )
         require(min(self.std) > 0, f"std must be above 0 in every channel, not {self.std}")
-        require(0 < self.eval_crop <= 1, f"the crop share must be in (0, 1], not {self.eval_crop}")
+        require(
+            SMALLEST_CROP <= self.eval_crop <= 1,
+            f"the crop share must be from {SMALLEST_CROP} to 1, not {self.eval_crop}",
+        )
         require(self.interpolation in get_args(Interpolation), f"no interpolation is called {self.interpolation!r}")
         height, width = sides(self.image_size)
         require(min(height, width) >= 1, f"the image size must be 1 pixel or more, not {self.image_size}")

@@ -17,6 +17,7 @@ from typing import Any
 from engine.config import ConfigError, RunConfig, from_yaml, require, to_yaml
 from engine.runs.door import CannotWrite, atomic_file, cannot_write, reason, writing
 from engine.runs.output import as_file_name, refuse_folder
+from engine.runs.owner import NAME as OWNER
 from engine.runs.owner import Ownership
 from engine.runs.records import RecordWriter
 
@@ -25,9 +26,12 @@ LEFT_BEHIND = re.compile(r"\..+\.(\d+)\.tmp|\.step-\d+\.draft")
 
 
 def sweep(folder: Path) -> list[Path]:
-    """Delete what killed writers left below `folder`; returns it. For its owner, before it writes."""
+    """Delete what killed writers left below `folder`; returns it. For its owner, before it writes.
+
+    Folders below it that have owners of their own are theirs, and may be written at this moment: `--output runs`.
+    """
     found = []
-    for path in [*folder.rglob(".*.tmp"), *folder.rglob(".*.draft")]:
+    for path in list(_below(folder)):
         match = LEFT_BEHIND.fullmatch(path.name)
         if match is None or (match[1] and int(match[1]) != os.getpid() and _exists(int(match[1]))):
             continue  # not ours, or another process's that writes at this moment: a report
@@ -35,6 +39,12 @@ def sweep(folder: Path) -> list[Path]:
             delete(path)
         found.append(path)
     return found
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    for place, folders, files in os.walk(folder):
+        yield from (Path(place, name) for name in (*folders, *files))
+        folders[:] = [name for name in folders if not os.path.lexists(Path(place, name, OWNER))]
 
 
 def delete(path: Path) -> None:

@@ -41,9 +41,10 @@ def trace(graph: RawGraph) -> torch.export.ExportedProgram:
 
 def write_torch_export(path: Path, graph: RawGraph, facts: Mapping[str, str]) -> None:
     """Write a .pt2 that `torch.export.load` reads; `facts` are in its extra file metadata.json."""
-    program = trace(graph)
-    with atomic_file(path) as temporary, temporary.open("wb") as file:  # a path would have to end in .pt2
-        torch.export.save(program, file, extra_files={METADATA: json.dumps(dict(facts))})
+    whole = io.BytesIO()  # where torch's archive meets a full disk, its destructor ends the process
+    torch.export.save(trace(graph), whole, extra_files={METADATA: json.dumps(dict(facts))})
+    with atomic_file(path) as temporary:
+        temporary.write_bytes(whole.getbuffer())
 
 
 def write_onnx(

@@ -44,7 +44,8 @@ def test_flags_name_it():
         ("[]", "cannot be read"),
         ("{", "cannot be read"),
         ('{"mean": [0, 0, 0], "std": [1, 1, 1], "eval_crop": 1, "interpolation": "bicubic"}', "cannot be read"),
-        (TIMM.to_json().replace("0.95", "1.5"), r"crop share must be in \(0, 1\], not 1.5"),
+        (TIMM.to_json().replace("0.95", "1.5"), "crop share must be from 0.01 to 1, not 1.5"),
+        (TIMM.to_json().replace("0.95", "1e-320"), "crop share must be from 0.01 to 1, not 1e-320"),
         (TIMM.to_json().replace("bicubic", "lanczos"), "no interpolation is called 'lanczos'"),
         (TIMM.to_json().replace("[0.2, 0.3, 0.4]", "[0.2, 0, 0.4]"), "std must be above 0"),
         (TIMM.to_json().replace('"channels": 3', '"channels": 2'), "3 channels or 1, not 2"),
@@ -57,7 +58,12 @@ def test_metadata_that_cannot_be_meant_is_told(text, told):
 
 @pytest.mark.parametrize(
     ("field", "told"),
-    [({"std": (1, 1, 0)}, "--data.std"), ({"eval_crop": 0.0}, "--data.eval-crop"), ({"eval_crop": 1.1}, "eval-crop")],
+    [
+        ({"std": (1, 1, 0)}, "--data.std"),
+        ({"eval_crop": 0.0}, "--data.eval-crop"),
+        ({"eval_crop": 1e-320}, "eval-crop"),
+        ({"eval_crop": 1.1}, "eval-crop"),
+    ],
 )
 def test_flags_that_make_no_sense_are_told(field, told):
     with pytest.raises(ConfigError, match=told):

@@ -32,6 +32,16 @@ def test_a_folder_with_other_things_is_used(tmp_path):
     assert (tmp_path / "notes.txt").read_text() == "mine" and (tmp_path / "config.yaml").is_file()
 
 
+def test_a_neighbour_that_is_being_written_is_not_swept(tmp_path):
+    """`--output runs` where runs/ holds runs: what they write at this moment is theirs."""
+    other = RunFolder.create(RunConfig(log=LogConfig(output=tmp_path / "other")), "resnet18", "digits")
+    draft, own = other.checkpoints / ".step-00000004.draft", tmp_path / "more" / ".step-00000004.draft"
+    draft.mkdir()
+    own.mkdir(parents=True)
+    RunFolder.create(RunConfig(log=LogConfig(output=tmp_path)), "resnet18", "digits")
+    assert draft.is_dir() and not own.exists()
+
+
 def test_a_failed_write_leaves_the_old_file(tmp_path):
     path = tmp_path / "plan.json"
     path.write_text("old")

@@ -1,6 +1,7 @@
 """Every network as an ONNX file and as a .pt2: the logits are ours, for any number of pictures of any size."""
 
 import json
+import resource
 import subprocess
 import sys
 from dataclasses import replace
@@ -12,6 +13,7 @@ import torch
 import archs
 from engine.config import ConfigError
 from engine.data.preprocessing import Preprocessing
+from engine.runs.door import CannotWrite
 from engine.step.finetune import last_layer
 from engine.use.export import graph_files
 from engine.use.export.graph import RawGraph
@@ -84,6 +86,18 @@ def test_torch_export_takes_any_size_and_says_what_it_is(squeezed):
     assert json.loads(told[graph_files.METADATA]) == FACTS
     for one, logits in zip(images, expected, strict=True):
         np.testing.assert_allclose(module(torch.from_numpy(one))[1].detach().numpy(), logits, atol=1e-4)
+
+
+def test_a_full_disk_is_told_and_leaves_nothing(squeezed, tmp_path):
+    """F8: torch's own archive, written there, ends the process by abort()."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    try:
+        with pytest.raises(CannotWrite, match=r"x\.pt2 cannot be written: files may not become that large"):
+            graph_files.write_torch_export(tmp_path / "x.pt2", squeezed[1], FACTS)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("half", [False, True])
