@@ -28,7 +28,7 @@ from engine.recovery.background import Background, HostCopy
 from engine.recovery.integrity import damage, write_checksums
 from engine.recovery.own_form import load_own_form
 from engine.recovery.portable import count_of, load_parts, optimizer_order, parts_of, restore_count, source_of
-from engine.recovery.shards import FOLDER, Part, write_parts
+from engine.recovery.shards import FOLDER, Part, name_of, write_parts
 from engine.recovery.zero_parts import ZeroParts
 from engine.runs.door import CannotWrite, save_tensors, sync_folder, writing
 from engine.runs.runfolder import RunFolder, delete
@@ -181,13 +181,16 @@ class Checkpointer:
         rank, ranks = self.accelerator.process_index, self.accelerator.num_processes
         if parts is not None:
             failed: list[str | None] = [None] * ranks
+            own: Exception | None = None
             try:
-                with writing(draft / FOLDER):
+                with writing(draft / FOLDER / name_of(rank, ranks)):
                     write_parts(draft / FOLDER, rank, ranks, parts)
-            except CannotWrite as error:
-                failed[rank] = str(error)
+            except Exception as error:  # whatever it is: the others wait to hear of it
+                own, failed[rank] = error, str(error)
             if self._writers is not None:
                 dist.all_gather_object(failed, failed[rank], group=self._writers)
+            if own is not None and not isinstance(own, CannotWrite):
+                raise own
             if wrong := next((text for text in failed if text is not None), None):
                 raise CannotWrite(0, wrong)
         if self.accelerator.is_main_process:

@@ -38,6 +38,11 @@ class Part:
     """Of the whole, where the part is a run of its elements in their order."""
 
 
+def name_of(rank: int, ranks: int) -> str:
+    """A rank's file."""
+    return f"model-{rank + 1:05d}-of-{ranks:05d}.safetensors"
+
+
 def write_parts(folder: Path, rank: int, ranks: int, parts: Iterable[Part]) -> None:
     """This rank's file, flushed to disk. Raises OSError and what safetensors makes of one."""
     from safetensors.torch import save_file
@@ -50,7 +55,7 @@ def write_parts(folder: Path, rank: int, ranks: int, parts: Iterable[Part]) -> N
         }
     )
     folder.mkdir(exist_ok=True)
-    path = folder / f"model-{rank + 1:05d}-of-{ranks:05d}.safetensors"
+    path = folder / name_of(rank, ranks)
     save_file({name: part.tensor.contiguous() for name, part in kept.items()}, path, {HEADER: header})
     with path.open("rb+") as file:
         os.fsync(file.fileno())

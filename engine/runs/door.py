@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 import stat
 from collections.abc import Iterator
@@ -76,6 +77,12 @@ def state_of(path: Path) -> OSError | None:
     return None
 
 
+def _told_by(error: Exception) -> OSError | None:
+    """The system's error, with which one of safetensors ends: a quota that is used up shows nowhere else."""
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    return OSError(int(found[1]), os.strerror(int(found[1]))) if found else None
+
+
 @contextmanager
 def writing(path: Path, temporary: Path | None = None) -> Iterator[None]:
     """Turn what goes wrong inside, while `path` (as `temporary`) is written, into CannotWrite.
@@ -87,7 +94,7 @@ def writing(path: Path, temporary: Path | None = None) -> Iterator[None]:
     except OSError as error:
         raise cannot_write(path, error) from error
     except Exception as error:
-        if (cause := state_of(temporary or path)) is None:
+        if (cause := _told_by(error) or state_of(temporary or path)) is None:
             raise
         raise cannot_write(path, cause) from error
 

@@ -18,7 +18,6 @@ import torch
 from accelerate.utils import gather_object
 
 from engine.config import DataConfig, RunConfig
-from engine.config.byte_sizes import gib
 from engine.config.pixels.image_size import px
 from engine.data.backend import make_loader
 from engine.data.decoded.choice import Kept, decoded_source
@@ -55,9 +54,10 @@ from engine.train.decoder_crash import known_crashes
 from engine.train.kept_weights import measure_test
 from engine.train.loss_terms import loss_terms, run_lines
 from engine.train.memory_verdict import compare_memory
-from engine.train.shared_folder import choose_checkpoint, decided, describe, has_begun, open_folder
+from engine.train.shared_folder import choose_checkpoint, decided, describe, has_begun, open_folder, to_go_on
 from engine.train.taught import take_lessons, teacher_of
 from engine.train.together.planning import plan_session
+from engine.train.together.roll_call import all_or_none
 from engine.train.trainer import Diverged, Trainer
 
 EXIT_DIVERGED = 1
@@ -91,7 +91,8 @@ class Session:
         self.folder: RunFolder | None = None
         try:
             self._build(config, source, interrupt, relaunch)
-        except BaseException:
+        except BaseException as error:
+            self._explain(error)
             self.close()
             raise
 
@@ -101,29 +102,29 @@ class Session:
         relaunch.watch()
         if self.peers is not None:
             self.peers.start()
-        if launch.deepspeed is not None:
-            config.optim.refuse_deepspeed(launch.zero_stage)
-            refuse_contradictions(launch.deepspeed, config, launch.ranks)
-        if launch.fsdp:
-            refuse_fsdp(config)
         device = prepare_device(launch, config.parallel.threads)
         meet_again(device.type == "cuda", launch.exchange_timeout)
         hardware = Hardware.detect()
-        self.asked, config = config, with_preprocessing(config, source)
-        data = fingerprint_of(source)
-        kept = self.kept = decoded_source(source, config.data, config.data.eval_crop, data)
-        self.source = source = kept.source
-        config = replace(config, augment=config.augment.whole(), data=replace(config.data, cache=kept.choice))
-        teacher = teacher_of(config, source.classes)
-        torch.manual_seed(config.seed)
-        model = build_network(config, len(source.classes), source.classes, has_begun(config))
+        with all_or_none(self.meeting):
+            if launch.deepspeed is not None:
+                config.optim.refuse_deepspeed(launch.zero_stage)
+                refuse_contradictions(launch.deepspeed, config, launch.ranks)
+            if launch.fsdp:
+                refuse_fsdp(config)
+            self.asked, config = config, with_preprocessing(config, source)
+            data = fingerprint_of(source)
+            kept = self.kept = decoded_source(source, config.data, config.data.eval_crop, data)
+            self.source = source = kept.source
+            config = replace(config, augment=config.augment.whole(), data=replace(config.data, cache=kept.choice))
+            teacher = teacher_of(config, source.classes)
+            torch.manual_seed(config.seed)
+            model = build_network(config, len(source.classes), source.classes, has_begun(config))
         restarted = bool(relaunch.reason)
         self.planned = plan_session(config, model, source, hardware, launch, self.meeting, restarted, teacher)
         plan = self.planned.plan
         refuse_single_values(model, plan, config.data.progressive_from or config.data.side, config.data.channels)
-        optimizer_model = model.to(device)
         one_group = launch.deepspeed is not None and plan.precision == "fp16"
-        optimizer = build_optimizer(optimizer_model, config.optim, one_group, parts=plan.fsdp)
+        optimizer = build_optimizer(model.to(device), config.optim, one_group, parts=plan.fsdp)
         self.config, self.plan, self.interrupt = config, plan, interrupt
         self.accelerator = build_accelerator(plan, launch, config.optim)
         self.main = self.accelerator.is_main_process
@@ -218,20 +219,17 @@ class Session:
         except CannotWrite as error:
             return self._cannot_write(error)
         except RuntimeError as error:
-            if self.peers is not None:
-                self.peers.explain(error)
+            self._explain(error)
             raise
+
+    def _explain(self, error: BaseException) -> None:
+        """End here, in words, where an exchange failed because another rank is gone."""
+        if self.peers is not None and isinstance(error, RuntimeError):
+            self.peers.explain(error, over=self.trainer is not None and self.trainer.over)
 
     def _cannot_write(self, error: CannotWrite) -> int:
         """Say what could not be written, and what is there to go on with."""
-        last, folder = self.trainer.checkpointer.last, self.run_folder
-        if not folder.path.is_dir():
-            advice = "put it back and go on with --resume FOLDER, wherever it is now"
-        elif last is None:
-            advice = "no checkpoint was written yet; mend that, then start again"
-        else:
-            size = sum(path.stat().st_size for path in last.rglob("*") if path.is_file())
-            advice = f"last checkpoint {last} ({gib(size)}); mend that, then go on with --resume {folder.path}"
+        advice = to_go_on(self.run_folder.path, self.trainer.checkpointer.last)
         if self.main:
             print(f"error: {error}; {advice}", file=sys.stderr, flush=True)
         return EXIT_CANNOT_WRITE

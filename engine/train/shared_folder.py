@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from engine.config import ConfigError, RunConfig, find_run, to_yaml
+from engine.config.byte_sizes import gib
 from engine.data.sources.holdout import NAME as HOLDOUT
 from engine.plan.workload import Planned
 from engine.recovery.checkpoint import Checkpointer, checkpoint_folders, named_checkpoint, newest_whole
@@ -110,3 +111,16 @@ def describe(folder: RunFolder, config: RunConfig, planned: Planned, split: dict
             folder.write_bytes("memory.png", picture)
     except CannotWrite as error:
         raise ConfigError(str(error)) from None
+
+
+def to_go_on(folder: Path, last: Path | None) -> str:
+    """What a person does after a file of a run could not be written.
+
+    last  the newest checkpoint
+    """
+    if not folder.is_dir():
+        return "put it back and go on with --resume FOLDER, wherever it is now"
+    if last is None:
+        return "no checkpoint was written yet; mend that, then start again"
+    size = sum(path.stat().st_size for path in last.rglob("*") if path.is_file())
+    return f"last checkpoint {last} ({gib(size)}); mend that, then go on with --resume {folder}"

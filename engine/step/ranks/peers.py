@@ -84,8 +84,10 @@ class Peers:
             self._left.set()
             self._thread.join(self.period * SUSPECT)
 
-    def explain(self, error: RuntimeError) -> None:
+    def explain(self, error: RuntimeError, over: bool = False) -> None:
         """End where an exchange failed because a rank has gone; returns where all are there, and it is another error.
+
+        over  ranks may have left by now: training has ended
 
         A look at it takes a few periods, on a busy machine as long as its thread needs for as many looks. Nothing can
         be tidied up together any more.
@@ -96,9 +98,11 @@ class Peers:
         time.sleep(self.period * (SUSPECT + 1))
         while self._looked < enough and not self._lost and time.monotonic() - began < self.patience:
             time.sleep(self.period / 10)
+        failed = f"and an exchange failed ({next(iter(str(error).splitlines()), '')[:160]})"
         if silent := self._silent(self.period * SUSPECT):
-            first_line = next(iter(str(error).splitlines()), "")[:160]
-            self._leave(self._words(silent, f"no sign of life, and an exchange failed ({first_line})"))
+            self._leave(self._words(silent, f"no sign of life, {failed}"))
+        elif left := [] if over else [rank for rank, sign in self._signs.items() if sign.text == LEFT]:
+            self._leave(self._words(left, f"ended before the others, for a reason that its own output has, {failed}"))
 
     def _follow(self) -> None:
         client, count, heard = None, 0, time.monotonic()

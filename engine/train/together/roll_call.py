@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-from engine.config import ParallelConfig, RankError, RunConfig
+from engine.config import ConfigError, ParallelConfig, RankError, RunConfig
 from engine.data.fingerprint import fingerprint_of
-from engine.data.sources.source import Source
+from engine.data.sources.source import DataError, Source
 from engine.runs.provenance import sources_digest, versions
 from engine.step.launcher import complete_local_rank, launched_ranks
 from engine.step.ranks.meeting import Meeting, facts_of
@@ -38,6 +40,22 @@ def tell_all(problem: Exception) -> None:
     Raises ConfigError on all of them, with the first one's problem; RankError where they cannot meet.
     """
     Meeting(ParallelConfig().timeout).call({}, str(problem))
+
+
+@contextmanager
+def all_or_none(meeting: Meeting | None) -> Iterator[None]:
+    """What is built inside may fail on one machine alone: its disk is full, or lacks weights that others have.
+
+    Raises ConfigError on all ranks then, in the same words, where the others would wait for that one.
+    """
+    try:
+        yield
+    except (ConfigError, DataError) as error:
+        if meeting is not None:
+            meeting.call({}, str(error), name="built")
+        raise
+    if meeting is not None:
+        meeting.call({}, name="built")
 
 
 def own_gpu() -> None:

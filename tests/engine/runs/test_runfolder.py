@@ -5,10 +5,11 @@ import os
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from engine.config import ConfigError, LogConfig, RunConfig
-from engine.runs.door import atomic_file
+from engine.runs.door import CannotWrite, atomic_file, writing
 from engine.runs.runfolder import RunFolder
 
 
@@ -62,6 +63,15 @@ def test_files_have_the_umasks_mode_whoever_writes_them(tmp_path, umask, mode):
     finally:
         os.umask(before)
     assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {mode}
+
+
+def test_a_quota_that_a_library_tells_in_its_own_words(tmp_path):
+    """There is room on the disk: nothing but the error shows it."""
+    path = tmp_path / "model.safetensors"
+    with pytest.raises(CannotWrite, match=r"cannot be written: the quota on this disk is used up"), writing(path):
+        raise SafetensorError("Error while serializing: I/O error: Disk quota exceeded (os error 122)")
+    with pytest.raises(SafetensorError, match="no such tensor"), writing(path):
+        raise SafetensorError("no such tensor")
 
 
 def test_rows_after_a_torn_one_can_be_read(tmp_path):

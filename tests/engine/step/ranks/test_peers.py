@@ -68,3 +68,18 @@ def test_one_that_stops_before_its_thread_has_shown_a_sign_is_named(capsys, monk
     other.close()
     assert ended == [1]
     assert f"rank {stopped} on {meetings[0].host}: no sign of life" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("over", [False, True])
+def test_one_that_ended_by_an_error_of_its_own_is_named_while_there_is_training_left(capsys, monkeypatch, over):
+    """Its own output has the reason: this rank's is an exchange that failed."""
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    ended = []
+    peers = Peers(SimpleNamespace(rank=0, ranks=2, host="one"), patience=0.0, end=ended.append)
+    peers.period = 0.01
+    now = time.monotonic() + 100
+    peers._signs = {0: Sign("7", "step 3", "one", now, now), 1: Sign(LEFT, "step 3", "two", now, now)}
+    peers.explain(RuntimeError("Connection closed by peer"), over)
+    told = capsys.readouterr().err
+    assert ended == ([] if over else [1])
+    assert ("rank 1 on two: ended before the others, for a reason that its own output has" in told) is not over
