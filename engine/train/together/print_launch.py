@@ -16,6 +16,7 @@ FILES = {
     "slurm-accelerate": "slurm/accelerate.sbatch",
     "kubernetes": "kubernetes/indexed-job.yaml",
     "pytorchjob": "kubernetes/pytorchjob.yaml",
+    "trainjob": "kubernetes/trainjob.yaml",
 }
 """By what the flag takes."""
 OWN = ("--output", "--resume")
@@ -58,9 +59,10 @@ def _filled(text: str, kind: str, nodes: str, gpus: str, flags: list[str]) -> st
         text = re.sub(r"(#SBATCH --nodes=)\d+", rf"\g<1>{nodes}", text)
         text = re.sub(r"(#SBATCH --gpus-per-node=)\d+", rf"\g<1>{gpus}", text)
         return re.sub(r"training=\(.*\)", lambda _: f"training=({quoted})", text)
-    text = re.sub(r"((?:completions|parallelism|replicas|minReplicas|maxReplicas): )\d+", rf"\g<1>{nodes}", text)
+    counts = "completions|parallelism|replicas|minReplicas|maxReplicas|numNodes"
+    text = re.sub(rf"((?:{counts}): )\d+", rf"\g<1>{nodes}", text)
     text = re.sub(r"(--nnodes )\d+", rf"\g<1>{nodes}", text)
-    text = re.sub(r"(--nproc_per_node |nvidia.com/gpu: \"|nprocPerNode: \")\d+", rf"\g<1>{gpus}", text)
+    text = re.sub(r"(--nproc_per_node |nvidia.com/gpu: \"|nprocPerNode: \"|numProcPerNode: )\d+", rf"\g<1>{gpus}", text)
     listed = ", ".join(f'"{flag}"' for flag in flags)
     text = text.replace("--arch, resnet50, --data.root, /shared/photos", listed)
     return text.replace("--arch resnet50 --data.root /shared/photos", quoted)

@@ -24,9 +24,12 @@ def linted(text: str, tmp_path) -> None:
 
 
 def validated(text: str) -> None:
-    """Kubernetes' own schemas take it; of an operator's resource, its pods."""
+    """Kubernetes' own schemas take it; of a PyTorchJob, its pods; a TrainJob is read by Kubeflow's own types."""
     kubernetes_validate = pytest.importorskip("kubernetes_validate")
     for document in yaml.safe_load_all(text):
+        if document["kind"] == "TrainJob":
+            taken_by_kubeflow(document)
+            continue
         if document["kind"] == "PyTorchJob":
             (worker,) = document["spec"]["pytorchReplicaSpecs"].values()
             document = {
@@ -36,6 +39,24 @@ def validated(text: str) -> None:
                 "spec": worker["template"]["spec"],
             }
         kubernetes_validate.validate(document, "1.30", strict=True)
+
+
+def taken_by_kubeflow(document: dict) -> None:
+    """Its types read all of it: they pass over fields that they do not know, which are missing in what they write."""
+    models = pytest.importorskip("kubeflow_trainer_api.models")
+    job = models.TrainerV1alpha1TrainJob.from_dict(document)
+    assert job.to_dict() == document
+
+
+def test_a_field_that_a_trainjob_has_not_is_seen():
+    models = pytest.importorskip("kubeflow_trainer_api.models")
+    document = yaml.safe_load((CONFIGS / FILES["trainjob"]).read_text())
+    document["spec"]["podTemplateOverrides"] = []  # before 2.2
+    with pytest.raises(AssertionError):
+        taken_by_kubeflow(document)
+    document["spec"]["trainer"]["numNodes"] = "two"
+    with pytest.raises(ValueError, match="numNodes"):
+        models.TrainerV1alpha1TrainJob.from_dict(document)
 
 
 @pytest.mark.parametrize("kind", FILES)
@@ -52,6 +73,8 @@ def test_files_are_whole_and_filled_in(kind, tmp_path):
     else:
         job = next(one for one in yaml.safe_load_all(text) if one["kind"] != "Service")
         assert "'nvidia.com/gpu': '2'" in str(job) and ": 4" in str(job)
+        if kind == "trainjob":
+            assert (job["spec"]["trainer"]["numNodes"], job["spec"]["trainer"]["numProcPerNode"]) == (4, 2)
 
 
 @pytest.mark.parametrize(
