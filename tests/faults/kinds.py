@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.faults import over_ranks
+from tests.faults import over_hosts, over_ranks
 from tests.faults.beside import struck_in_a_write
 from tests.faults.moments import at_batch
 from tests.faults.trial import FLAGS, Bench, Wrong, refuse_strays, start
@@ -20,6 +20,8 @@ KINDS: dict[str, Callable[[Bench, random.Random], str]] = {}
 """By name; each returns the outcome in a few words and raises Wrong."""
 DEAR: set[str] = set()
 """Those that start launchers and take a minute."""
+HOSTS: set[str] = set()
+"""Those that need two hosts (over_hosts.why_not)."""
 
 
 def kind(name: str, dear: bool = False) -> Callable:
@@ -333,3 +335,10 @@ kind("SIGSTOP of one of two ranks", dear=True)(over_ranks.hang)
 kind("images gone on one of two ranks", dear=True)(over_ranks.data_gone_on_one_rank)
 kind("SIGKILL in a sharded save", dear=True)(over_ranks.kill_in_sharded_save)
 kind("SIGKILL of a rank that writes beside training", dear=True)(over_ranks.kill_in_write)
+for name, fault in (
+    ("SIGKILL of all of one of two hosts", over_hosts.kill_host),
+    ("SIGKILL of the launcher of one of two hosts", over_hosts.kill_launcher_of_host),
+    ("full disk on one of two hosts", over_hosts.full_disk_of_host),
+):
+    kind(name, dear=True)(fault)
+    HOSTS.add(name)

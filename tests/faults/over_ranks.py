@@ -25,6 +25,7 @@ SECONDS = 240
 """Of a launch, on a busy machine."""
 ENVIRONMENTS = {
     "ddp": {},
+    "cached": {},
     "zero2": {
         "ACCELERATE_USE_CPU": "false",
         "ACCELERATE_USE_DEEPSPEED": "true",
@@ -61,7 +62,7 @@ class Launches:
         if self.way == "fsdp2":  # which keeps no average
             at = flags.index("--optim.ema")
             del flags[at : at + 2]
-        return flags
+        return [*flags, "--data.cache", "disk"] if self.way == "cached" else flags
 
     def start(self, run: Path, *launcher: str, before: Before = lambda rank: None, more: tuple[str, ...] = ()) -> Child:
         """torchrun with two ranks; `more` are the run's flags."""

@@ -3,7 +3,8 @@
 Every kind at so many random moments, each compared with a run that nothing disturbed: weights bit for bit, the rows
 that count, files left lying, processes left running, exit codes and messages. Exits with 1 where one is wrong. The
 file is written after each kind; `--continue` keeps what is in it already, so that the table can be made in parts
-(`--kind`). `mean_load` in it is of all that ran on the machine: processes that wanted a core.
+(`--kind`), and has the new rows' command and load in them. `mean_load` is of all that ran on the machine: processes
+that wanted a core.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from engine.runs.provenance import command, commit
-from tests.faults.kinds import DEAR, KINDS
+from tests.faults.kinds import DEAR, HOSTS, KINDS
+from tests.faults.over_hosts import why_not
 from tests.faults.trial import Bench, Wrong, moment
 
 Trial = tuple[str, int]
@@ -89,9 +91,14 @@ def main() -> int:
     parser.add_argument("--continue", action="store_true", dest="go_on", help="leave out the kinds that it has whole")
     options = parser.parse_args()
     wanted = {name: options.dear if name in DEAR else options.moments for name in options.kind or KINDS}
+    if reason := why_not():
+        wanted = {name: count for name, count in wanted.items() if name not in HOSTS}
+        print(f"left out: {', '.join(sorted(HOSTS))} ({reason})")
     table: dict[str, dict] = {}
+    earlier: dict[str, Any] = {}
     if options.go_on and options.output and options.output.exists():
-        before = json.loads(options.output.read_text(encoding="utf-8"))["kinds"]
+        earlier = json.loads(options.output.read_text(encoding="utf-8"))
+        before = earlier.pop("kinds")
         whole = {name for name, row in before.items() if row["moments"] == wanted.get(name) and not row["wrong"]}
         table = {name: row for name, row in before.items() if name in whole or name not in wanted}
     trials = [(name, number) for name, count in wanted.items() if name not in table for number in range(count)]
@@ -111,11 +118,12 @@ def main() -> int:
             else:
                 row["outcomes"][outcome] += 1
             if row["moments"] == wanted[name]:
-                table[name] = row | {"commit": commit()}
+                circumstances = about | {"mean_load": round(sum(loads) / len(loads), 1)}
+                table[name] = row | {"commit": commit()} | (circumstances if earlier else {})
                 said = ", ".join(f"{count} {outcome}" for outcome, count in row["outcomes"].items())
                 bad = f", {len(row['wrong'])} WRONG" if row["wrong"] else ""
                 print(f"{name:40} {row['moments']:3} moments, {row['seconds']:6.1f} s: {said}{bad}", flush=True)
-                write(options.output, about | {"mean_load": round(sum(loads) / len(loads), 1)}, table)
+                write(options.output, earlier or circumstances, table)
     return int(any(row["wrong"] for row in table.values()))
 
 

@@ -1,4 +1,4 @@
-"""The table of faults in ten lines: what the README shows of profiles/faults.json."""
+"""The table of faults in a few lines: what the README shows of profiles/faults.json."""
 
 from __future__ import annotations
 
@@ -56,6 +56,15 @@ GROUPS: tuple[tuple[str, tuple[str, ...], str], ...] = (
         "images gone on one of two ranks",
         ("images gone on one of two ranks",),
         "both end with the path, nothing saved after it; goes on",
+    ),
+    (
+        "one of two hosts killed, or its launcher, or its disk full (cache of images, checkpoint)",
+        (
+            "SIGKILL of all of one of two hosts",
+            "SIGKILL of the launcher of one of two hosts",
+            "full disk on one of two hosts",
+        ),
+        "both end with the reason, nothing is left; goes on to the same bits",
     ),
 )
 """What is broken, the kinds that it takes together, and what was right about them."""

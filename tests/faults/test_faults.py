@@ -5,7 +5,8 @@ import os
 
 import pytest
 
-from tests.faults.kinds import DEAR, KINDS
+from tests.faults.kinds import DEAR, HOSTS, KINDS
+from tests.faults.over_hosts import why_not
 from tests.faults.table import GROUPS, lines, sentence
 from tests.faults.trial import Bench, Wrong, moment
 
@@ -43,6 +44,8 @@ def test_a_fault_at_more_moments(bench, name, number):
 @pytest.mark.distributed
 @pytest.mark.parametrize("name", [name for name in KINDS if name in DEAR])
 def test_a_fault_of_two_ranks(bench, name):
+    if name in HOSTS and why_not():
+        pytest.skip(why_not())
     KINDS[name](bench, moment(name, 0))
 
 

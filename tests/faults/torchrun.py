@@ -20,6 +20,10 @@ from tests.faults.trial import Child, forked, train_forked
 
 ROOT = Path(__file__).resolve().parents[2]
 RANKS = 2
+ALONE = ("--standalone", "--nproc_per_node", str(RANKS))
+"""torchrun's flags for all ranks on this machine."""
+BARRIER = 30.0
+"""Seconds that torchrun, its ranks having ended well, waits for another host's, in place of torch's 300."""
 Before = Callable[[int], None]
 """Called in each rank with its number, before it trains."""
 
@@ -59,10 +63,14 @@ def torchrun(
     *launcher: str,
     before: Before = lambda rank: None,
     environment: Mapping[str, str] | None = None,
+    place: tuple[str, ...] = ALONE,
+    entered: Callable[[], None] = lambda: None,
 ) -> Child:
-    """Start launch/train.py's run with these flags on two ranks."""
+    """Start launch/train.py's run with these flags on two ranks, or where `place` says; `entered` is called first."""
 
     def launch() -> int:
+        entered()
+        from torch.distributed.elastic.agent.server.api import SimpleElasticAgent
         from torch.distributed.elastic.multiprocessing.subprocess_handler import subprocess_handler
         from torch.distributed.run import main
 
@@ -70,12 +78,20 @@ def torchrun(
             return ForkedRank(flags, env, before, log)
 
         subprocess_handler.SubprocessHandler._popen = popen  # type: ignore[method-assign]
+        leave = SimpleElasticAgent._exit_barrier
+
+        def leave_soon(self: SimpleElasticAgent) -> None:
+            self._exit_barrier_timeout = BARRIER
+            leave(self)
+
+        SimpleElasticAgent._exit_barrier = leave_soon  # type: ignore[method-assign]
         try:
-            main(["--standalone", "--nproc_per_node", str(RANKS), *launcher, "launch/train.py", *flags])
+            main([*place, *launcher, "launch/train.py", *flags])
         except SystemExit as ended:
             return ended.code if isinstance(ended.code, int) else 1
         except Exception as error:  # ChildFailedError: torchrun's own report of ranks that failed
-            print(f"torchrun: {type(error).__name__}", file=sys.stderr)
+            codes = [failure.exitcode for failure in getattr(error, "failures", {}).values()]
+            print(f"torchrun: {type(error).__name__} {codes}", file=sys.stderr)
             return 1
         return 0
 

@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import subprocess
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -16,26 +17,38 @@ from tests.launch.conftest import environment
 NAMES = ("hcr-a", "hcr-b")
 ADDRESSES = ("10.77.0.1", "10.77.0.2")
 CABLES = ("hcr0", "hcr1")
-HOSTS = "127.0.0.1 localhost\n" + "".join(f"{a} {n}\n" for a, n in zip(ADDRESSES, NAMES, strict=True))
 
 
 def system(*command: str, check: bool = True) -> subprocess.CompletedProcess:
     return subprocess.run(command, check=check, capture_output=True, text=True)
 
 
+def pids(name: str) -> list[int]:
+    """Processes on a host."""
+    place, found = Path("/run/netns", name), []
+    network = place.stat().st_ino if place.exists() else 0
+    for one in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it has ended
+            if (one / "ns" / "net").stat().st_ino == network:
+                found.append(int(one.name))
+    return found
+
+
 class Hosts:
     """Made, used, taken down again."""
 
-    def __init__(self) -> None:
+    def __init__(self, names: Sequence[str] = NAMES) -> None:
+        self.names = names
         self.processes: list[subprocess.Popen] = []
-        for name in NAMES:
+        for name in names:
             system("ip", "netns", "add", name)
             folder = Path("/etc/netns") / name  # ip netns exec puts it over /etc
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / "hosts").write_text(HOSTS)
-        system("ip", "link", "add", CABLES[0], "type", "veth", "peer", "name", CABLES[1])
-        for name, cable, address in zip(NAMES, CABLES, ADDRESSES, strict=True):
-            system("ip", "link", "set", cable, "netns", name)
+            known = "".join(f"{address} {each}\n" for address, each in zip(ADDRESSES, names, strict=True))
+            (folder / "hosts").write_text(f"127.0.0.1 localhost\n{known}")
+        ends = [["name", cable, "netns", name] for name, cable in zip(names, CABLES, strict=True)]
+        system("ip", "link", "add", *ends[0], "type", "veth", "peer", *ends[1])
+        for name, cable, address in zip(names, CABLES, ADDRESSES, strict=True):
             self._in(name, "ip", "addr", "add", f"{address}/24", "dev", cable)
             self._in(name, "ip", "link", "set", cable, "up")
             self._in(name, "ip", "link", "set", "lo", "up")
@@ -63,19 +76,19 @@ class Hosts:
         self._each("tbf", "rate", "8bit", "burst", "10", "latency", "1ms")
 
     def _each(self, *discipline: str) -> None:
-        for name, cable in zip(NAMES, CABLES, strict=True):
+        for name, cable in zip(self.names, CABLES, strict=True):
             self._in(name, "tc", "qdisc", "replace", "dev", cable, "root", *discipline)
 
     def mend(self) -> None:
         """Put it back."""
-        for name, cable in zip(NAMES, CABLES, strict=True):
+        for name, cable in zip(self.names, CABLES, strict=True):
             self._in(name, "tc", "qdisc", "del", "dev", cable, "root")
 
     def start(self, host: int, command: list, root: Path, log: Path, **extra: str) -> subprocess.Popen:
         """Run a command on a host, under its own name, in a session of its own."""
         said = {"ACCELERATE_USE_CPU": "true", "GLOO_SOCKET_IFNAME": CABLES[host], "TP_SOCKET_IFNAME": CABLES[host]}
         enter = 'hostname "$1" && name="$1" && shift && exec ip netns exec "$name" "$@"'
-        whole = ["unshare", "--uts", "sh", "-c", enter, "sh", NAMES[host], *map(str, command)]
+        whole = ["unshare", "--uts", "sh", "-c", enter, "sh", self.names[host], *map(str, command)]
         with log.open("a") as file:
             process = subprocess.Popen(
                 whole,
@@ -91,8 +104,8 @@ class Hosts:
     def left(self) -> list[str]:
         """Command lines of processes that still live on the hosts."""
         found = []
-        for name in NAMES:
-            for pid in system("ip", "netns", "pids", name).stdout.split():
+        for name in self.names:
+            for pid in pids(name):
                 with suppress(OSError):
                     found.append(Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()[:200])
         return found
@@ -104,19 +117,19 @@ class Hosts:
                 with suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
-        for name in NAMES:
-            for pid in system("ip", "netns", "pids", name, check=False).stdout.split():
+        for name in self.names:
+            for pid in pids(name):
                 with suppress(ProcessLookupError):
-                    os.kill(int(pid), signal.SIGKILL)
+                    os.kill(pid, signal.SIGKILL)
         self.processes.clear()
 
     def close(self) -> None:
         self.kill()
-        take_down()
+        take_down(self.names)
 
 
-def take_down() -> None:
-    for name in NAMES:
+def take_down(names: Sequence[str] = NAMES) -> None:
+    for name in names:
         system("ip", "netns", "del", name, check=False)
         shutil.rmtree(Path("/etc/netns") / name, ignore_errors=True)
 
