@@ -59,6 +59,12 @@ class Foreign(nn.Module):
         return rf"network\.{re.escape(self.head_name)}\.(.*\.)?(weight|bias)$"
 
     @property
+    def logits_pattern(self) -> str:
+        """Which key of the state dict has a row a class for certain: the last weights of the head."""
+        weighted = [key for key in self.head.state_dict() if key.endswith("weight")]
+        return re.escape(f"network.{self.head_name}.{weighted[-1]}") + "$" if weighted else self.classifier_pattern
+
+    @property
     def head(self) -> nn.Module:
         """The part that makes the logits."""
         return self.network.get_submodule(self.head_name)

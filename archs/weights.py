@@ -13,6 +13,8 @@ from archs.registry import Reference, constructor, lookup
 
 CLASSIFIER = r"(head|auxiliary)\.(.*\.)?fc\.(weight|bias)$"
 """Keys of what has a row a class, in our networks."""
+LOGITS = r"head\.(.*\.)?fc\.weight$"
+"""Keys of the weights that make the logits, in our networks."""
 SHOWN = 5
 """Keys named of each kind in an error; the rest are counted."""
 
@@ -31,6 +33,19 @@ class Loaded:
     """Keys of heads that kept their initialisation: of another number of classes, or absent from the weights."""
     converted: str = ""
     """What was done to the stem for other channels, in words."""
+
+
+def head_rows(tensors: Mapping[str, Tensor], pattern: str = LOGITS) -> int | None:
+    """Classes that tensors under our keys make logits of; None where `pattern` finds no head among them."""
+    heads = [key for key in tensors if re.match(pattern, key)]
+    return int(tensors[heads[-1]].shape[0]) if heads else None
+
+
+def refuse_other_count(tensors: Mapping[str, Tensor], named: int, origin: str, pattern: str = LOGITS) -> None:
+    """Raise WeightsMismatch, which begins with `origin`, unless the head has a row for each of `named` classes."""
+    rows = head_rows(tensors, pattern)
+    if rows is not None and rows != named:
+        raise WeightsMismatch(f"{origin} names {named} classes, and its head is for {rows}")
 
 
 def reference_of(arch: str, source: str) -> Reference:
@@ -87,14 +102,18 @@ def load_weights(
     arch: str,
     rows: Mapping[int, int] | None = None,
     normalised: tuple[Normalised | None, Normalised | None] = (None, None),
+    named: int | None = None,
 ) -> Loaded:
     """Load weights of unknown origin: ours or those of any reference of `arch`, whichever keys match best.
 
-    rows  which rows of the head are kept, and `normalised`, as in `fit`
+    rows   which rows of the head are kept, and `normalised`, as in `fit`
+    named  how many classes the weights say that they know; None where they do not say
 
-    Raises WeightsMismatch, with the model unchanged, that tells about the closest match.
+    Raises WeightsMismatch, with the model unchanged, that tells about the closest match, or of another count.
     """
     given, source = our_keys(state_dict, arch, model.state_dict().keys())
+    if named is not None:
+        refuse_other_count(given, named, "the file", getattr(model, "logits_pattern", LOGITS))
     return fit(model, given, source, rows, normalised)
 
 

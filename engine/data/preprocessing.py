@@ -7,12 +7,14 @@ Weights expect the pixels they were trained on. What a run uses is written into 
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass, replace
+from operator import index
 from typing import Any, Literal, get_args
 
 from engine.config import ConfigError, DataConfig, require
 from engine.config.data import SMALLEST_CROP
-from engine.config.pixels.image_size import ImageSize, px, sides, size_from
+from engine.config.pixels.image_size import LARGEST_SIDE, ImageSize, px, sides, size_from
 from engine.data.sources.source import Source
 
 Interpolation = Literal["bilinear", "bicubic"]
@@ -48,6 +50,8 @@ class Preprocessing:
             len(self.mean) == len(self.std) == self.channels,
             f"mean and std need a value for each of {self.channels} channels",
         )
+        finite = all(math.isfinite(value) for value in (*self.mean, *self.std))
+        require(finite, f"mean and std must be finite, not {self.mean} and {self.std}")
         require(min(self.std) > 0, f"std must be above 0 in every channel, not {self.std}")
         require(
             SMALLEST_CROP <= self.eval_crop <= 1,
@@ -56,6 +60,8 @@ class Preprocessing:
         require(self.interpolation in get_args(Interpolation), f"no interpolation is called {self.interpolation!r}")
         height, width = sides(self.image_size)
         require(min(height, width) >= 1, f"the image size must be 1 pixel or more, not {self.image_size}")
+        most = f"the image size can be at most {LARGEST_SIDE:,} pixels a side, not {px(self.image_size)}"
+        require(max(height, width) <= LARGEST_SIDE, most)
 
     @classmethod
     def of(cls, source: Source, data: DataConfig, weights: Preprocessing | None = None) -> Preprocessing:
@@ -103,15 +109,16 @@ class Preprocessing:
         return json.dumps(asdict(self))
 
     @classmethod
-    def from_json(cls, text: str) -> Preprocessing:
-        """What `to_json` gave. Raises ConfigError for anything else."""
+    def from_json(cls, text: str, origin: str) -> Preprocessing:
+        """What `to_json` gave. Raises ConfigError, which begins with `origin`, for anything else."""
         try:
             fields: dict[str, Any] = json.loads(text)
             for name in ("mean", "std"):
                 fields[name] = tuple(float(value) for value in fields[name])
+            fields |= {name: index(fields[name]) for name in ("channels", "bits") if name in fields}
             fields["image_size"] = size_from(fields["image_size"])
             return cls(**fields)
-        except ConfigError:
-            raise
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise ConfigError(f"the preprocessing that the weights name cannot be read: {error}") from None
+        except ConfigError as error:
+            raise ConfigError(f"{origin}: the preprocessing that the weights name cannot be meant: {error}") from None
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
+            raise ConfigError(f"{origin}: the preprocessing that the weights name cannot be read: {error}") from None

@@ -45,6 +45,9 @@ def in_words(main: Callable[[], int]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is still in the buffer is written at the exit
         return 128 + signal.SIGPIPE
     except (MemoryError, OSError, RuntimeError, ImportError) as error:
+        if on_device(error):
+            print(f"error: out of device memory ({first_line(error)}); use a smaller --batch-size", file=sys.stderr)
+            return 1
         if is_memory(error):
             print(f"error: out of host memory ({first_line(error)}); {advice()}", file=sys.stderr, flush=True)
             return 1
@@ -68,7 +71,10 @@ REFUSED = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP, errno.EIO
 """What a file system answers to names that were given, and no program can mend."""
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 """What it answers to a write, whoever makes it."""
-SAID = ("can't allocate memory", "cannot allocate memory", "failed to map segment", "can't start new thread")
+SAID = (
+    *("can't allocate memory", "cannot allocate memory", "failed to map segment", "can't start new thread"),
+    "std::bad_alloc",
+)
 """How memory that is out is told where there is no exception of its own: by torch, the loader and the interpreter."""
 
 
@@ -77,6 +83,15 @@ def is_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
         return True
     return any(words in str(error).lower() for words in SAID)
+
+
+def on_device(error: BaseException) -> bool:
+    """Whether a GPU's memory ran out; nobody but torch says so."""
+    if "torch" not in sys.modules:
+        return False
+    from engine.step.device_memory.out_of_memory import out_of_memory
+
+    return out_of_memory(error)
 
 
 def cannot_be_written(error: BaseException) -> str | None:

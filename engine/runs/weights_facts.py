@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from engine.config import ConfigError
-from engine.config.pixels.image_size import ImageSize, sides, size_from
+from engine.config.pixels.image_size import LARGEST_SIDE, ImageSize, sides, size_from
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -61,15 +62,31 @@ class WeightsFacts:
         if "arch" not in found:
             raise ConfigError(f"{origin} does not say which network it is of; name a run folder")
         facts = {
-            "classes": _entry(found, "classes", list, origin),
+            "classes": class_names(found.get("classes"), origin),
             "options": _entry(found, "options", dict, origin, "{}"),
             "image_size": _size(_entry(found, "image_size", int | list, origin), origin),
             "data": _entry(found, "data", dict, origin, "{}"),
             "run": _entry(found, "run", dict, origin, "{}"),
         }
-        if not facts["classes"] or not all(isinstance(name, str) for name in facts["classes"]):
-            raise ConfigError(f"{origin}: what it says of itself cannot be read: classes are not names")
         return cls(found["arch"], **facts, preprocessing=found.get("preprocessing", ""))
+
+
+def class_names(text: str | None, origin: str) -> list[str]:
+    """The classes in a file's metadata, in order: whoever reads them reads them here.
+
+    Raises ConfigError, which begins with `origin`, for what are no names, and for a name that stands twice.
+    """
+    return refuse_odd_names(_entry({} if text is None else {"classes": text}, "classes", list, origin), origin)
+
+
+def refuse_odd_names(names: list[Any], origin: str) -> list[str]:
+    """The same names. Raises ConfigError where there are none, some are not text, or two are equal."""
+    if not names or not all(isinstance(name, str) for name in names):
+        raise ConfigError(f"{origin}: what it says of itself cannot be read: classes are not names")
+    if len(set(names)) < len(names):
+        twice, count = Counter(names).most_common(1)[0]
+        raise ConfigError(f"{origin}: what it says of itself cannot be meant: {count} classes are called {twice!r}")
+    return names
 
 
 def checksum(tensors: Mapping[str, Tensor]) -> str:
@@ -106,8 +123,11 @@ def _entry(metadata: dict[str, str], name: str, kind: Any, origin: str, missing:
 def _size(value: int | list, origin: str) -> ImageSize:
     try:
         size = size_from(value)
-        if min(sides(size)) > 0 and max(sides(size)) < 2**20:
+        if min(sides(size)) > 0 and max(sides(size)) <= LARGEST_SIDE:
             return size
     except (TypeError, ValueError):
         pass
-    raise ConfigError(f"{origin}: what it says of itself cannot be read: image_size is {value}")
+    raise ConfigError(
+        f"{origin}: what it says of itself cannot be read: image_size is {str(value)[:60]}, not a side of 1 to "
+        f"{LARGEST_SIDE:,} pixels"
+    )

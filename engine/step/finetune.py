@@ -27,13 +27,7 @@ def freeze(model: Any, finetune: str) -> None:
     """
     if finetune == "all":
         return
-    blocks = list(model.blocks())
-    count = 0 if finetune == "head" else int(finetune)
-    require(
-        count < len(blocks),
-        f"--finetune {finetune}: {model_name(model)} has {len(blocks)} blocks, and all of them are --finetune all",
-    )
-    trained = [*heads_of(model), *blocks[len(blocks) - count :]]
+    trained = trained_parts(model, finetune)
     kept = {id(parameter) for module in trained for parameter in module.parameters()}
     inside = {id(module) for part in trained for module in part.modules()}
     for parameter in model.parameters():
@@ -45,6 +39,36 @@ def freeze(model: Any, finetune: str) -> None:
             module.__dict__[FROZEN] = True
             module.__dict__["train"] = partial(_stay, module)
             module.training = False
+
+
+def trained_parts(model: Any, finetune: str) -> list[nn.Module]:
+    """What "head" or a number of blocks leaves to be trained. Raises ConfigError as `freeze`."""
+    blocks = list(model.blocks())
+    count = 0 if finetune == "head" else int(finetune)
+    require(
+        count < len(blocks),
+        f"--finetune {finetune}: {model_name(model)} has {len(blocks)} blocks, and all of them are --finetune all",
+    )
+    return [*heads_of(model), *blocks[len(blocks) - count :]]
+
+
+def refuse_idle_rates(model: Any, finetune: str, optim: OptimConfig) -> None:
+    """Raise ConfigError for rates of what lies below the last layer where nothing there is trained.
+
+    A head may have several layers (VGG's has three): then those below its last one have these rates.
+    """
+    asked = {"--optim.backbone-lr": optim.backbone_lr != 0, "--optim.layer-decay": optim.layer_decay != 1}
+    flags = [flag for flag, given in asked.items() if given]
+    if finetune == "all" or not flags:
+        return
+    last = {id(one) for one in layers_of(model)[-1]}
+    if any(id(one) not in last for part in trained_parts(model, finetune) for one in part.parameters()):
+        return
+    raise ConfigError(
+        f"{' and '.join(flags)} {'are' if len(flags) > 1 else 'is'} for what lies below the last layer, and with "
+        f"--finetune {finetune} nothing of the backbone of {model_name(model)} is trained: leave it out, or train its "
+        "last N blocks too by --finetune N"
+    )
 
 
 def _stay(module: nn.Module, mode: bool = True) -> nn.Module:

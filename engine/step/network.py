@@ -14,7 +14,7 @@ from archs.weights import reference_of
 from engine.config import ConfigError, ModelConfig, RunConfig, require
 from engine.data.preprocessing import Preprocessing
 from engine.data.published import LIBRARIES
-from engine.step.finetune import freeze
+from engine.step.finetune import freeze, refuse_idle_rates
 from engine.step.plan import use_cuda
 from engine.step.weights.pretrained import load_pretrained
 
@@ -64,7 +64,7 @@ def build_network(
     classes  their names, in order, so that the head keeps what it knows of them
     begun    its weights will come from a checkpoint: those that the run began with are not read
 
-    Raises ConfigError where it cannot be built so: name, image sizes, options, weights.
+    Raises ConfigError where it cannot be built so: name, image sizes, options, weights, rates of what is frozen.
     """
     model, data = config.model, config.data
     options = network_options(model, data.channels)
@@ -74,6 +74,7 @@ def build_network(
             network.refuse_size(data.progressive_from, data.progressive_from)
     except (ValueError, TypeError) as error:
         raise ConfigError(str(error)) from None
+    refuse_idle_rates(network, model.finetune, config.optim)
     if model.pretrained is not None and not begun:
         load_pretrained(network, model.pretrained, classes, Preprocessing.named_by(data))
     elif model.finetune != "all" and not begun:

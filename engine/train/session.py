@@ -56,7 +56,7 @@ from engine.train.loss_terms import loss_terms, run_lines
 from engine.train.memory_verdict import compare_memory
 from engine.train.shared_folder import choose_checkpoint, decided, describe, has_begun, open_folder, to_go_on
 from engine.train.taught import take_lessons, teacher_of
-from engine.train.together.planning import plan_session
+from engine.train.together.planning import plan_session, refuse_larger_than_memory
 from engine.train.together.roll_call import all_or_none
 from engine.train.trainer import Diverged, Trainer
 
@@ -112,13 +112,14 @@ class Session:
             if launch.fsdp:
                 refuse_fsdp(config)
             self.asked, config = config, with_preprocessing(config, source)
+            refuse_larger_than_memory(config, source, hardware, launch.ranks)
+            teacher = teacher_of(config, source.classes)
+            torch.manual_seed(config.seed)
+            model = build_network(config, len(source.classes), source.classes, has_begun(config))
             data = fingerprint_of(source)
             kept = self.kept = decoded_source(source, config.data, config.data.eval_crop, data)
             self.source = source = kept.source
             config = replace(config, augment=config.augment.whole(), data=replace(config.data, cache=kept.choice))
-            teacher = teacher_of(config, source.classes)
-            torch.manual_seed(config.seed)
-            model = build_network(config, len(source.classes), source.classes, has_begun(config))
         restarted = bool(relaunch.reason)
         self.planned = plan_session(config, model, source, hardware, launch, self.meeting, restarted, teacher)
         plan = self.planned.plan

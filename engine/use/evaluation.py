@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from engine.config import ConfigError, DataConfig, command_line, require
 from engine.config.flag import TopLevel
 from engine.config.pixels.image_size import ImageSize, sides
+from engine.config.reading.numbers import refuse_absurd
 from engine.data.fingerprint import fingerprint_of
 from engine.data.opened import open_data
 from engine.data.preprocessing import Preprocessing
@@ -55,6 +56,7 @@ class EvaluateConfig:
         require(self.batch_size >= 1, f"--batch-size must be at least 1 image, not {self.batch_size}")
         least = min(sides(self.image_size))
         require(self.image_size == 0 or least >= 8, f"--image-size must be 8 or more, not {least}")
+        refuse_absurd(self)
 
 
 def parse(arguments: list[str] | None = None) -> EvaluateConfig:
@@ -127,6 +129,7 @@ def run_evaluation(config: EvaluateConfig) -> dict:
 
     from engine.data.backend import make_loader
     from engine.report.evaluation_report import write_evaluation
+    from engine.step.device_memory.batch import refuse_batch
     from engine.step.plan import use_cuda
     from engine.train.evaluate import evaluate as measured
     from engine.train.evaluate import refuse_lost, refuse_none
@@ -136,6 +139,11 @@ def run_evaluation(config: EvaluateConfig) -> dict:
         f"{weights.path} is for {count} classes, and the data has {len(source.classes)}",
     )
     device = torch.device("cuda" if use_cuda() else "cpu")
+    shown = min(config.batch_size, len(source.split(split)))
+    if config.image_size:
+        refuse_batch(shown, config.image_size, weights.expected().channels)
+    else:
+        weights.refuse_batch(shown)
     model, forward = for_use(weights, device, config.precision)
     if config.image_size:
         try:

@@ -25,18 +25,26 @@ def part_of(path: Path) -> Path:
     return path.with_name(f".{path.name}.part")
 
 
+def rows_part_of(path: Path) -> Path:
+    """Where features that are not finished are: not in the journal's file, whose name may be theirs too."""
+    return path.with_name(f".{path.name}.rows.part")
+
+
 class Journal:
     """The rows of one job, appended in batches.
 
-    path   the file that is made in the end
-    job    what identifies the job, as plain values: another one's rows are refused
-    batch  rows of all batches but the last: the job goes on at a whole batch
+    path    the file that is made in the end
+    job     what identifies the job, as plain values: another one's rows are refused
+    batch   rows of all batches but the last: the job goes on at a whole batch
+    beside  other unfinished files of the job
+
+    A job that ends by an error before its first batch leaves nothing: there is nothing to go on with.
 
     Raises ConfigError where another process or another job is at work on `path`.
     """
 
-    def __init__(self, path: Path, job: dict[str, Any], batch: int) -> None:
-        self.path = part_of(path)
+    def __init__(self, path: Path, job: dict[str, Any], batch: int, beside: tuple[Path, ...] = ()) -> None:
+        self.path, self.beside, self.rows = part_of(path), beside, 0
         try:
             self._file = self.path.open("a+b")
         except OSError as error:
@@ -62,15 +70,15 @@ class Journal:
         """How many rows of this job are there; what is beyond the last whole batch is cut off."""
         self._file.seek(0)
         header = self._file.readline()
-        if not header.endswith(b"\n"):
+        before, first = json.loads(header) if header.endswith(b"\n") else None, self._file.tell()
+        if before != job and not self._file.readline().endswith(b"\n"):  # killed before its first batch was done
             self._file.truncate(0)
             self._append(json.dumps(job) + "\n")
             return 0
-        before = json.loads(header)
         if before != job:
             other = ", ".join(sorted(key for key in job if before.get(key) != job[key]))
             raise ConfigError(f"{self.path} is an unfinished job with other {other}; remove it, or give another output")
-        ends = [self._file.tell()]
+        ends = [self._file.seek(first)]
         for line in self._file:
             if line.endswith(b"\n"):
                 ends.append(ends[-1] + len(line))
@@ -107,6 +115,10 @@ class Journal:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if error is not None and not self.rows:
+            for left in (self.path, *self.beside):
+                with contextlib.suppress(OSError):
+                    left.unlink(missing_ok=True)
         self._file.close()
 
 
@@ -119,7 +131,7 @@ class FeatureFile:
 
     def __init__(self, path: Path, rows: int) -> None:
         self.path, self.rows = path, rows
-        self.part = path.with_name(f".{path.name}.rows.part")  # not the journal's, whose file this may be too
+        self.part = rows_part_of(path)
         self._array: np.memmap | None = None
 
     def put(self, first: int, features: np.ndarray) -> None:

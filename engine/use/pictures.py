@@ -14,12 +14,12 @@ import numpy as np
 
 from engine.config import ConfigError
 from engine.data.shards.read import every_image, is_shards
-from engine.data.sources.folder import EXTENSIONS, images_below
+from engine.data.sources.folder import EXTENSIONS
 from engine.data.sources.joined import joined
 from engine.data.sources.layouts.image_list import listed_paths
 from engine.data.sources.layouts.saved_dataset import is_saved_dataset, read_saved
 from engine.data.sources.layouts.table_file import ENDINGS
-from engine.data.sources.listing import is_aside, readable_extensions
+from engine.data.sources.listing import Listing
 from engine.data.sources.source import Split
 from engine.runs.cache import cache_folder
 
@@ -27,8 +27,12 @@ LISTS = (".txt", ".lst")
 """Endings of a file that names pictures, a path a line."""
 
 
-def pictures_of(given: Sequence[str], standard_input: BinaryIO | None = None) -> Split:
+def pictures_of(
+    given: Sequence[str], standard_input: BinaryIO | None = None, met: list[Listing] | None = None
+) -> Split:
     """The pictures that `given` names, without labels: one folder of shards, .tar or saved dataset, or files.
+
+    met  is added what is met in each folder of files
 
     Raises ConfigError as `named_pictures`, and DataError as the layouts do.
     """
@@ -37,7 +41,7 @@ def pictures_of(given: Sequence[str], standard_input: BinaryIO | None = None) ->
     if inside and len(paths) > 1:
         raise ConfigError(f"{inside[0]} holds pictures in larger files; name it alone")
     if not inside:
-        named = named_pictures(given, standard_input)
+        named = named_pictures(given, standard_input, met)
         return Split(np.zeros(len(named), dtype=np.int64), named)
     if is_shards(inside[0]):
         stored = every_image(inside[0])
@@ -50,8 +54,10 @@ def pictures_of(given: Sequence[str], standard_input: BinaryIO | None = None) ->
     return whole
 
 
-def named_pictures(given: Sequence[str], standard_input: BinaryIO | None = None) -> list[str]:
-    """The paths that `given` names, in its order.
+def named_pictures(
+    given: Sequence[str], standard_input: BinaryIO | None = None, met: list[Listing] | None = None
+) -> list[str]:
+    """The paths that `given` names, in its order; `met` as in `pictures_of`.
 
     A folder is its pictures at any depth, sorted; a pattern (`*`, `?`, `[…]`, `**`) what matches it, sorted; a .txt or
     .lst file, or `@FILE`, a path a line; a .csv, .tsv, .jsonl or .parquet file the paths of its column, relative to it;
@@ -60,38 +66,29 @@ def named_pictures(given: Sequence[str], standard_input: BinaryIO | None = None)
 
     Raises ConfigError for a folder, pattern or list that names nothing, and for a list that cannot be read.
     """
-    found = [path for each in given for path in _named_by(each, standard_input)]
+    found = [path for each in given for path in _named_by(each, standard_input, [] if met is None else met)]
     if not found:
         raise ConfigError("no pictures are named: give files, folders, patterns, a list in a .txt file, or -")
     return found
 
 
-def passed_over(given: Sequence[str]) -> str | None:
-    """The files below the folders of `given` that are not called like pictures, in a sentence; None for none.
+def passed_over(met: Sequence[Listing]) -> str | None:
+    """The files below the listed folders that are not called like pictures, in a sentence; None for none.
 
     They are counted by ending, the most of a kind first; hidden files and system folders are not looked at.
     """
-    kinds: Counter[str] = Counter()
-    example = ""
-    for folder in (path for path in map(Path, given) if path.is_dir()):
-        if is_shards(folder) or is_saved_dataset(folder):
-            continue
-        for parent, folders, names in os.walk(folder):
-            folders[:] = sorted(name for name in folders if not is_aside(name))
-            for name in sorted(names):
-                ending = os.path.splitext(name)[1].lower()  # noqa: PTH122 (a million names: strings, not Path objects)
-                if not name.startswith(".") and ending not in readable_extensions():
-                    kinds[ending or "without an ending"] += 1
-                    example = example or os.path.join(parent, name)  # noqa: PTH118 (as above)
+    kinds = sum((listing.others for listing in met), Counter())
     if not kinds:
         return None
+    example = next(listing.other for listing in met if listing.other)
     most, count = kinds.most_common(4), kinds.total()
-    told = ", ".join(f"{number} {kind}" for kind, number in most) + (", …" if len(kinds) > len(most) else "")
+    told = ", ".join(f"{number} {kind or 'without an ending'}" for kind, number in most)
+    told += ", …" if len(kinds) > len(most) else ""
     subject = "1 file is no picture and was" if count == 1 else f"{count} files are no pictures and were"
     return f"{subject} passed over ({told}; such as {example})"
 
 
-def _named_by(given: str, standard_input: BinaryIO | None) -> Iterator[str]:
+def _named_by(given: str, standard_input: BinaryIO | None, met: list[Listing]) -> Iterator[str]:
     path = Path(given)
     if given == "-":
         if standard_input is None and sys.stdin is None:
@@ -101,7 +98,9 @@ def _named_by(given: str, standard_input: BinaryIO | None) -> Iterator[str]:
             raise ConfigError("-: standard input ended before it named a picture")
         yield from paths
     elif path.is_dir():
-        below = images_below(path)
+        met.append(Listing())
+        met[-1].enter(str(path))
+        below = met[-1].below(str(path))
         if not below:
             files = sum(len(names) for _, _, names in os.walk(path))
             held = f"it has {files} files of other kinds" if files else "it is empty"

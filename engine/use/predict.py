@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import os
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
     from torch import nn
 
 Flip = Literal["none", "flip"]
+ACCEPTED = (
+    "predict takes paths, or uint8 arrays [H, W, 3] (RGB) or [H, W] (grey), as np.asarray makes of a PIL image; one or "
+    "a list of them"
+)
 NO_NUMBERS = "the network makes no numbers of it: do the weights hold NaN?"
 
 
@@ -84,7 +89,7 @@ class Predictor:
 
     def predict(
         self,
-        pictures: str | Path | np.ndarray | Sequence[str | Path | np.ndarray],
+        pictures: str | Path | np.ndarray | Collection[str | Path | np.ndarray],
         *,
         top_k: int = 5,
         threshold: float = 0.0,
@@ -98,9 +103,13 @@ class Predictor:
         tta        "flip" takes the mean of the logits of a picture and of its mirror image
 
         A file that cannot be read has no classes, and a reason; so has one of which the network makes no numbers.
-        Raises ConfigError for no pictures, and for paths and arrays in one list.
+        Raises TypeError for what are neither paths nor arrays; ConfigError, a ValueError, for no pictures, for an empty
+        path, for arrays of another form, for paths and arrays in one list, and for settings that cannot be meant.
         """
-        if isinstance(pictures, str | Path | np.ndarray):
+        require(top_k >= 1, f"top_k must be at least 1 class, not {top_k}")
+        require(0 <= threshold <= 1, f"threshold must be from 0 to 1, not {threshold}")
+        require(tta in get_args(Flip), f"tta must be none or flip, not {tta!r}")
+        if isinstance(pictures, str | os.PathLike | np.ndarray):
             pictures = [pictures]
         split = split_of(pictures)
         found: list[Prediction] = []
@@ -132,6 +141,7 @@ class Predictor:
 
         from engine.data.backend import make_loader
 
+        self.weights.refuse_batch(min(self.batch_size, len(split)))
         source = Source(
             "pictures", self.classes, split, split, self.preprocessing.mean, self.preprocessing.std, False, (1, 1), 1.0
         )
@@ -161,12 +171,19 @@ class Predictor:
         return (self._forward(images).float() + self._forward(images.flip(-1)).float()) / 2
 
 
-def split_of(pictures: Sequence[str | Path | np.ndarray]) -> Split:
-    """Pictures without labels. Raises ConfigError for none, for a mixture, and for arrays that are no pictures."""
-    require(len(pictures) > 0, "there are no pictures to predict")
+def split_of(pictures: Collection[str | Path | np.ndarray]) -> Split:
+    """Pictures without labels. Raises TypeError and ConfigError as `Predictor.predict`."""
+    if not isinstance(pictures, Collection) or isinstance(pictures, bytes | Mapping | Set):
+        raise TypeError(f"pictures are of type {type(pictures).__name__}: {ACCEPTED}")
+    pictures = list(pictures)
+    require(len(pictures) > 0, f"there are no pictures to predict: {ACCEPTED}")
+    for place, picture in enumerate(pictures):
+        if not isinstance(picture, str | os.PathLike | np.ndarray):
+            raise TypeError(f"picture {place} is of type {type(picture).__name__}: {ACCEPTED}")
+        require(isinstance(picture, np.ndarray) or bool(str(picture)), f"picture {place} is an empty path: {ACCEPTED}")
     labels = np.zeros(len(pictures), dtype=np.int64)
     kinds = {isinstance(picture, np.ndarray) for picture in pictures}
-    require(len(kinds) == 1, "paths and arrays cannot be mixed in one call")
+    require(len(kinds) == 1, f"paths and arrays cannot be mixed in one call: {ACCEPTED}")
     if kinds == {False}:
         return Split(labels, paths=[str(picture) for picture in pictures])
     arrays = np.empty(len(pictures), dtype=object)  # of any sizes
@@ -174,9 +191,7 @@ def split_of(pictures: Sequence[str | Path | np.ndarray]) -> Split:
         assert isinstance(picture, np.ndarray)
         shaped = picture.ndim == 2 or (picture.ndim == 3 and picture.shape[2] == 3)
         if picture.dtype != np.uint8 or not shaped or not picture.size:
-            raise ConfigError(
-                f"picture {place} is {picture.dtype} {list(picture.shape)}; expected uint8 [H, W, 3] or [H, W]"
-            )
+            raise ConfigError(f"picture {place} is an array of {picture.dtype} {list(picture.shape)}: {ACCEPTED}")
         arrays[place] = np.ascontiguousarray(picture)
     return Split(labels, arrays=arrays)
 

@@ -13,10 +13,11 @@ from typing import Annotated, Any, Literal
 
 from engine.config import command_line, require
 from engine.config.flag import Positional, TopLevel
+from engine.data.sources.listing import Listing
 from engine.data.sources.source import Split
 from engine.runs.door import atomic_file
 from engine.runs.output import refuse_file
-from engine.use.journal import FeatureFile, Journal, part_of
+from engine.use.journal import FeatureFile, Journal, part_of, rows_part_of
 from engine.use.pictures import passed_over, pictures_of
 from engine.use.predict import Predictor
 from engine.use.prediction_table import as_row, on_screen, refuse_kind, write_table
@@ -77,15 +78,19 @@ def run_prediction(config: PredictConfig) -> int:
     require(config.checkpoint is not None, "--checkpoint is needed: a run folder or a file of weights")
     assert config.checkpoint is not None
     refuse_outputs(config)
-    pictures = pictures_of(config.images)
+    met: list[Listing] = []
+    pictures = pictures_of(config.images, met=met)
     paths = list(pictures.paths or ())
     weights = read_weights(config.checkpoint, config.arch)
+    weights.refuse_batch(min(config.batch_size, len(pictures)))
     predictor = Predictor(weights, config.batch_size, config.precision, config.workers)
     if weights.preprocessing is None:
         print(f"{weights.path} does not say which pixels it expects; assumed: {weights.expected().describe()}")
     top_k = min(config.top_k, len(predictor.classes))
     anchor = config.output or config.embeddings
-    journal = Journal(anchor, job_of(config, paths, weights.digest()), config.batch_size) if anchor else None
+    beside = (rows_part_of(config.embeddings),) if config.embeddings else ()
+    job = job_of(config, paths, weights.digest())
+    journal = Journal(anchor, job, config.batch_size, beside) if anchor else None
     rows: list[dict[str, Any]] = []
     with journal or nullcontext():
         if journal and journal.rows:
@@ -111,7 +116,7 @@ def run_prediction(config: PredictConfig) -> int:
             print(f"written to {written}")
     counted = "1 picture" if len(paths) == 1 else f"{len(paths)} pictures"
     print(f"{counted}, {bad} of them unreadable" if bad else counted)
-    if told := passed_over(config.images):
+    if told := passed_over(met):
         print(told)
     if bad < len(paths):
         return 0

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine.config import ConfigError, DataConfig, find_run, from_yaml, require
-from engine.config.pixels.image_size import ImageSize
+from engine.config.pixels.image_size import ImageSize, sides
 from engine.data.fingerprint import Fingerprint
 from engine.data.preprocessing import Preprocessing
 from engine.data.sources.found import MEAN, STD
@@ -49,11 +47,14 @@ class Weights:
         """Rows of the head. Raises ConfigError where the names are not as many."""
         if ":" in self.arch and self.classes is not None:
             return len(self.classes)  # another library's network: what it calls its head is its own affair
-        heads = [key for key in self.tensors if re.match(r"head\.(.*\.)?fc\.weight$", key)]
-        require(bool(heads), f"{self.path} holds no head of a classifier ({', '.join(list(self.tensors)[:3])}, …)")
-        count = int(self.tensors[heads[-1]].shape[0])
-        named = count if self.classes is None else len(self.classes)
-        require(named == count, f"{self.path} names {named} classes, and its head is for {count}")
+        from archs.weights import WeightsMismatch, head_rows, refuse_other_count
+
+        if (count := head_rows(self.tensors)) is None:
+            raise ConfigError(f"{self.path} holds no head of a classifier ({', '.join(list(self.tensors)[:3])}, …)")
+        try:
+            refuse_other_count(self.tensors, count if self.classes is None else len(self.classes), str(self.path))
+        except WeightsMismatch as error:
+            raise ConfigError(str(error)) from None
         return count
 
     def class_names(self) -> list[str]:
@@ -68,41 +69,29 @@ class Weights:
     def build(self) -> archs.Classifier:
         """The network with these weights, in evaluation mode on the CPU. Raises ConfigError where they do not fit."""
         import archs
+        from engine.step.weights.described import refuse_other_description
 
-        count = self.class_count
-        try:  # of what the file says, all may be wrong
-            model = archs.build(self.arch, count, image_size=self.image_size, **self.options)
-        except (ValueError, TypeError) as error:
-            raise ConfigError(f"{self.path}: {error}") from None
-        if other := _differences(model.state_dict(), self.tensors):
-            raise ConfigError(f"{self.path}: not the weights of {self.arch}: {other}")
+        count, origin = self.class_count, str(self.path)
+        refuse_other_description(self.arch, count, self.image_size, self.options, self.tensors, origin)
+        model = archs.build(self.arch, count, image_size=self.image_size, **self.options)
+        try:
+            model.refuse_size(*sides(self.expected().image_size))
+        except ValueError as error:
+            raise ConfigError(f"{origin}: {error}") from None
         model.load_state_dict(self.tensors)
         return model.eval()
+
+    def refuse_batch(self, pictures: int) -> None:
+        """Raise ConfigError where a batch of so many pictures alone is more than the memory that there is."""
+        from engine.step.device_memory.batch import refuse_batch
+
+        expected = self.expected()
+        refuse_batch(pictures, expected.image_size, expected.channels, str(self.path))
 
     def digest(self) -> str:
         """SHA-256 of the file that holds them."""
         with self.path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _differences(wanted: Mapping[str, torch.Tensor], found: Mapping[str, torch.Tensor]) -> str:
-    """How the tensors of a file are not those that a network wants, in words; empty where they are."""
-    shapes = [
-        f"{key} is {list(found[key].shape)}, not {list(tensor.shape)}"
-        for key, tensor in wanted.items()
-        if key in found and found[key].shape != tensor.shape
-    ]
-    kinds = {
-        "missing": [key for key in wanted if key not in found],
-        "not of it": [key for key in found if key not in wanted],
-        "of another shape": shapes,
-    }
-    told = [
-        f"{len(keys)} tensors {kind} ({', '.join(keys[:2])}{', …' if len(keys) > 2 else ''})"
-        for kind, keys in kinds.items()
-        if keys
-    ]
-    return "; ".join(told)
 
 
 def read_weights(path: Path, arch: str | None = None) -> Weights:
@@ -161,8 +150,9 @@ def _of_file(path: Path, arch: str | None) -> Weights:
         )
         assert arch is not None
         return _foreign(path, arch, metadata)
-    facts = WeightsFacts.from_metadata(metadata, f"--checkpoint {path}")
-    refuse_damaged(tensors, metadata, f"--checkpoint {path}")
+    origin = f"--checkpoint {path}"
+    facts = WeightsFacts.from_metadata(metadata, origin)
+    refuse_damaged(tensors, metadata, origin)
     require(
         ".py:" not in facts.arch or arch is not None,  # a file of weights may not say which code is run
         f"--checkpoint {path} is of a network of one's own: name it with --arch {facts.arch}",
@@ -170,7 +160,7 @@ def _of_file(path: Path, arch: str | None) -> Weights:
     named = _named_network(arch, facts.arch, path)
     run = path.parent if (path.parent / "config.yaml").is_file() else None
     data = from_yaml(run / "config.yaml").data if run else None
-    expected = _named_pixels(facts.preprocessing, path) if facts.preprocessing else None
+    expected = Preprocessing.from_json(facts.preprocessing, origin) if facts.preprocessing else None
     size, trained_on = facts.image_size, Fingerprint.from_dict(facts.data)
     return Weights(path, tensors, named, facts.options, facts.classes, size, data, expected, trained_on, run)
 
@@ -191,13 +181,6 @@ def _named_network(asked: str | None, known: str, path: Path) -> str:
     return known
 
 
-def _named_pixels(text: str, path: Path) -> Preprocessing:
-    try:
-        return Preprocessing.from_json(text)
-    except ConfigError as error:
-        raise ConfigError(f"--checkpoint {path}: {error}") from None
-
-
 def _foreign(path: Path, arch: str, facts: dict[str, str]) -> Weights:
     """Weights that do not say their network, under whichever keys: brought under ours."""
     import torch
@@ -205,7 +188,7 @@ def _foreign(path: Path, arch: str, facts: dict[str, str]) -> Weights:
     import archs
     from archs.registry import options_of
     from archs.weights import our_keys
-    from engine.step.weights.files import read_weight_file
+    from engine.step.weights.files import named_classes, read_weight_file
 
     tensors = read_weight_file(path, f"--checkpoint {path}")
     try:
@@ -219,8 +202,9 @@ def _foreign(path: Path, arch: str, facts: dict[str, str]) -> Weights:
         named = {key: tensor for key, tensor in named.items() if not key.startswith("auxiliary.")}
     for key in [key for key in named if key.endswith("running_mean")]:  # older files do not count
         named.setdefault(key.replace("running_mean", "num_batches_tracked"), torch.zeros((), dtype=torch.int64))
-    expected = _named_pixels(facts["preprocessing"], path) if "preprocessing" in facts else None
-    classes = json.loads(facts["classes"]) if "classes" in facts else None
+    origin = f"--checkpoint {path}"
+    expected = Preprocessing.from_json(facts["preprocessing"], origin) if "preprocessing" in facts else None
+    classes = named_classes(facts, origin)
     size = expected.image_size if expected else info.image_size
     return Weights(path, named, info.name, options, classes, size, None, expected)
 

@@ -178,7 +178,7 @@ def read_all(run: Path) -> None:
         attempt(resume)
         attempt(lambda: read_weights(run))
         attempt(lambda: read_weight_file(run, f"--pretrained {run}"))
-        attempt(lambda: named_classes(file_metadata(run)))
+        attempt(lambda: named_classes(file_metadata(run), f"--pretrained {run}"))
         attempt(report)
 
 
@@ -194,11 +194,11 @@ def odd_metadata(path: Path, tensors: dict, metadata: dict[str, str]) -> None:
     except Exception:  # text that the format cannot hold
         return
     with in_time():
-        named_classes(file_metadata(path))
-        try:
-            read_weights(path).build()
-        except ConfigError as error:
-            refused(error, str(path), path.name, "preprocessing", "std", "mean", "crop", "image size", "interpolation")
+        for look in (lambda: named_classes(file_metadata(path), str(path)), lambda: read_weights(path).build()):
+            try:
+                look()
+            except ConfigError as error:
+                refused(error, str(path), path.name)
 
 
 ROWS = st.dictionaries(

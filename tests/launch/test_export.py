@@ -30,6 +30,16 @@ def pictures(tmp_path_factory) -> Path:
     return with_one_that_is_none(tmp_path_factory.mktemp("pictures"))
 
 
+ENDINGS = [
+    ("x.pt2", [], "a file of --format onnx ends in .onnx (.pt2 is that of --format torch-export)"),
+    ("x.onnx", ["--format", "torch-export"], "ends in .pt2 (.onnx is that of --format onnx)"),
+    ("x.pth", ["--format", "safetensors-timm"], "a file of --format safetensors-timm ends in .safetensors"),
+    ("x.safetensors", [], "(.safetensors is that of --format safetensors-timm or safetensors-torchvision)"),
+    ("x", [], "a file of --format onnx ends in .onnx"),
+]
+"""Names of outputs that are of another format, and what is said."""
+
+
 def run(*arguments) -> int:
     return command.run_export(command.parse([str(argument) for argument in arguments]))
 
@@ -94,6 +104,7 @@ def test_a_check_that_fails_is_told_by_the_code(checkpoint, pictures, tmp_path, 
         ),
         (["--checkpoint", "{weights}", "--format", "safetensors-timm"], "squeezenet1_1 has no model of timm"),
         (["--checkpoint", "{empty}"], "neither a run folder"),
+        *((["--checkpoint", "{weights}", "--output", "{empty}/" + name, *more], told) for name, more, told in ENDINGS),
     ],
 )
 def test_what_cannot_be_meant_is_a_sentence(checkpoint, tmp_path, monkeypatch, capsys, arguments, told):

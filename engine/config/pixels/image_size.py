@@ -4,6 +4,8 @@ from __future__ import annotations
 
 ImageSize = int | tuple[int, int]
 """A number for square images; never a pair of equal numbers."""
+LARGEST_SIDE = 2**14
+"""Pixels; far above what a network is fed whole."""
 
 
 def sides(size: ImageSize) -> tuple[int, int]:
@@ -40,7 +42,7 @@ def px(size: ImageSize) -> str:
 
 def size_from(value: int | list[int]) -> ImageSize:
     """A size as YAML and JSON keep it. Raises ValueError where it is none."""
-    if isinstance(value, int):
+    if isinstance(value, int) and not isinstance(value, bool):
         return value
     height, width = (int(side) for side in value)
     return size_of(height, width)

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from engine.config.checks import require
+from engine.config.pixels.image_size import LARGEST_SIDE
 
 MOST = 2**31 - 1
 """Of whole numbers that nothing else limits."""
 LARGEST = {
-    "image_size": 2**14,
-    "progressive_from": 2**14,
+    "image_size": LARGEST_SIDE,
+    "progressive_from": LARGEST_SIDE,
     "progressive_stages": 10_000,
     "workers": 1024,
     "prefetch": 1024,

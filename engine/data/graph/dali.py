@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from engine.config.pixels.image_size import px
 from engine.data.bad_images import BadImage, ImageFiles, find_culprits
 from engine.data.graph import crops, pipeline
 from engine.data.graph.pipeline import GraphSettings, build_graph
@@ -28,6 +29,8 @@ READ_CHUNK = 16
 """Files that one task of a reading thread takes at most."""
 FAILURES = (RuntimeError, ValueError, IndexError)
 """What DALI raises for a batch that it cannot process; the class depends on the operator, not on the cause."""
+NO_MEMORY = "std::bad_alloc"
+"""What it says where host memory is out: no image is at fault."""
 
 
 @dataclass
@@ -221,9 +224,19 @@ class DaliLoader(Loader):
             else:
                 graph.feed_input(pipeline.REGION, np.array([(0, 0, *size)], np.float32))
         graph.schedule_run()
-        for _ in range(depth):
-            graph.outputs()
+        try:
+            for _ in range(depth):
+                graph.outputs()
+        except FAILURES as error:
+            self._refuse_no_memory(error)
+            raise
         return graph
+
+    def _refuse_no_memory(self, error: Exception) -> None:
+        """Raise MemoryError where a failure of DALI's is none of the images."""
+        if NO_MEMORY in str(error):
+            images = f"{self.largest_share} images of {px(self.preprocessing.image_size)}"
+            raise MemoryError(f"DALI, which prepares {self.config.prefetch} batches of up to {images}")
 
     def _take(self) -> torch.Tensor:
         """The oldest batch in flight, decoded; files that DALI fails on are found, and the flight is fed again."""
@@ -231,6 +244,7 @@ class DaliLoader(Loader):
             try:
                 return self._outputs(self._graph)
             except FAILURES as error:
+                self._refuse_no_memory(error)
                 failure = error.with_traceback(None)  # its frames would keep the failed graph, and that its buffers
             self._graph = None
             if not self._diagnose(self._flight[0]):
@@ -279,7 +293,8 @@ class DaliLoader(Loader):
             try:
                 self._run_on(graph, item, members)
                 graph.outputs()
-            except FAILURES:
+            except FAILURES as error:
+                self._refuse_no_memory(error)
                 graph = None
             return graph is not None
 

@@ -51,6 +51,10 @@ class Listing:
     """Pictures of formats that are not read, by ending."""
     moving: int = 0
     """Files of which the first picture is read."""
+    others: Counter[str] = field(default_factory=Counter)
+    """Files that are not called like pictures that are read, by ending; hidden ones are not counted."""
+    other: str = ""
+    """The first of them."""
 
     def enter(self, folder: str) -> bool:
         """Whether `folder` is new; from now on it is not."""
@@ -81,7 +85,11 @@ class Listing:
                 if ending in endings:
                     found.append(os.path.join(parent, name))  # noqa: PTH118 (as above)
                     self.moving += ending in MAY_MOVE
-                elif ending in NOT_READ or ending in EXTENSIONS:
+                    continue
+                self.others[ending] += 1
+                path = os.path.join(parent, name)  # noqa: PTH118 (as above)
+                self.other = min(self.other or path, path)
+                if ending in NOT_READ or ending in EXTENSIONS:
                     self.unread[ending] += 1
         return sorted(found)
 

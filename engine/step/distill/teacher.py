@@ -16,12 +16,14 @@ from torch import Tensor, nn
 
 import archs
 from archs.channels import Normalised, renormalisation
+from archs.weights import WeightsMismatch, refuse_other_count
 from engine.config import ConfigError, require
 from engine.config.pixels.image_size import ImageSize, sides
 from engine.data.preprocessing import Preprocessing
 from engine.data.published import LIBRARIES, published_classes, published_preprocessing
 from engine.runs.weights_facts import CHECKSUM, WeightsFacts
-from engine.step.weights.files import file_metadata, read_weight_file
+from engine.step.weights.described import refuse_other_description
+from engine.step.weights.files import file_metadata, file_shapes, read_weight_file
 from engine.step.weights.pretrained import library_network
 
 FLAG = "--distill"
@@ -89,7 +91,13 @@ class Teacher:
         if not metadata:
             read_weight_file(Path(name), f"{FLAG} {name}")  # says what is wrong with it, if anything is
         facts = WeightsFacts.from_metadata(metadata, f"{FLAG} {name}")
-        said = Preprocessing.from_json(facts.preprocessing) if facts.preprocessing else None
+        tensors, count = file_shapes(Path(name)), len(facts.classes)
+        try:
+            refuse_other_count(tensors, count, f"{FLAG} {name}")
+        except WeightsMismatch as error:
+            raise ConfigError(str(error)) from None
+        refuse_other_description(facts.arch, count, facts.image_size, facts.options, tensors, f"{FLAG} {name}")
+        said = Preprocessing.from_json(facts.preprocessing, f"{FLAG} {name}") if facts.preprocessing else None
         return cls(name, facts.classes, said, facts.image_size, facts, metadata.get(CHECKSUM, ""))
 
     def refuse_other(self, classes: Sequence[str]) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine.config import ConfigError, require
+from engine.runs.weights_facts import class_names, refuse_damaged
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,11 +39,8 @@ def weights_path(path: Path) -> Path:
     raise ConfigError(f"{path} is a folder without model.safetensors: neither a finished epoch's run nor a checkpoint")
 
 
-def read_weight_file(path: Path, origin: str) -> dict[str, Tensor]:
-    """The tensors of a .safetensors file or of a torch file by the network's own names, on the CPU.
-
-    Raises ConfigError, which begins with `origin`, for what is not there, damaged, or no state dict.
-    """
+def present(path: Path, origin: str) -> Path:
+    """As `weights_path`. Raises ConfigError, which begins with `origin`, where that file is not there, or empty."""
     try:
         path = weights_path(path)
         require(path.is_file(), f"{path}: no such file (a library's: timm:NAME or torchvision:NAME)")
@@ -51,6 +49,15 @@ def read_weight_file(path: Path, origin: str) -> dict[str, Tensor]:
     except ConfigError as error:
         raise ConfigError(f"{origin}: {error}") from None
     require(path.stat().st_size > 0, f"{origin}: the file is empty")
+    return path
+
+
+def read_weight_file(path: Path, origin: str) -> dict[str, Tensor]:
+    """The tensors of a .safetensors file or of a torch file by the network's own names, on the CPU.
+
+    Raises ConfigError, which begins with `origin`, for what is not there, damaged, or no state dict.
+    """
+    path = present(path, origin)
     tensors = _safetensors(path, origin) if path.suffix == ".safetensors" else _state_dict(_torch(path, origin))
     require(bool(tensors), f"{origin} holds no state dict")
     return without_prefixes(tensors)
@@ -70,8 +77,6 @@ def _is_counter(name: str, tensor: Tensor) -> bool:
 
 def _safetensors(path: Path, origin: str) -> dict[str, Tensor]:
     from safetensors import SafetensorError, safe_open
-
-    from engine.runs.weights_facts import refuse_damaged
 
     try:
         with safe_open(path, framework="pt") as file:
@@ -163,6 +168,16 @@ def _line(error: Exception) -> str:
     return next(iter(str(error).splitlines()), type(error).__name__)[:200]
 
 
+def file_shapes(path: Path) -> dict[str, Tensor]:
+    """The tensors of a .safetensors file, or of a run folder's, without their values: on the meta device."""
+    import torch
+    from safetensors import safe_open
+
+    with safe_open(weights_path(path), framework="pt") as file:
+        sizes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 (not a dict)
+    return {name: torch.empty(size, device="meta") for name, size in sizes.items()}
+
+
 def file_metadata(path: Path) -> dict[str, str]:
     """What weights say of themselves (engine.runs.weights_facts); nothing for files that do not, or cannot be read."""
     from safetensors import SafetensorError, safe_open
@@ -193,10 +208,6 @@ def _of_checkpoint(state: Any) -> dict[str, str]:
     return found
 
 
-def named_classes(metadata: Mapping[str, str]) -> list[str] | None:
-    """The classes in a file's metadata; None where there are none, or they are not names."""
-    try:
-        found = json.loads(metadata.get("classes", "null"))
-    except (ValueError, RecursionError):
-        return None
-    return found if isinstance(found, list) and all(isinstance(name, str) for name in found) else None
+def named_classes(metadata: Mapping[str, str], origin: str) -> list[str] | None:
+    """The classes in a file's metadata; None where there are none. Raises ConfigError as `class_names`."""
+    return class_names(metadata["classes"], origin) if "classes" in metadata else None

@@ -16,7 +16,7 @@ from engine.data.preprocessing import Preprocessing
 from engine.data.published import LIBRARIES, published_classes, published_preprocessing
 from engine.data.sixteen_bits import bits_of
 from engine.data.sources.source import Source
-from engine.step.weights.files import file_metadata, named_classes, read_weight_file
+from engine.step.weights.files import file_metadata, named_classes, present, read_weight_file
 
 if TYPE_CHECKING:
     import torch
@@ -36,26 +36,23 @@ def weights_preprocessing(pretrained: str) -> Preprocessing | None:
     if pretrained.startswith(LIBRARIES):
         return published_preprocessing(pretrained)
     said = file_metadata(Path(pretrained)).get("preprocessing")
-    return None if said is None else Preprocessing.from_json(said)
+    return None if said is None else Preprocessing.from_json(said, f"--pretrained {pretrained}")
 
 
 def with_preprocessing(config: RunConfig, source: Source) -> RunConfig:
     """The same run with every part of its preprocessing named: flags, else the pretrained weights', else the source's.
 
-    Raises ConfigError as `weights_preprocessing`.
+    Raises ConfigError as `weights_preprocessing`, and for a file of weights that is not there.
     """
     if Preprocessing.named_by(config.data) is not None:
         return config if config.resume is not None else with_bits(config, source)
     pretrained, expected = config.model.pretrained, None
     if pretrained is not None:
+        if not pretrained.startswith(LIBRARIES):
+            present(Path(pretrained), f"--pretrained {pretrained}")
         expected = weights_preprocessing(pretrained)
     config = with_bits(config, source)
     chosen = Preprocessing.of(source, config.data, expected)
-    if pretrained is not None and expected is None:
-        logger.info("%s does not say which pixels it expects; assumed: %s", pretrained, chosen.describe())
-    elif expected is not None:
-        here = "so has this run" if expected == chosen else f"this run has {chosen.describe()}"
-        logger.info("%s expects %s; %s", pretrained, expected.describe(), here)
     return replace(config, data=chosen.into(config.data))
 
 
@@ -75,10 +72,10 @@ def with_bits(config: RunConfig, source: Source) -> RunConfig:
 
 
 def weights_classes(pretrained: str) -> list[str] | None:
-    """The classes that the weights know, in order; None where nobody says."""
+    """The classes that the weights know, in order; None where nobody says. Raises ConfigError as `class_names`."""
     if pretrained.startswith(LIBRARIES):
         return published_classes(pretrained)
-    return named_classes(file_metadata(Path(pretrained)))
+    return named_classes(file_metadata(Path(pretrained)), f"--pretrained {pretrained}")
 
 
 def load_pretrained(
@@ -100,11 +97,11 @@ def load_pretrained(
     weights = (
         library_weights(pretrained) if library else read_weight_file(Path(pretrained), f"--pretrained {pretrained}")
     )
-    theirs = None if classes is None else weights_classes(pretrained)
+    theirs = weights_classes(pretrained)
     rows = None
     if classes is not None and theirs is not None:
         rows = {place: theirs.index(name) for place, name in enumerate(classes) if name in theirs}
-    said = weights_preprocessing(pretrained)
+    said = promised = weights_preprocessing(pretrained)
     if library and network.arch in archs.names() and _rescales(network.arch, pretrained):
         said = said and replace(said, mean=(0.5,) * 3, std=(0.5,) * 3)
     normalised = tuple(one and Normalised(one.mean, one.std) for one in (said, expected))
@@ -112,13 +109,24 @@ def load_pretrained(
         if library:
             loaded = archs.load_reference(network, weights, network.arch, pretrained, rows, normalised)
         else:
-            loaded = archs.load_weights(network, weights, network.arch, rows, normalised)
+            count = None if theirs is None else len(theirs)
+            loaded = archs.load_weights(network, weights, network.arch, rows, normalised, count)
     except ValueError as error:
         raise ConfigError(f"--pretrained {pretrained}: {error}") from None
     logger.info("weights of %s loaded (as %s)%s", pretrained, loaded.source, _kept(loaded, classes, rows))
     if loaded.converted:
         logger.info("%s", loaded.converted)
+    if expected is not None:
+        logger.info("%s %s", pretrained, _pixels(promised, expected))
     return loaded
+
+
+def _pixels(promised: Preprocessing | None, used: Preprocessing) -> str:
+    """Which pixels weights are for, and which they get, in words."""
+    if promised is None:
+        return f"does not say which pixels it expects; assumed: {used.describe()}"
+    here = "so has this run" if promised == used else f"this run has {used.describe()}"
+    return f"expects {promised.describe()}; {here}"
 
 
 def _rescales(arch: str, pretrained: str) -> bool:

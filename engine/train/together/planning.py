@@ -14,11 +14,20 @@ from engine.plan.calibration import Correction, correction_for
 from engine.plan.memory.loader import feed_of
 from engine.plan.run_plan import plan_run
 from engine.plan.workload import Planned
+from engine.step.device_memory.batch import refuse_batch
 from engine.step.distill.teacher import Teacher
 from engine.step.network import network_builder
 from engine.step.plan import Hardware
 from engine.step.ranks.meeting import Meeting
+from engine.step.ranks.shares import largest_share
 from engine.step.wrap import Launch
+
+
+def refuse_larger_than_memory(config: RunConfig, source: Source, hardware: Hardware, ranks: int) -> None:
+    """Raise ConfigError where a rank's images alone are more than a CPU's memory; of a GPU's, the plan knows more."""
+    if hardware.type == "cpu":
+        share = largest_share(min(config.optim.batch_size, len(source.train)), ranks)
+        refuse_batch(share, config.data.side, config.data.channels, hardware=hardware)
 
 
 def plan_session(

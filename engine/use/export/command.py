@@ -26,6 +26,8 @@ ENDINGS = {
     "safetensors-torchvision": ".safetensors",
 }
 """How the file of a format is called."""
+BATCH = 128
+"""Pictures of a check that the network looks at at once."""
 
 
 @dataclass(frozen=True)
@@ -59,14 +61,15 @@ def parse(arguments: list[str] | None = None) -> ExportConfig:
 
 def run_export(config: ExportConfig) -> int:
     """Write the file, check it where asked; returns the exit code. Raises ConfigError with nothing written."""
-    if config.check is not None:
-        refuse_unreadable(config.check)
+    refuse_ending(config)
+    pictures = 0 if config.check is None else refuse_unreadable(config.check)
     library = config.format.partition("-")[2] if config.format.startswith("safetensors") else ""
     name = f"model-{library}" if library else "model"
     beside = config.checkpoint if config.checkpoint.is_dir() else config.checkpoint.parent
     output = config.output or beside / f"{name}{ENDINGS[config.format]}"
     refuse_file(output)
     weights = read_weights(config.checkpoint, config.arch)
+    weights.refuse_batch(min(BATCH, pictures))
     if weights.preprocessing is None:
         print(f"{weights.path} does not say which pixels it expects; assumed: {weights.expected().describe()}")
     runner = _write_library(config, weights, output, library) if library else _write_graph(config, weights, output)
@@ -78,20 +81,32 @@ def run_export(config: ExportConfig) -> int:
     from engine.use.export.check import ENOUGH, check
     from engine.use.predict import Predictor
 
-    agreement = check(Predictor(weights, precision="fp32"), runner, config.check)
+    agreement = check(Predictor(weights, BATCH, "fp32"), runner, config.check)
     print(f"the network in fp32 and the file in {precision_of(config, library)}, {agreement.describe()}")
     if (usual := choose_precision("auto", Hardware.detect())) != "fp32":
         print(f"note: predict and evaluate run in {usual} here unless --precision fp32 is given; that was not compared")
     return 0 if agreement.same >= ENOUGH else 1
 
 
-def refuse_unreadable(folder: str) -> None:
-    """Raise ConfigError, before anything is written, where there is no picture to compare on."""
+def refuse_ending(config: ExportConfig) -> None:
+    """Raise ConfigError for an output that is called as a file of another format, or of none."""
+    if config.output is None or config.output.suffix == (ending := ENDINGS[config.format]):
+        return
+    named = config.output.suffix
+    others = [name for name, one in ENDINGS.items() if one == named]
+    hint = f" ({named} is that of --format {' or '.join(others)})" if others else ""
+    raise ConfigError(
+        f"--output {config.output}: the name of a file of --format {config.format} ends in {ending}{hint}"
+    )
+
+
+def refuse_unreadable(folder: str) -> int:
+    """How many pictures there are to compare on. Raises ConfigError, before anything is written, where none is one."""
     paths = named_pictures([folder])
     for path in paths:
         with suppress(Unreadable):
             decode(read(path))
-            return
+            return len(paths)
     raise ConfigError(f"--check {folder}: none of its {len(paths)} pictures can be read")
 
 

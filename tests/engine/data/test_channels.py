@@ -19,7 +19,7 @@ def test_values_are_a_number_a_channel(tmp_path):
     with pytest.raises(ConfigError, match=r"--data.mean needs a number for each of --data.channels 1, not 3"):
         DataConfig(channels=1, mean=(0.1, 0.2, 0.3))
     wanted = Preprocessing((0.4,), (0.25,), 0.9, "bicubic", 32, channels=1)
-    assert Preprocessing.from_json(wanted.to_json()) == wanted == Preprocessing.named_by(wanted.into(DataConfig()))
+    assert Preprocessing.from_json(wanted.to_json(), "w") == wanted == Preprocessing.named_by(wanted.into(DataConfig()))
     with pytest.raises(ConfigError, match="a value for each of 1 channels"):
         Preprocessing((0.4,) * 3, (0.2,) * 3, 0.9, "bicubic", 32, channels=1)
 

@@ -24,7 +24,7 @@ def test_flags_yaml_and_metadata_have_both_sides(tmp_path):
     assert from_yaml(tmp_path / "config.yaml").data == config.data
     (tmp_path / "short.yaml").write_text("data: {image_size: [96, 160]}")
     assert from_yaml(tmp_path / "short.yaml").data.image_size == (96, 160)
-    assert Preprocessing.from_json(WIDE.to_json()) == WIDE
+    assert Preprocessing.from_json(WIDE.to_json(), "w") == WIDE
     assert "48x80 px" in WIDE.describe()
     assert Preprocessing.named_by(WIDE.into(DataConfig())) == WIDE
 

@@ -321,3 +321,31 @@ def test_as_many_files_are_read_at_once_as_there_are_readers(photo_files, files_
     loader.files.load = answers_late
     next(loader.epoch(0))
     assert together.n_waiting == 0 and next(slow, None) is None
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_memory_that_is_out_is_no_fault_of_an_image(photo_files, files_source, loader_of, monkeypatch, first):
+    """Neither where DALI begins nor in a later batch: nothing is reported as unreadable."""
+    from engine.data.graph import dali
+
+    class Full:
+        def __init__(self, graph):
+            self.graph = graph
+
+        def __getattr__(self, name):
+            return getattr(self.graph, name)
+
+        def outputs(self, **more):
+            raise RuntimeError("Critical error in pipeline:\nError in CPU operator `resize`:\n\nstd::bad_alloc")
+
+    build = dali.build_graph
+    loader = loader_of(files_source(photo_files), "val", global_batch=2, backend="dali")
+    if first:
+        monkeypatch.setattr(dali, "build_graph", lambda *given: Full(build(*given)))
+    batches = loader.epoch(0)
+    with pytest.raises(MemoryError, match="DALI, which prepares 2 batches of up to 2 images of "):
+        for _ in range(2):
+            next(batches)
+            loader._wait()
+            loader._graph = Full(loader._graph)
+    assert not loader.bad_images

@@ -1,6 +1,8 @@
 """The one value that says how images become pixels: where it comes from, and that both loaders follow it."""
 
-from dataclasses import replace
+import json
+import re
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -11,6 +13,15 @@ from engine.config import ConfigError, DataConfig, RunConfig, from_yaml, parse, 
 from engine.data.preprocessing import Preprocessing
 
 TIMM = Preprocessing((0.5, 0.4, 0.3), (0.2, 0.3, 0.4), 0.95, "bicubic", 56)
+SIZES = {
+    16_385: "at most 16,384 pixels a side, not 16385 px",
+    9_999_999: "at most 16,384 pixels a side, not 9999999 px",
+    (8, 65_500): "at most 16,384 pixels a side, not 8x65500 px",
+    0: "must be 1 pixel or more",
+    True: "'bool' object is not iterable",
+    "8": "not enough values to unpack",
+}
+"""Image sizes that cannot be meant, and what is said."""
 
 
 def test_it_is_what_is_named_else_the_weights_else_the_source_s(numbered):
@@ -23,7 +34,7 @@ def test_it_is_what_is_named_else_the_weights_else_the_source_s(numbered):
 
 def test_it_survives_a_file_s_metadata_and_a_config_s_yaml(tmp_path):
     share = replace(TIMM, eval_crop=224 / 232)
-    assert Preprocessing.from_json(share.to_json()) == share
+    assert Preprocessing.from_json(share.to_json(), "w") == share
     config = RunConfig(data=share.into(DataConfig(workers=3)))
     (tmp_path / "config.yaml").write_text(to_yaml(config))
     read = from_yaml(tmp_path / "config.yaml").data
@@ -49,11 +60,18 @@ def test_flags_name_it():
         (TIMM.to_json().replace("bicubic", "lanczos"), "no interpolation is called 'lanczos'"),
         (TIMM.to_json().replace("[0.2, 0.3, 0.4]", "[0.2, 0, 0.4]"), "std must be above 0"),
         (TIMM.to_json().replace('"channels": 3', '"channels": 2'), "3 channels or 1, not 2"),
+        (TIMM.to_json().replace('"channels": 3', '"channels": 3.0'), "cannot be read: 'float'"),
+        (TIMM.to_json().replace("0.2, 0.3", "0.2, NaN"), "mean and std must be finite"),
+        (TIMM.to_json().replace("0.2, 0.3", "0.2, Infinity"), "mean and std must be finite"),
+        *((json.dumps(asdict(TIMM) | {"image_size": size}), told) for size, told in SIZES.items()),
     ],
 )
 def test_metadata_that_cannot_be_meant_is_told(text, told):
-    with pytest.raises(ConfigError, match=told):
-        Preprocessing.from_json(text)
+    with pytest.raises(
+        ConfigError, match=r"^w: the preprocessing that the weights name cannot be (read|meant): "
+    ) as caught:
+        Preprocessing.from_json(text, "w")
+    assert re.search(told, str(caught.value))
 
 
 @pytest.mark.parametrize(

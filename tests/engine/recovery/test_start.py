@@ -206,7 +206,19 @@ def test_what_is_no_lack_of_memory_is_not_called_one():
     with pytest.raises(FileNotFoundError):
         in_words(lambda: open("/nonexistent/file").close())  # noqa: PTH123
     assert in_words(lambda: (_ for _ in ()).throw(MemoryError())) == 1
+    assert in_words(lambda: (_ for _ in ()).throw(RuntimeError("in an operator:\n\nstd::bad_alloc"))) == 1
     assert in_words(lambda: (_ for _ in ()).throw(PermissionError(13, "Permission denied", "photos"))) == 2
+
+
+def test_a_gpu_s_memory_that_ran_out_is_one_sentence(capsys):
+    import torch
+
+    from engine.recovery.start import in_words
+
+    error = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+    assert in_words(lambda: (_ for _ in ()).throw(error)) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("error: out of device memory (CUDA out of memory. Tried") and "smaller --batch-size" in said
 
 
 def test_a_reader_that_has_seen_enough_is_no_error(root):

@@ -16,8 +16,11 @@ def test_facts_come_back():
 @pytest.mark.parametrize(
     ("name", "text"),
     [
-        *[("classes", text) for text in ("", "{", "3", "[]", "[1]", '"ab"', "null")],
-        *[("image_size", text) for text in ("", "big", "-1", "true", "1e9", "0", "Infinity", "9" * 5000)],
+        *[("classes", text) for text in ("", "{", "3", "[]", "[1]", '"ab"', "null", '["a", "a"]')],
+        *[
+            ("image_size", text)
+            for text in ("", "big", "-1", "true", "1e9", "0", "Infinity", "9" * 5000, "16385", "9999999", "[8, 65500]")
+        ],
         *[(name, text) for name in ("options", "data", "run") for text in ("[", "[]", "[" * 100_000)],
         ("arch", None),
     ],
@@ -29,7 +32,7 @@ def test_foreign_metadata_is_told_by_its_entry(name, text):
         name = "network"
     else:
         metadata[name] = text
-    with pytest.raises(ConfigError, match=f"^w.*{name}"):
+    with pytest.raises(ConfigError, match=f"^w: what it says of itself cannot be .*{name}|^w does not .*{name}"):
         WeightsFacts.from_metadata(metadata, "w")
 
 

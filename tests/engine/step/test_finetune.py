@@ -12,7 +12,7 @@ from engine.config import ConfigError, ModelConfig, OptimConfig, RunConfig
 from engine.plan.memory.simulate import Step, run_step, simulate
 from engine.plan.memory.trace import Category
 from engine.plan.memory.tracker import Tracker
-from engine.step.finetune import freeze, frozen_text, is_frozen, layers_of, rate_scales
+from engine.step.finetune import freeze, frozen_text, is_frozen, layers_of, rate_scales, refuse_idle_rates
 from engine.step.network import build_network
 from engine.step.optim import build_optimizer, set_learning_rate
 from engine.step.plan import Hardware, make_plan
@@ -76,6 +76,32 @@ def test_what_is_no_number_is_told():
     for wrong in ("-1", "two", "1.5", ""):
         with pytest.raises(ConfigError, match="--finetune must be all, head or a number of blocks"):
             ModelConfig(finetune=wrong)
+
+
+BOTH = {"backbone_lr": 0.01, "layer_decay": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("finetune", "refused"), [("head", True), ("0", True), ("1", False), ("3", False), ("all", False)]
+)
+@pytest.mark.parametrize("rates", [{"backbone_lr": 0.01}, {"layer_decay": 0.5}, BOTH])
+def test_rates_below_the_last_layer_need_something_trained_there(finetune, refused, rates):
+    model, optim = Small(), OptimConfig(lr=0.1, **rates)
+    if not refused:
+        refuse_idle_rates(model, finetune, optim)
+        return
+    verb = "are" if len(rates) > 1 else "is"
+    told = f"{verb} for what lies below the last layer, and with --finetune {finetune} nothing of the backbone of this "
+    with pytest.raises(ConfigError) as caught:
+        refuse_idle_rates(model, finetune, optim)
+    said = str(caught.value)
+    assert told in said and all(f"--optim.{name.replace('_', '-')}" in said for name in rates)
+
+
+def test_a_head_of_several_layers_has_such_rates():
+    refuse_idle_rates(archs.build("alexnet", 10), "head", OptimConfig(layer_decay=0.5))
+    with torch.device("meta"), pytest.raises(ConfigError, match="of googlenet"):  # auxiliary heads are heads
+        refuse_idle_rates(archs.build("googlenet", 10), "head", OptimConfig(layer_decay=0.5))
 
 
 def test_auxiliary_heads_are_trained_with_the_head(caplog):

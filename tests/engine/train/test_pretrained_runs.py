@@ -25,7 +25,7 @@ def test_a_run_folder_gives_its_weights(averaged, run_here, tmp_path):
     assert "the head knows all 2 classes" in done.out
     best, kept = load_file(averaged / "model.safetensors"), read_weight_file(checkpoint, "")
     assert all(torch.equal(kept[name], best[name]) for name in best)  # the average, as the run itself evaluates
-    assert named_classes(file_metadata(checkpoint)) == ["cat", "dog"]
+    assert named_classes(file_metadata(checkpoint), "w") == ["cat", "dog"]
     expected = json.loads(file_metadata(checkpoint)["preprocessing"])
     assert expected == json.loads(file_metadata(averaged)["preprocessing"])
 

@@ -40,6 +40,27 @@ def test_a_header_that_is_cut_is_begun_anew(tmp_path):
         assert journal.rows == 0 and list(journal.read()) == []
 
 
+def test_a_job_that_fails_before_its_first_batch_leaves_nothing(tmp_path):
+    features = tmp_path / ".e.npy.rows.part"
+    for error, done in ((MemoryError, 0), (KeyboardInterrupt, 0), (MemoryError, 4)):
+        with pytest.raises(error), Journal(tmp_path / "x.csv", JOB, 4, (features,)) as journal:
+            features.write_bytes(b"x")
+            if done:
+                journal.add(rows(0, done))
+            raise error
+        assert part_of(tmp_path / "x.csv").exists() == features.exists() == bool(done)
+
+
+def test_another_job_without_a_row_is_begun_anew(tmp_path):
+    """It was killed before its first batch was done: no work is lost."""
+    with Journal(tmp_path / "x.csv", JOB | {"top_k": 3}, 4):
+        pass
+    with Journal(tmp_path / "x.csv", JOB, 4) as journal:
+        journal.add(rows(0, 4))
+    with Journal(tmp_path / "x.csv", JOB, 4) as journal:
+        assert journal.rows == 4 and list(journal.read()) == rows(0, 4)
+
+
 def test_another_job_is_refused_by_what_differs(tmp_path):
     with Journal(tmp_path / "x.csv", JOB, 4) as journal:
         journal.add(rows(0, 4))

@@ -6,7 +6,7 @@ import os
 import pytest
 
 from engine.config import ConfigError
-from engine.use.pictures import named_pictures, pictures_of
+from engine.use.pictures import named_pictures, passed_over, pictures_of
 
 
 @pytest.fixture
@@ -77,6 +77,24 @@ def test_what_names_nothing_is_told(folder, tmp_path, given, told):
     (tmp_path / "blank.txt").write_text("\n\n")
     with pytest.raises(ConfigError, match=told):
         named_pictures([each.format(tmp_path) for each in given], io.BytesIO(b"\n"))
+
+
+def test_what_is_no_picture_is_counted_in_the_one_walk(folder, tmp_path, monkeypatch):
+    (folder / "sub" / "films").mkdir()
+    (folder / "@eaDir").mkdir()
+    for name in ("sub/films/b.mp4", "sub/films/a.MP4", "notes", ".hidden.pdf", "@eaDir/x.pdf"):
+        (folder / name).touch()
+    (tmp_path / "away").mkdir()
+    (tmp_path / "away" / "c.pdf").touch()
+    (folder / "link").symlink_to(tmp_path / "away")
+    walked, walk, met = [], os.walk, []
+    monkeypatch.setattr(os, "walk", lambda top, **more: walked.append(top) or walk(top, **more))
+    found = named_pictures([str(folder), str(folder / "sub")], met=met)
+    assert len(found) > len(set(found)), "a folder that is named twice is meant twice"
+    assert [one for one in walked if "@eaDir" not in one] == [str(folder), str(folder / "sub")]
+    kinds = f"6 .mp4, 2 .pdf, 1 without an ending; such as {folder}/link/c.pdf"
+    assert passed_over(met) == f"9 files are no pictures and were passed over ({kinds})"
+    assert passed_over([]) is None
 
 
 def test_shards_alone_are_all_their_pictures(tmp_path):

@@ -12,10 +12,10 @@ import archs
 from engine.config import ConfigError
 from engine.step.finetune import last_layer
 from engine.use import evaluation
-from engine.use.predict import Predictor, load, probabilities_of, split_of
+from engine.use.predict import ACCEPTED, Predictor, load, probabilities_of, split_of
 from engine.use.weights import read_weights
 
-from .conftest import CLASSES, PIXELS, make_pictures, write_bomb
+from .conftest import CLASSES, PIXELS, make_pictures, write_bomb, write_weights
 
 HEADS = ("alexnet", "googlenet", "squeezenet1_1", "nin", "vit_s16")
 """Networks with heads of each kind; all others are looked at in the slow run."""
@@ -23,6 +23,12 @@ HEADS = ("alexnet", "googlenet", "squeezenet1_1", "nin", "vit_s16")
 
 def logits_of(predictor: Predictor, paths, **settings) -> np.ndarray:
     return np.concatenate([answers.logits for answers in predictor.answers(split_of(paths), **settings)])
+
+
+@pytest.fixture(scope="module")
+def predictor(tmp_path_factory):
+    """For what is refused before a picture is looked at."""
+    return load(write_weights(tmp_path_factory.mktemp("weights") / "model.safetensors", "squeezenet1_1"))
 
 
 @pytest.mark.parametrize("precision", ["fp32", "auto"])
@@ -101,7 +107,7 @@ def test_arrays_of_any_sizes_are_predicted_as_their_files(weights, tmp_path):
     ("pictures", "told"),
     [
         ([], "no pictures"),
-        ([np.zeros((3, 4, 4), np.uint8)], r"uint8 \[3, 4, 4\]; expected uint8 \[H, W, 3\]"),
+        ([np.zeros((3, 4, 4), np.uint8)], r"array of uint8 \[3, 4, 4\]: predict takes paths, or uint8 arrays"),
         ([np.zeros((4, 4, 3))], r"float64 \[4, 4, 3\]"),
         ([np.zeros((4, 4, 3), np.uint8), "a.jpg"], "cannot be mixed"),
     ],
@@ -109,6 +115,41 @@ def test_arrays_of_any_sizes_are_predicted_as_their_files(weights, tmp_path):
 def test_what_is_no_picture_is_told(weights, pictures, told):
     with pytest.raises(ConfigError, match=told):
         load(weights()).predict(pictures)
+
+
+@pytest.mark.parametrize(
+    ("pictures", "error", "told"),
+    [
+        (None, TypeError, "pictures are of type NoneType: "),
+        (5, TypeError, "pictures are of type int: "),
+        (b"a.jpg", TypeError, "pictures are of type bytes: "),
+        ({"a.jpg": 1}, TypeError, "pictures are of type dict: "),
+        ([None], TypeError, "picture 0 is of type NoneType: "),
+        (["a.jpg", 5], TypeError, "picture 1 is of type int: "),
+        ([Image.new("RGB", (4, 4))], TypeError, "picture 0 is of type Image: "),
+        (torch.zeros(1, 4, 4, 3), TypeError, "picture 0 is of type Tensor: "),
+        ("", ConfigError, "picture 0 is an empty path"),
+        (np.array([None, 1]), ConfigError, r"picture 0 is an array of object \[2\]"),
+        (np.array(["a.jpg"]), ConfigError, "picture 0 is an array of <U5"),
+    ],
+)
+def test_what_is_neither_path_nor_array_is_told_with_what_is_accepted(predictor, pictures, error, told):
+    with pytest.raises(error) as caught:
+        predictor.predict(pictures)
+    assert str(caught.value).startswith(told.replace("\\", "")) and str(caught.value).endswith(ACCEPTED)
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"top_k": 0}, "top_k must be"),
+        ({"threshold": 2}, "threshold must be"),
+        ({"tta": "flop"}, "tta must be none"),
+    ],
+)
+def test_settings_that_cannot_be_meant_are_told(predictor, settings, told):
+    with pytest.raises(ConfigError, match=told):
+        predictor.predict("a.jpg", **settings)
 
 
 def test_files_that_are_no_pictures_have_a_reason_and_the_others_their_classes(weights, pictures, tmp_path):

@@ -1,6 +1,7 @@
 """What comes with weights from elsewhere: the pixels that they expect, and the classes that their head knows."""
 
 import json
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -63,6 +64,7 @@ class TestPixels:
         caplog.set_level("INFO", logger="hcr")
         found = with_preprocessing(config(image_size=0, pretrained=trained()[0]), source)
         assert Preprocessing.named_by(found.data) == EXPECTED
+        build_network(found, 3)
         assert "expects 96 px, crop 0.9, bicubic" in caplog.text and "; so has this run" in caplog.text
         for model in ({}, {"pretrained": trained(preprocessing=None)[0]}):  # nobody says
             assert with_preprocessing(config(image_size=0, **model), source).data.image_size == USUAL_SIDE
@@ -85,12 +87,13 @@ class TestPixels:
     def test_weights_that_do_not_say_are_told_what_is_assumed(self, trained, source, caplog):
         caplog.set_level("INFO", logger="hcr")
         found = with_preprocessing(config(pretrained=trained(preprocessing=None)[0]), source)
-        assert found.data.mean == source.mean
+        assert found.data.mean == source.mean and not caplog.text
+        build_network(found, 3)
         assert "does not say which pixels it expects; assumed: 64 px, crop 0.875, bilinear, mean 0.5" in caplog.text
 
     def test_another_size_than_theirs_is_said(self, trained, source, caplog):
         caplog.set_level("INFO", logger="hcr")
-        with_preprocessing(config(pretrained=trained()[0]), source)
+        build_network(with_preprocessing(config(pretrained=trained()[0]), source), 3)
         assert "expects 96 px, crop 0.9, bicubic" in caplog.text and "this run has 64 px" in caplog.text
 
     def test_metadata_that_cannot_be_meant_is_refused(self, trained, source):
@@ -147,8 +150,17 @@ class TestClasses:
         path, _ = trained(classes=("a", "b", "c"))
         facts = {"classes": json.dumps(["a", "b", "c", "d"])}
         save_file(archs.build("resnet18", 3).state_dict(), path, metadata=facts)
-        with pytest.raises(ConfigError, match="name at least 4 classes and have 3"):
-            self.build(path, ["c", "d"])
+        for classes in (["c", "d"], ["a", "b"], ["e", "f"], None):
+            with pytest.raises(ConfigError, match="the file names 4 classes, and its head is for 3"):
+                build_network(config(pretrained=path), 2, classes)
+
+    def test_a_library_s_network_is_held_to_its_count_too(self, tmp_path):
+        path, name = tmp_path / "model.safetensors", "torchvision:mobilenet_v3_small"
+        state = archs.build(name, 3).state_dict()
+        for count in (2, 3, 4):
+            save_file(state, path, metadata={"classes": json.dumps([*"abcd"[:count]])})
+            with pytest.raises(ConfigError, match=f"names {count} classes, and") if count != 3 else nullcontext():
+                build_network(config(name, pretrained=str(path)), 2, ["a", "b"])
 
     def test_auxiliary_heads_follow(self, tmp_path):
         old, path = archs.build("googlenet", 2), tmp_path / "model.safetensors"
