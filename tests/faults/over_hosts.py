@@ -109,7 +109,8 @@ class HostLaunches:
 
     def finish(self, **more: dict[str, str]) -> None:
         """Go on with the run, or begin it where nothing was written, on both hosts, and compare. Raises Wrong."""
-        codes = [child.wait(SECONDS)[0] for child in self.start(**more)]
+        # torchrun itself shows a traceback, and ends with 0, where that of the other host leaves first with the store
+        codes = [child.wait(SECONDS, frames=True)[0] for child in self.start(**more)]
         if codes != [0, 0]:
             raise Wrong(f"going on ends with {codes}: {self.said(0)[-500:]} {self.said(1)[-300:]}")
         compare(self.run, self.launches.weights, self.launches.rows)
