@@ -90,17 +90,18 @@ def meet_again(cuda: bool, timeout: timedelta, environment: MutableMapping[str, 
     )
 
 
-def overrule(precision: str, environment: MutableMapping[str, str] = os.environ) -> None:
-    """Take out of the environment what accelerate would do beside the plan, and say so once.
-
-    Raises ConfigError for what this project has not.
-    """
+def refuse_foreign(environment: MutableMapping[str, str] = os.environ) -> None:
+    """Raise ConfigError for what accelerate's configuration asks for and this project has not."""
     for name, what in FOREIGN.items():
         if environment.get(name, "false").lower() in ("true", "1"):
             raise ConfigError(
                 f"accelerate's configuration asks for {what} ({name}), which does not train here; launch with "
                 "--config_file configs/accelerate/deepspeed_zero2.yaml, or with --multi_gpu"
             )
+
+
+def overrule(precision: str, environment: MutableMapping[str, str] = os.environ) -> None:
+    """Take out of the environment what accelerate would do beside the plan, and say so once."""
     asked = environment.get("ACCELERATE_DYNAMO_BACKEND", "no")
     for name in [name for name in environment if name.startswith("ACCELERATE_DYNAMO_")]:
         del environment[name]

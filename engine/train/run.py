@@ -19,7 +19,7 @@ from engine.recovery.interrupt import Interrupt
 from engine.recovery.relaunch import Relaunch
 from engine.recovery.restart import after_restart
 from engine.step.device_memory.allocator_settings import choose_expandable
-from engine.step.launcher import launched_ranks, refuse_odd_ranks
+from engine.step.launcher import launched_ranks, refuse_foreign, refuse_odd_ranks
 
 if TYPE_CHECKING:
     from engine.train.session import Session
@@ -114,6 +114,7 @@ def train(config: RunConfig, command: Sequence[str] = (), work: Callable[[Sessio
         return fail(error, one_rank=not os.environ.get("LOCAL_RANK", "0").strip("0"))
     relaunch = Relaunch(command)
     try:
+        refuse_foreign()
         config, source = choose_data(after_restart(config))
     except (ConfigError, DataError) as error:
         return refuse(error)

@@ -17,7 +17,7 @@ def free_port() -> int:
 
 
 class Ranks:
-    """So many processes of one run; `different` has flags, or variables by their name, of single ranks."""
+    """So many processes of one run; `different` has flags, variables by their name, or a root, of single ranks."""
 
     def __init__(self, root: Path, folder: Path, flags: list, ranks: int = 2, different: dict | None = None, **extra):
         self.logs = [folder / f"rank{rank}.log" for rank in range(ranks)]
@@ -34,7 +34,7 @@ class Ranks:
                 self.processes.append(
                     subprocess.Popen(
                         command,
-                        cwd=root,
+                        cwd=more.get("root", root),
                         env={name: value for name, value in known.items() if value},
                         stdout=log,
                         stderr=subprocess.STDOUT,

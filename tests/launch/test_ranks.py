@@ -1,11 +1,15 @@
 """Ranks that begin together or not at all, stop together, and name the one that went."""
 
+import json
+import shutil
 import signal
 import socket
+from pathlib import Path
 
 import pytest
 
 from tests.launch.ranks import Ranks
+from tests.launch.test_distributed import zero
 from tests.waiting import PATIENCE, until
 
 pytestmark = pytest.mark.distributed
@@ -18,6 +22,7 @@ pytestmark = pytest.mark.distributed
         pytest.param({"flags": ["--data.root", "/nowhere"]}, "/nowhere", marks=pytest.mark.slow),
         pytest.param({"flags": ["--epochs", "many"]}, "many", marks=pytest.mark.slow),
         pytest.param({"flags": ["--lr=-1"]}, "--lr must be above 0", marks=pytest.mark.slow),
+        pytest.param({"environment": {"ACCELERATE_USE_MEGATRON_LM": "1"}}, "Megatron-LM", marks=pytest.mark.slow),
     ],
 )
 def test_one_that_cannot_go_on_ends_all(root, tiny, tmp_path, more, words):
@@ -27,6 +32,36 @@ def test_one_that_cannot_go_on_ends_all(root, tiny, tmp_path, more, words):
     first, second = ranks.said
     assert words in first and "rank 1 on" in first and "Traceback" not in first
     assert "error" not in second and not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_other_code_on_one_node(root, tiny, tmp_path):
+    """One line more in one file."""
+    other = tmp_path / "other"
+    for name in ("engine", "archs", "kernels", "launch", "tests", "configs"):
+        shutil.copytree(root / name, other / name, ignore=shutil.ignore_patterns("__pycache__"))
+    with (other / "engine" / "step" / "loss.py").open("a") as file:
+        file.write("# changed\n")
+    more = {"root": other, "environment": {"PYTHONPATH": str(other)}}
+    ranks = Ranks(root, tmp_path, [*tiny, "--output", tmp_path / "run"], different={1: more}, PYTHONPATH=str(root))
+    assert ranks.codes() == [2, 2]
+    first, second = ranks.said
+    assert "would train another run than rank 0" in first and "the hash of the code is" in first
+    assert "error" not in second and not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_a_deepspeed_field_that_contradicts_the_run_on_one_node(root, tiny, tmp_path):
+    """It is met after the ranks did; the others are told all the same, before a network is built."""
+    shared = zero(root, 2)
+    own = json.loads(Path(shared["ACCELERATE_DEEPSPEED_CONFIG_FILE"]).read_text()) | {"gradient_clipping": 5.0}
+    (tmp_path / "own.json").write_text(json.dumps(own))
+    more = {"environment": {"ACCELERATE_DEEPSPEED_CONFIG_FILE": str(tmp_path / "own.json")}}
+    ranks = Ranks(root, tmp_path, [*tiny, "--output", tmp_path / "run"], different={1: more}, **shared)
+    assert ranks.codes() == [2, 2]
+    first, second = ranks.said
+    assert "DeepSpeed's configuration says gradient_clipping: 5.0" in first and "rank 1 on" in first
+    assert "error:" not in second and not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow

@@ -3,7 +3,7 @@
 import pytest
 
 from engine.config import ConfigError
-from engine.step.launcher import complete_local_rank, overrule, refuse_odd_ranks
+from engine.step.launcher import complete_local_rank, overrule, refuse_foreign, refuse_odd_ranks
 
 HERE = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
 
@@ -85,7 +85,7 @@ def test_what_agrees_is_not_mentioned(caplog):
 
 def test_what_is_not_here_is_refused():
     with pytest.raises(ConfigError, match="ACCELERATE_USE_MEGATRON_LM"):
-        overrule("fp32", {"ACCELERATE_USE_MEGATRON_LM": "true"})
+        refuse_foreign({"ACCELERATE_USE_MEGATRON_LM": "true"})
 
 
 def test_names_stay_the_networks_own_under_a_dynamo_backend(reset_accelerator, monkeypatch):
