@@ -11,7 +11,7 @@ refuse_foreign_packages()
 
 from engine.recovery.start import begin, in_words
 
-begin()
+begin(unheard=True)
 
 from engine.config import ConfigError
 from engine.train.lr_range import asked

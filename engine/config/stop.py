@@ -10,6 +10,8 @@ from engine.config.checks import require
 
 METRICS = ("accuracy", "balanced", "macro_f1", "loss")
 """What an evaluation gives, as `--best` names it; of the loss less is better."""
+MOST_HOURS = 100_000
+"""Eleven years."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class StopConfig:
         require(
             not self.min_delta or self.patience > 0, "--stop.min-delta has no effect without --stop.patience: give one"
         )
-        require(self.hours >= 0, f"--stop.hours must be 0 (off) or more, not {self.hours}")
+        require(0 <= self.hours <= MOST_HOURS, f"--stop.hours must be from 0 (off) to {MOST_HOURS:,}, not {self.hours}")
         shares = self.metric != "loss"
         within = self.target is None or (0 < self.target <= 1 if shares else self.target > 0)
         wanted = "a share in (0, 1], as 0.95" if shares else "a loss above 0"

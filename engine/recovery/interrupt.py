@@ -6,6 +6,7 @@ import ctypes
 import os
 import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -20,6 +21,9 @@ class Interrupt:
 
     Use as a context manager in the main thread: the handlers that were there come back at the end. A signal that the
     process was started to ignore (nohup) stays ignored.
+
+    No second one is what comes of the first by another way: a terminal that is closed sends SIGHUP, and so does the
+    shell in it; and Ctrl-C or SIGHUP ends `accelerate launch` at once, of which its process hears by SIGTERM.
     """
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -45,13 +49,30 @@ class Interrupt:
             signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
+        by_another_way = number == signal.SIGHUP or (_launcher_gone() and number == signal.SIGTERM)
         if self.received is not None:
+            if by_another_way:
+                return
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
             return
         self.received = signal.Signals(number)
         if self._announce:
-            print(f"\n{self.received.name}: finishing this step, then saving (again to stop at once)", file=sys.stderr)
+            text = f"\n{self.received.name}: finishing this step, then saving (again to stop at once)\n"
+            with suppress(OSError):  # not by print: it may be what this signal interrupted, or the terminal is closed
+                os.write(2, text.encode())
+
+
+_followed: list[int] = []
+"""The launcher's process number, until it has gone."""
+
+
+def _launcher_gone() -> bool:
+    """Whether the launcher has gone since this was asked last."""
+    gone = bool(_followed) and os.getppid() != _followed[0]
+    if gone:
+        _followed.clear()
+    return gone
 
 
 def follow_launcher() -> None:
@@ -64,6 +85,7 @@ def follow_launcher() -> None:
     if not launched or sys.platform != "linux":
         return
     parent = os.getppid()
+    _followed.append(parent)
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != parent or orphaned(parent):
         print("the launcher has gone; this process ends with it", file=sys.stderr, flush=True)

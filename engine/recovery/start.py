@@ -13,17 +13,24 @@ import select
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any, TextIO
 
 from engine.recovery.interrupt import follow_launcher
+from engine.recovery.streams import go_on_unheard, unheard
 
 
-def begin() -> None:
-    """Streams that take any file name, a Ctrl-C that is obeyed at once, and the launcher's end that is heard of."""
+def begin(unheard: bool = False) -> None:
+    """Streams that take any file name, a Ctrl-C that is obeyed at once, and the launcher's end that is heard of.
+
+    unheard  go on where nothing can be printed any more (engine.recovery.streams)
+    """
     for stream in (sys.stdout, sys.stderr):
         take_any_name(stream)
+    if unheard:
+        go_on_unheard()
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         signal.signal(signal.SIGINT, _stop)
     follow_launcher()
@@ -38,7 +45,11 @@ def in_words(main: Callable[[], int]) -> int:
     They come from anywhere: an import that cannot be mapped, a thread that cannot be started, torch's allocator.
     """
     try:
-        return main()
+        code = main()
+        if (cause := unheard()) is not None and not isinstance(cause, BrokenPipeError):
+            why = cannot_be_written(cause) or cause.strerror
+            print(f"note: standard output was not written to its end: {why}", file=sys.stderr, flush=True)
+        return code
     except BrokenPipeError:
         if _somebody_reads(1):
             raise
@@ -102,8 +113,9 @@ def cannot_be_written(error: BaseException) -> str | None:
         return str(error)
     if not isinstance(error, OSError) or error.errno not in FULL:
         return None
-    named = f"{error.filename}: " if error.filename else ""
-    return f"{named}{reason(Path(error.filename or '.').absolute(), error)}"
+    if error.filename:
+        return f"{error.filename}: {reason(Path(error.filename).absolute(), error)}"
+    return "the disk is full" if error.errno == errno.ENOSPC else reason(Path.cwd(), error)  # of which nothing is known
 
 
 def first_line(error: BaseException) -> str:
@@ -132,5 +144,6 @@ def _stop(number: int, frame: FrameType | None) -> None:
     if (door := sys.modules.get("engine.runs.door")) is not None:
         door.forget_drafts()
     if os.environ.get("RANK", "0") == "0":
-        os.write(2, b"\nstopped before the run began\n")
+        with suppress(OSError):  # of a terminal that was closed
+            os.write(2, b"\nstopped before the run began\n")
     os._exit(128 + number)

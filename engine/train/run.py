@@ -86,6 +86,10 @@ class _ToStandardOutput(logging.StreamHandler):
         self.stream = sys.stdout
         super().emit(record)
 
+    def handleError(self, record: logging.LogRecord) -> None:
+        """What cannot be printed is no fault of the logger, of which it would print a traceback."""
+        raise
+
 
 def show_notices() -> None:
     """Let the first rank's notices (logger `hcr`) reach the person, without dates or module names."""

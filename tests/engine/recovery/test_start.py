@@ -30,7 +30,7 @@ def heard() -> None:
 def test_ctrl_c_in_start_up_is_one_line(root, after):
     """F11, at moments at which Python has started and torch, accelerate or DALI is being imported."""
     code = "import runpy, sys; sys.argv = sys.argv[1:]; from engine.recovery import start; begin = start.begin; "
-    code += "start.begin = lambda: (begin(), print('begun', flush=True)); "
+    code += "start.begin = lambda **more: (begin(**more), print('begun', flush=True)); "
     code += "runpy.run_path(sys.argv[0], run_name='__main__')"
     command = [sys.executable, "-c", code, "launch/train.py", "--output", "/nonexistent/folder"]
     process = subprocess.Popen(
