@@ -92,7 +92,9 @@ class Meeting:
         try:
             self.store.set(f"{name}/{self.rank}", json.dumps(asdict(mine)))
             if self.rank == 0:
-                self.store.set(f"{name}/verdict", verdict(self._gather(name), self.ranks, self.patience) or "")
+                present = self._gather(name)
+                self.store.set(f"{name}/came", str(len(present)))
+                self.store.set(f"{name}/verdict", verdict(present, self.ranks, self.patience) or "")
             self.store.wait([f"{name}/verdict"], self.patience * 2)
             told = self.store.get(f"{name}/verdict").decode()
             self._take_leave(name)
@@ -119,8 +121,9 @@ class Meeting:
         return present
 
     def _take_leave(self, name: str) -> None:
-        """Say that the verdict was read; the first rank, whose store it is in and may soon be gone, waits for all."""
-        if self.store.add(f"{name}/read", 1) == self.ranks:
+        """Say that the verdict was read; the first rank, whose store it is in and may soon be gone, waits for all who
+        came."""
+        if self.store.add(f"{name}/read", 1) >= int(self.store.get(f"{name}/came")):
             self.store.set(f"{name}/all read", "")
         if self.rank == 0:
             with suppress(RuntimeError):

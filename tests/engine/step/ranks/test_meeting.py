@@ -2,12 +2,14 @@
 
 import socket
 import threading
+import time
 from dataclasses import replace
 from datetime import timedelta
 
 import pytest
 
 from engine.config import ConfigError, DataConfig, OptimConfig, RankError, RunConfig
+from engine.step.ranks import meeting
 from engine.step.ranks.meeting import Meeting, Present, facts_of, verdict
 
 PATIENCE = timedelta(seconds=5)
@@ -58,6 +60,15 @@ def test_a_problem_of_one_ends_all(address):
 def test_who_did_not_come_is_named(address):
     told = met(address, [({}, None), ({}, None), None], patience=2)
     assert all("2 of 3 processes came within 2 s" in text and "missing: rank 2." in text for text in told[:2])
+
+
+def test_who_did_not_come_is_not_waited_for_once_more(address, monkeypatch):
+    """For the others to have read the verdict, they alone."""
+    monkeypatch.setattr(meeting, "FAREWELL", timedelta(minutes=5))
+    began = time.monotonic()
+    told = met(address, [({}, None), ({}, None), None], patience=2)
+    assert all("missing: rank 2." in text for text in told[:2])
+    assert time.monotonic() - began < 300
 
 
 def test_a_port_that_is_in_use_is_told_by_the_first_rank():
