@@ -1,6 +1,7 @@
 """Two ranks with a GPU each compute what one does: under DDP, with BatchNorm over both, under ZeRO, after a rescue."""
 
 import json
+import re
 
 import pytest
 from safetensors.torch import load_file
@@ -52,6 +53,35 @@ def test_two_ranks_equal_one(on_cards, tiny, one_card, tmp_path, rows, root, sta
         assert (tensor - expected[name]).abs().max() <= 1e-4, name
 
 
+HALF = ("--no-compile", "--precision", "fp16", "--epochs", 2)
+
+
+@pytest.fixture(scope="session")
+def one_card_in_half(on_cards, tiny, tmp_path_factory):
+    """The fp16 run that the others are compared with."""
+    folder = tmp_path_factory.mktemp("one card in fp16") / "run"
+    on_cards(*tiny, *HALF, "--output", folder, ranks=1)
+    return folder
+
+
+@pytest.mark.parametrize("stage", ["", "1", "2", "3"])
+def test_half_precision_on_two_ranks_equals_that_on_one(
+    on_cards, tiny, one_card, one_card_in_half, tmp_path, rows, root, stage
+):
+    """Under DDP and ZeRO, each with its own loss scaler: the steps that count are the same but for fp16's rounding."""
+    run = tmp_path / "run"
+    on_cards(*tiny, *HALF, "--output", run, **(zero(root, stage) if stage else {}))
+    plan = json.loads((run / "plan.json").read_text())
+    assert (plan["precision"], plan["loss_scaling"], plan["zero_stage"]) == ("fp16", True, int(stage or 0))
+    ours, theirs = rows(run, "step"), rows(one_card_in_half, "step")
+    assert [row["loss"] for row in theirs] != [row["loss"] for row in rows(one_card, "step")], "it is fp32"
+    for left, right in zip(ours, theirs, strict=True):
+        assert left["loss"] == pytest.approx(right["loss"], abs=2e-3)
+    expected = load_file(one_card_in_half / "model.safetensors")
+    for name, tensor in load_file(run / "model.safetensors").items():
+        assert (tensor - expected[name]).abs().max() <= 2e-3, name
+
+
 @pytest.mark.parametrize("flags", [("--no-compile",), ("--compile",), ("--no-compile", "--precision", "bf16")])
 def test_batchnorm_over_both(on_cards, tmp_path, flags):
     sizes = ["--arch", "convnet_bn", "--image-size", 32, "--batch-size", 16, "--data.limit", 64, "--epochs", 1]
@@ -59,3 +89,12 @@ def test_batchnorm_over_both(on_cards, tmp_path, flags):
     on_cards(*sizes, "--sync-bn", "--log.no-plots", *flags, "--output", run, script="launch/train.py")
     assert json.loads((run / "plan.json").read_text())["sync_bn"]
     assert all(tensor.isfinite().all() for tensor in load_file(run / "model.safetensors").values())
+
+
+def test_more_processes_than_gpus(on_cards, tiny, tmp_path):
+    """One message, before a network is built, and exit code 2 of each."""
+    done = on_cards(*tiny, "--output", tmp_path / "run", ranks=3, code=1)
+    assert done.stderr.count("3 processes were started on a machine with 2 GPUs: each needs its own") == 1
+    assert not (tmp_path / "run").exists()
+    assert done.stderr.count("Traceback") == 1, "torchrun's own"
+    assert set(re.findall(r"exitcode *: (-?\d+)", done.stderr)) == {"2"}
