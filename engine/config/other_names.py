@@ -21,11 +21,12 @@ OURS = {
     "--epochs": "num-epochs max-epochs n-epochs num-train-epochs epoch",
     "--image-size": "img-size imgsz input-size image-resolution resolution crop-size train-crop-size img size",
     "--arch": "model model-name architecture net network backbone model-name-or-path",
+    "--finetune": "freeze freeze-layers freeze-backbone",
     "--pretrained": "initial-checkpoint weights init-from load-from pretrained-weights pretrained-path",
     "--resume": "resume-from-checkpoint resume-from ckpt-path continue",
     "--data.name": "dataset dataset-name",
     "--data.root": "data-dir data-path dataset-path dataset-dir train-dir data dataset-root imagefolder",
-    "--data.workers": "num-workers n-workers dataloader-num-workers j",
+    "--data.workers": "num-workers n-workers dataloader-num-workers",
     "--data.flip": "hflip horizontal-flip random-flip",
     "--data.crop-scale": "scale random-resized-crop-scale",
     "--augment.policy": "aa auto-augment autoaugment aug-policy rand-augment ra-magnitude",
@@ -58,9 +59,12 @@ OURS = {
 ELSEWHERE = {
     "launch/evaluate.py": "test-only eval-only evaluate validate eval",
     "the folders of --data.root, which say how many classes there are": "num-classes n-classes nb-classes",
+    "CUDA_VISIBLE_DEVICES, in front of the command: a GPU is taken where there is one": "device gpu cuda no-cuda use-cpu",
     "accelerate launch, in front of the command": "gpus devices num-gpus ngpus nproc-per-node strategy accelerator",
 }
 """What is done by another command, or by the data."""
+LETTERS = {"-b": "--batch-size", "-j": "--data.workers", "-a": "--arch", "-c": "--config", "-o": "--output"}
+"""Theirs of one letter; ours have none."""
 
 
 def refuse_other_names(arguments: Sequence[str], known: Iterable[str]) -> None:
@@ -69,6 +73,8 @@ def refuse_other_names(arguments: Sequence[str], known: Iterable[str]) -> None:
     by_leaf = {flag.rpartition(".")[2]: flag for flag in known if "." in flag}
     theirs = {name: ours for ours, names in (OURS | ELSEWHERE).items() for name in names.split()}
     for argument in arguments:
+        if argument in LETTERS:
+            raise ConfigError(f"{argument}: no such flag; did you mean {LETTERS[argument]}?")
         if not argument.startswith("--"):
             continue
         name = argument[2:].partition("=")[0].replace("_", "-").lower()

@@ -78,6 +78,8 @@ def test_what_is_no_file_is_not_read(path):
         *[("--data-dir", "--data.root"), ("--num-workers", "--data.workers"), ("--max_epochs", "--epochs")],
         *[("--test-only", "launch/evaluate.py"), ("--gpus", "accelerate launch"), ("--amp", "--precision")],
         *[("--optim", "--optimizer"), ("--num_classes", "--data.root")],
+        *[("-b", "--batch-size"), ("-j", "--data.workers"), ("--freeze", "--finetune")],
+        ("--device", "CUDA_VISIBLE_DEVICES"),
     ],
 )
 def test_other_trainers_flags_name_ours(flag, ours):
