@@ -59,7 +59,7 @@ OURS = {
 ELSEWHERE = {
     "launch/evaluate.py": "test-only eval-only evaluate validate eval",
     "the folders of --data.root, which say how many classes there are": "num-classes n-classes nb-classes",
-    "CUDA_VISIBLE_DEVICES, in front of the command: a GPU is taken where there is one": "device gpu cuda no-cuda use-cpu",
+    "CUDA_VISIBLE_DEVICES, in front of the command; a GPU that is there is taken": "device gpu cuda no-cuda use-cpu",
     "accelerate launch, in front of the command": "gpus devices num-gpus ngpus nproc-per-node strategy accelerator",
 }
 """What is done by another command, or by the data."""

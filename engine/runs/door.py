@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import stat
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -27,6 +28,8 @@ REASONS = {
 
 DRAFT = ".tmp"
 """How the name of a file ends that is being written."""
+STALE = 3600.0
+"""Seconds after which a draft that nobody wrote to has no writer any more."""
 _drafts: set[Path] = set()
 """Those of this process, and of the one that it was forked from."""
 
@@ -106,6 +109,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
     Its mode is the umask's, also where a library (safetensors) puts a file of its own in its place. Raises CannotWrite.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}{DRAFT}")
+    _sweep_drafts_of(path)
     _drafts.add(temporary)
     try:
         with writing(path, temporary):
@@ -120,6 +124,18 @@ def atomic_file(path: Path) -> Iterator[Path]:
     finally:
         _forget(temporary)
         _drafts.discard(temporary)
+
+
+def _sweep_drafts_of(path: Path) -> None:
+    """Delete what writers of this very file left that were killed: an evaluation, a report, an export.
+
+    A number that no process has here may be one of another machine that writes now; such a draft is not an hour old.
+    """
+    known = re.compile(rf"\.{re.escape(path.name)}\.\d+{re.escape(DRAFT)}")
+    with suppress(OSError), os.scandir(path.parent) as found:
+        for one in found:
+            if known.fullmatch(one.name) and time.time() - one.stat(follow_symlinks=False).st_mtime > STALE:
+                Path(one.path).unlink()
 
 
 def forget_drafts() -> None:

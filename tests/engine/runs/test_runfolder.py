@@ -52,6 +52,18 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
 
 
+def test_a_writer_that_was_killed_is_swept_by_the_next_of_its_file(tmp_path):
+    """An evaluation's, which owns no run folder; one that may be written at this moment is let be."""
+    old, new, other = (tmp_path / f".{name}.tmp" for name in ("a[b].png.77", "a[b].png.78", "ab.png.77"))
+    for path in (old, new, other):
+        path.write_text("half")
+    for path in (old, other):
+        os.utime(path, (0, 0))
+    with atomic_file(tmp_path / "a[b].png") as temporary:
+        temporary.write_text("whole")
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([new.name, other.name, "a[b].png"])
+
+
 @pytest.mark.parametrize("umask, mode", [(0o022, 0o644), (0o027, 0o640)])
 def test_files_have_the_umasks_mode_whoever_writes_them(tmp_path, umask, mode):
     """safetensors makes its file private to the user."""
