@@ -35,7 +35,7 @@ ENDINGS = [
     ("x.onnx", ["--format", "torch-export"], "ends in .pt2 (.onnx is that of --format onnx)"),
     ("x.pth", ["--format", "safetensors-timm"], "a file of --format safetensors-timm ends in .safetensors"),
     ("x.safetensors", [], "(.safetensors is that of --format safetensors-timm or safetensors-torchvision)"),
-    ("x", [], "a file of --format onnx ends in .onnx"),
+    ("x.onnxx", [], "a file of --format onnx ends in .onnx"),
 ]
 """Names of outputs that are of another format, and what is said."""
 

@@ -89,10 +89,10 @@ def run_export(config: ExportConfig) -> int:
 
 
 def refuse_ending(config: ExportConfig) -> None:
-    """Raise ConfigError for an output that is called as a file of another format, or of none."""
-    if config.output is None or config.output.suffix == (ending := ENDINGS[config.format]):
+    """Raise ConfigError for an output whose ending is another format's, or nobody's; a name may have none."""
+    named, ending = config.output.suffix if config.output else "", ENDINGS[config.format]
+    if named in ("", ending):
         return
-    named = config.output.suffix
     others = [name for name, one in ENDINGS.items() if one == named]
     hint = f" ({named} is that of --format {' or '.join(others)})" if others else ""
     raise ConfigError(
