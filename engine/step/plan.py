@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
@@ -144,7 +144,10 @@ def choose_precision(asked: Precision | Literal["auto"], hardware: Hardware) -> 
     """bf16 where it is native; fp16 on Volta and Turing, whose bf16 is emulated; else fp32.
 
     Pascal and older run fp16 at a fraction of their fp32 rate (CUDA C++ Programming Guide, arithmetic throughput).
+    Raises ConfigError for what is none, which Python lets through, and for fp16 on a CPU.
     """
+    known = get_args(Precision)
+    require(asked in ("auto", *known), f"precision must be auto, {', '.join(known)}, not {asked!r}")
     if asked != "auto":
         if asked == "fp16" and hardware.type == "cpu":
             raise ConfigError("--precision fp16 needs a GPU; on a CPU use bf16 or fp32")

@@ -79,7 +79,8 @@ class Predictor:
 
         from engine.step.plan import use_cuda
 
-        require(batch_size >= 1, f"--batch-size must be at least 1 picture, not {batch_size}")
+        whole = isinstance(batch_size, int) and batch_size >= 1
+        require(whole, f"--batch-size must be a number of pictures from 1 on, not {batch_size!r}")
         self.weights, self.batch_size = weights, batch_size
         self.classes = weights.class_names()
         self.device = torch.device("cuda" if use_cuda() else "cpu")

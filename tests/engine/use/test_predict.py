@@ -152,6 +152,19 @@ def test_settings_that_cannot_be_meant_are_told(predictor, settings, told):
         predictor.predict("a.jpg", **settings)
 
 
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"batch_size": 0}, "--batch-size must be a number of pictures from 1 on, not 0"),
+        ({"batch_size": "8"}, "--batch-size must be a number of pictures from 1 on, not '8'"),
+        ({"precision": "fp8"}, "precision must be auto, fp32, bf16, fp16, not 'fp8'"),
+    ],
+)
+def test_a_predictor_that_cannot_be_meant_is_told(weights, settings, told):
+    with pytest.raises(ConfigError, match=told):
+        load(weights(network="squeezenet1_1"), **settings)
+
+
 def test_files_that_are_no_pictures_have_a_reason_and_the_others_their_classes(weights, pictures, tmp_path):
     bomb = tmp_path / "bomb.png"
     write_bomb(bomb)
