@@ -56,11 +56,11 @@ def in_words(main: Callable[[], int]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is still in the buffer is written at the exit
         return 128 + signal.SIGPIPE
     except (MemoryError, OSError, RuntimeError, ImportError) as error:
-        if on_device(error):
-            print(f"error: out of device memory ({first_line(error)}); use a smaller --batch-size", file=sys.stderr)
-            return 1
         if is_memory(error):
             print(f"error: out of host memory ({first_line(error)}); {advice()}", file=sys.stderr, flush=True)
+            return 1
+        if on_device(error):
+            print(f"error: out of device memory ({first_line(error)}); use a smaller --batch-size", file=sys.stderr)
             return 1
         if isinstance(error, OSError) and error.errno in REFUSED and error.filename:
             print(f"error: {error.filename}: {error.strerror}", file=sys.stderr, flush=True)
@@ -98,7 +98,7 @@ def is_memory(error: BaseException) -> bool:
 
 def on_device(error: BaseException) -> bool:
     """Whether a GPU's memory ran out; nobody but torch says so."""
-    if "torch" not in sys.modules:
+    if not hasattr(sys.modules.get("torch"), "OutOfMemoryError"):  # not loaded, or its import has failed
         return False
     from engine.step.device_memory.out_of_memory import out_of_memory
 

@@ -74,7 +74,8 @@ def build_network(
             network.refuse_size(data.progressive_from, data.progressive_from)
     except (ValueError, TypeError) as error:
         raise ConfigError(str(error)) from None
-    refuse_idle_rates(network, model.finetune, config.optim)
+    if not begun:  # one that goes on is as it began
+        refuse_idle_rates(network, model.finetune, config.optim)
     if model.pretrained is not None and not begun:
         load_pretrained(network, model.pretrained, classes, Preprocessing.named_by(data))
     elif model.finetune != "all" and not begun:

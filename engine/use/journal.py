@@ -70,13 +70,13 @@ class Journal:
         """How many rows of this job are there; what is beyond the last whole batch is cut off."""
         self._file.seek(0)
         header = self._file.readline()
-        before, first = json.loads(header) if header.endswith(b"\n") else None, self._file.tell()
+        before, first = _job(header), self._file.tell()
         if before != job and not self._file.readline().endswith(b"\n"):  # killed before its first batch was done
             self._file.truncate(0)
             self._append(json.dumps(job) + "\n")
             return 0
         if before != job:
-            other = ", ".join(sorted(key for key in job if before.get(key) != job[key]))
+            other = ", ".join(sorted(key for key in job if (before or {}).get(key) != job[key]))
             raise ConfigError(f"{self.path} is an unfinished job with other {other}; remove it, or give another output")
         ends = [self._file.seek(first)]
         for line in self._file:
@@ -120,6 +120,15 @@ class Journal:
                 with contextlib.suppress(OSError):
                     left.unlink(missing_ok=True)
         self._file.close()
+
+
+def _job(line: bytes) -> dict[str, Any] | None:
+    """The job that a first line names; None for one that is cut, or no line of ours."""
+    try:
+        found = json.loads(line) if line.endswith(b"\n") else None
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None
 
 
 class FeatureFile:

@@ -13,7 +13,7 @@ from engine.config.pixels.image_size import ImageSize, sides
 from engine.data.fingerprint import Fingerprint
 from engine.data.preprocessing import Preprocessing
 from engine.data.sources.found import MEAN, STD
-from engine.runs.weights_facts import WeightsFacts, refuse_damaged
+from engine.runs.weights_facts import WeightsFacts, refuse_damaged, refuse_odd_names
 
 if TYPE_CHECKING:
     import torch
@@ -122,7 +122,7 @@ def read_weights(path: Path, arch: str | None = None) -> Weights:
         state["average"]["tensors"] if "average" in state else state["model"],  # what the run itself evaluates
         _named_network(arch, model.arch, path),
         network_options(model, data.channels),
-        trained_on and trained_on.classes,
+        trained_on and refuse_odd_names(trained_on.classes, f"--checkpoint {path}"),
         data.image_size,
         data,
         Preprocessing.named_by(data),

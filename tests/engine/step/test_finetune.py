@@ -98,6 +98,13 @@ def test_rates_below_the_last_layer_need_something_trained_there(finetune, refus
     assert told in said and all(f"--optim.{name.replace('_', '-')}" in said for name in rates)
 
 
+def test_a_run_that_goes_on_is_as_it_began():
+    config = RunConfig(model=ModelConfig(arch="convnet_bn", finetune="head"), optim=OptimConfig(layer_decay=0.5))
+    assert build_network(config, 5, begun=True).arch == "convnet_bn"
+    with pytest.raises(ConfigError, match="nothing of the backbone of convnet_bn is trained"):
+        build_network(config, 5)
+
+
 def test_a_head_of_several_layers_has_such_rates():
     refuse_idle_rates(archs.build("alexnet", 10), "head", OptimConfig(layer_decay=0.5))
     with torch.device("meta"), pytest.raises(ConfigError, match="of googlenet"):  # auxiliary heads are heads

@@ -51,6 +51,14 @@ def test_a_job_that_fails_before_its_first_batch_leaves_nothing(tmp_path):
         assert part_of(tmp_path / "x.csv").exists() == features.exists() == bool(done)
 
 
+@pytest.mark.parametrize("line", [b"no JSON\n", b"[1]\n", b"\xff\n"])
+def test_a_file_that_is_no_journal_is_kept_where_it_has_rows(tmp_path, line):
+    part_of(tmp_path / "x.csv").write_bytes(line + b"mine\n")
+    with pytest.raises(ConfigError, match=r"\.x\.csv\.part is an unfinished job with other .*; remove it"):
+        Journal(tmp_path / "x.csv", JOB, 4)
+    assert part_of(tmp_path / "x.csv").read_bytes() == line + b"mine\n"
+
+
 def test_another_job_without_a_row_is_begun_anew(tmp_path):
     """It was killed before its first batch was done: no work is lost."""
     with Journal(tmp_path / "x.csv", JOB | {"top_k": 3}, 4):
