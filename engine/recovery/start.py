@@ -19,7 +19,7 @@ from types import FrameType
 from typing import Any, TextIO
 
 from engine.recovery.interrupt import follow_launcher
-from engine.recovery.streams import go_on_unheard, unheard
+from engine.recovery.streams import go_on_unheard, trains, unheard
 
 
 def begin(unheard: bool = False) -> None:
@@ -145,5 +145,5 @@ def _stop(number: int, frame: FrameType | None) -> None:
         door.forget_drafts()
     if os.environ.get("RANK", "0") == "0":
         with suppress(OSError):  # of a terminal that was closed
-            os.write(2, b"\nstopped before the run began\n")
+            os.write(2, b"\nstopped before the run began\n" if trains() else b"\nstopped\n")
     os._exit(128 + number)

@@ -49,6 +49,11 @@ def go_on_unheard() -> None:
         _unended[name] = raw
 
 
+def trains() -> bool:
+    """Whether this process goes on unheard: it trains."""
+    return bool(_unended)
+
+
 def unheard() -> OSError | None:
     """Why standard output did not take everything; None where it did."""
     sys.stdout.flush()

@@ -267,3 +267,21 @@ def test_a_disk_that_takes_nothing_is_one_sentence(capsys, error, told):
     assert in_words(main) == 1
     said = capsys.readouterr().err
     assert told in said and said.startswith("error: ") and said.count("\n") == 1
+
+
+def test_ctrl_c_in_another_program_names_no_run(root):
+    """An evaluation or a prediction that had begun."""
+    code = "import time; from engine.recovery.start import begin; begin(); print('begun', flush=True); "
+    code += f"time.sleep({PATIENCE})"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        cwd=root,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=heard,
+    )
+    assert process.stdout.readline() == "begun\n"
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 130 and errors == "\nstopped\n"
