@@ -255,6 +255,19 @@ def test_accelerate_launch_stops_with_its_run(start_in_background, tmp_path, row
     assert rows(tmp_path / "run", "event")[-1]["event"] == "interrupted"
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGHUP, marks=pytest.mark.slow)])
+def test_what_a_terminal_sends_reaches_the_launcher_too(start_in_background, tmp_path, rows, number):
+    """Ctrl-C, or its end: `accelerate launch` goes at once, of which the run hears as well, and saves all the same."""
+    launcher = [sys.executable, "-m", "accelerate.commands.launch"]
+    process = start_in_background(LONG, tmp_path / "run", 30, *launcher)
+    os.killpg(process.pid, number)
+    assert process.wait(PATIENCE) in (1, -number)
+    released(tmp_path / "run").touch()
+    process.communicate(timeout=PATIENCE)
+    assert rows(tmp_path / "run", "event")[-1]["event"] == "interrupted"
+    assert list((tmp_path / "run" / "checkpoints").glob("step-*"))
+
+
 def test_evaluate_reads_what_a_run_left(launch, photos, rows, tmp_path):
     run = tmp_path / "run"
     pixels = ["--data.mean", 0.1, 0.2, 0.3, "--data.std", 0.5, 0.6, 0.7]
