@@ -15,6 +15,7 @@ from engine.config import ConfigError, require
 
 LOCAL = ("LOCAL_RANK", "SLURM_LOCALID", "OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "PALS_LOCAL_RANKID")
 """Variables in which launchers say a process's place on its machine."""
+SHARDING = ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP")
 FOREIGN = {
     "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
     "ACCELERATE_USE_PARALLELISM_CONFIG": "its parallelism configuration",
@@ -98,6 +99,8 @@ def refuse_foreign(environment: MutableMapping[str, str] = os.environ) -> None:
                 f"accelerate's configuration asks for {what} ({name}), which does not train here; launch with "
                 "--config_file configs/accelerate/deepspeed_zero2.yaml, or with --multi_gpu"
             )
+    both = [name for name in SHARDING if environment.get(name, "false").lower() in ("true", "1")]
+    require(len(both) < 2, f"the launcher asks for both DeepSpeed and FSDP ({' and '.join(SHARDING)}): choose one")
 
 
 def overrule(precision: str, environment: MutableMapping[str, str] = os.environ) -> None:

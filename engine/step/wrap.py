@@ -67,7 +67,8 @@ class Launch:
 
         timeout  seconds that ranks wait for each other
 
-        Raises ConfigError for a DeepSpeed launch without its JSON, and for ranks that could not find each other.
+        Raises ConfigError for a DeepSpeed launch without its JSON, or one that is none, and for ranks that could not
+        find each other.
         """
         refuse_odd_ranks()
         complete_local_rank(torch.cuda.device_count() if use_cuda() else 0)
@@ -81,7 +82,11 @@ class Launch:
                     f"DeepSpeed was asked for without its configuration (found {path or 'none'}); launch with "
                     "--config_file configs/accelerate/deepspeed_zero2.yaml from the project's folder"
                 )
-            deepspeed = json.loads(Path(path).read_text(encoding="utf-8"))
+            try:
+                deepspeed = json.loads(Path(path).read_text(encoding="utf-8"))
+                require(isinstance(deepspeed, dict), f"DeepSpeed's configuration {path} is no object in braces")
+            except (json.JSONDecodeError, UnicodeDecodeError) as error:
+                raise ConfigError(f"DeepSpeed's configuration {path} is no JSON: {error}") from None
         environment = os.environ
         return cls(
             rank=int(environment.get("RANK", 0)),

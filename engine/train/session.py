@@ -98,14 +98,15 @@ class Session:
 
     def _build(self, config: RunConfig, source: Source, interrupt: Interrupt, relaunch: Relaunch) -> None:
         logging.getLogger("accelerate").setLevel(logging.ERROR)
-        launch = Launch.detect(config.parallel.timeout)
+        with all_or_none(self.meeting, "launch"):
+            launch = Launch.detect(config.parallel.timeout)
         relaunch.watch()
         if self.peers is not None:
             self.peers.start()
         device = prepare_device(launch, config.parallel.threads)
         meet_again(device.type == "cuda", launch.exchange_timeout)
         hardware = Hardware.detect()
-        with all_or_none(self.meeting):
+        with all_or_none(self.meeting, "built"):
             if launch.deepspeed is not None:
                 config.optim.refuse_deepspeed(launch.zero_stage)
                 refuse_contradictions(launch.deepspeed, config, launch.ranks)

@@ -23,6 +23,7 @@ pytestmark = pytest.mark.distributed
         pytest.param({"flags": ["--epochs", "many"]}, "many", marks=pytest.mark.slow),
         pytest.param({"flags": ["--lr=-1"]}, "--lr must be above 0", marks=pytest.mark.slow),
         pytest.param({"environment": {"ACCELERATE_USE_MEGATRON_LM": "1"}}, "Megatron-LM", marks=pytest.mark.slow),
+        pytest.param({"environment": {"WORLD_SIZE": "3"}}, "WORLD_SIZE is 3 there and 2 here", marks=pytest.mark.slow),
     ],
 )
 def test_one_that_cannot_go_on_ends_all(root, tiny, tmp_path, more, words):

@@ -24,13 +24,14 @@ def attend(config: RunConfig, source: Source) -> Meeting | None:
     if launched_ranks() == 1:
         return None
     meeting = Meeting(config.parallel.timeout)
+    ranks = {"WORLD_SIZE": str(launched_ranks())}
     packages = versions() | {"Python": ".".join(platform.python_version_tuple()[:2])}
     try:
         own_gpu()
         problem = None
     except RankError as error:
         problem = str(error)
-    meeting.call(facts_of(config, sources_digest(), packages, fingerprint_of(source).digest), problem)
+    meeting.call(ranks | facts_of(config, sources_digest(), packages, fingerprint_of(source).digest), problem)
     return meeting
 
 
@@ -43,8 +44,10 @@ def tell_all(problem: Exception) -> None:
 
 
 @contextmanager
-def all_or_none(meeting: Meeting | None) -> Iterator[None]:
+def all_or_none(meeting: Meeting | None, name: str) -> Iterator[None]:
     """What is built inside may fail on one machine alone: its disk is full, or lacks weights that others have.
+
+    name  of this part, the same on all
 
     Raises ConfigError on all ranks then, in the same words, where the others would wait for that one.
     """
@@ -52,10 +55,10 @@ def all_or_none(meeting: Meeting | None) -> Iterator[None]:
         yield
     except (ConfigError, DataError) as error:
         if meeting is not None:
-            meeting.call({}, str(error), name="built")
+            meeting.call({}, str(error), name=name)
         raise
     if meeting is not None:
-        meeting.call({}, name="built")
+        meeting.call({}, name=name)
 
 
 def own_gpu() -> None:

@@ -88,6 +88,24 @@ def test_what_is_not_here_is_refused():
         refuse_foreign({"ACCELERATE_USE_MEGATRON_LM": "true"})
 
 
+def test_two_ways_of_sharding_are_refused():
+    """accelerate would take DeepSpeed, without a word."""
+    with pytest.raises(ConfigError, match="both DeepSpeed and FSDP"):
+        refuse_foreign({"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_USE_FSDP": "true"})
+
+
+@pytest.mark.parametrize("text", ["{not json", "[]", "\xff"])
+def test_a_deepspeed_configuration_that_is_none_is_told_by_its_path(monkeypatch, tmp_path, text):
+    from engine.step.wrap import Launch
+
+    path = tmp_path / "zero.json"
+    path.write_bytes(text.encode("latin-1"))
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    monkeypatch.setenv("ACCELERATE_DEEPSPEED_CONFIG_FILE", str(path))
+    with pytest.raises(ConfigError, match=r"DeepSpeed's configuration .*zero.json is no "):
+        Launch.detect()
+
+
 def test_names_stay_the_networks_own_under_a_dynamo_backend(reset_accelerator, monkeypatch):
     """W4: accelerate would compile, and write every weight under `_orig_mod.`."""
     import torch

@@ -20,7 +20,7 @@ def built(problems: list[Exception | None]) -> list[str]:
     def build(rank: int) -> None:
         meeting = Meeting(60, address | {"RANK": str(rank), "WORLD_SIZE": str(len(problems))})
         try:
-            with all_or_none(meeting):
+            with all_or_none(meeting, "built"):
                 if (problem := problems[rank]) is not None:
                     raise problem
         except ConfigError as error:
@@ -45,5 +45,5 @@ def test_where_all_could_build_none_is_told():
 
 
 def test_a_process_alone_keeps_its_own_error():
-    with pytest.raises(DataError, match="no room"), all_or_none(None):
+    with pytest.raises(DataError, match="no room"), all_or_none(None, "built"):
         raise DataError("no room")
