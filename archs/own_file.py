@@ -16,6 +16,7 @@ from types import ModuleType
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from archs.classifier import ImageSize
 from archs.registry import UnknownArch
@@ -63,9 +64,18 @@ def own_factory(name: str) -> Callable[[int, ImageSize, int], nn.Module]:
         if not isinstance(network, nn.Module):
             kind = f"the class {network.__name__}" if isinstance(network, type) else f"a {type(network).__name__}"
             raise ValueError(f"{name} made {kind}, not a torch.nn.Module; {RULE}")
+        refuse_lazy(network, f"{name}: {factory}{line}")
         return network
 
     return make
+
+
+def refuse_lazy(network: nn.Module, origin: str) -> None:
+    """Raise ValueError for tensors whose shape the first batch would say: plans and weights come before."""
+    lazy = [key for key, value in (*network.named_parameters(), *network.named_buffers()) if is_lazy(value)]
+    if lazy:
+        told = f"{lazy[0]} has no shape before the first batch"
+        raise ValueError(f"{origin} made a network of lazy layers: {told}; give its layers their sizes; {RULE}")
 
 
 def refuse_unfinished(name: str) -> None:

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from engine.config.checks import require
 from engine.config.flag import TopLevel
 from engine.config.pixels.image_size import ImageSize, px, sides, size_in_words, size_of
+from engine.config.pixels.scale import refuse_other_scale
 
 USUAL_SIDE = 224
 """Pixels of an image's side where neither a person nor pretrained weights say: what most of the networks are for."""
@@ -130,6 +131,7 @@ class DataConfig:
                 f"--data.{name} needs a number for each of --data.channels {self.channels}, not {len(given or ())}",
             )
         require(self.std is None or min(self.std) > 0, f"--data.std must be above 0 in every channel, not {self.std}")
+        refuse_other_scale(self.mean or (), self.std or (), "--data.")
         require(
             self.eval_crop is None or SMALLEST_CROP <= self.eval_crop <= 1,
             f"--data.eval-crop must be from {SMALLEST_CROP} to 1, not {self.eval_crop}",

@@ -15,6 +15,7 @@ from typing import Any, Literal, get_args
 from engine.config import ConfigError, DataConfig, require
 from engine.config.data import SMALLEST_CROP
 from engine.config.pixels.image_size import LARGEST_SIDE, ImageSize, px, sides, size_from
+from engine.config.pixels.scale import refuse_other_scale
 from engine.data.sources.source import Source
 
 Interpolation = Literal["bilinear", "bicubic"]
@@ -53,6 +54,7 @@ class Preprocessing:
         finite = all(math.isfinite(value) for value in (*self.mean, *self.std))
         require(finite, f"mean and std must be finite, not {self.mean} and {self.std}")
         require(min(self.std) > 0, f"std must be above 0 in every channel, not {self.std}")
+        refuse_other_scale(self.mean, self.std)
         require(
             SMALLEST_CROP <= self.eval_crop <= 1,
             f"the crop share must be from {SMALLEST_CROP} to 1, not {self.eval_crop}",

@@ -66,6 +66,14 @@ def of_two(kind, num_classes): return Net(num_classes)
 first = functools.partial(of_two, kind="a")
 half = functools.partial(of_two)
 
+class Waits(nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.logits = nn.LazyLinear(num_classes)
+
+    def forward(self, images):
+        return self.logits(images.flatten(1))
+
 class Convolved(nn.Module):
     def __init__(self, num_classes):
         super().__init__()
@@ -125,6 +133,7 @@ def test_functions_and_classes_that_keep_the_rule(own, factory):
         ("least", "least raised TypeError in line {}: Net.__init__() takes 2 positional arguments but 3 were given"),
         ("part", "part in line {} raised KeyError in enum.py, line "),
         ("half", "half(kind, num_classes) in line {} cannot be called: missing a required argument: 'kind'"),
+        ("Waits", "Waits in line {} made a network of lazy layers: logits.weight has no shape before the first batch"),
         ("Convolved", "Convolved has no torch.nn.Linear, and no part called fc, classifier, heads, head, that could"),
     ],
 )
@@ -132,7 +141,8 @@ def test_functions_and_classes_that_keep_the_rule(own, factory):
 def test_a_factory_that_breaks_the_rule_is_told_by_file_factory_line_and_rule(
     own, factory, told, relative, monkeypatch
 ):
-    starts = {"Early": "class Early"} | {name: f"{name} =" for name in ("least", "part", "half")}
+    starts = {name: f"class {name}" for name in ("Early", "Waits")}
+    starts |= {name: f"{name} =" for name in ("least", "part", "half")}
     further = {"Early": 2, "raises": 1}
     if relative:
         monkeypatch.chdir(own.parent)

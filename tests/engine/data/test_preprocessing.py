@@ -63,6 +63,11 @@ def test_flags_name_it():
         (TIMM.to_json().replace('"channels": 3', '"channels": 3.0'), "cannot be read: 'float'"),
         (TIMM.to_json().replace("0.2, 0.3", "0.2, NaN"), "mean and std must be finite"),
         (TIMM.to_json().replace("0.2, 0.3", "0.2, Infinity"), "mean and std must be finite"),
+        (TIMM.to_json().replace("0.2, 0.3", "0.2, 57.4"), "std can be at most 1 where white is 1"),
+        (
+            TIMM.to_json().replace(json.dumps(TIMM.mean), "[123.7, 116.3, 103.5]"),
+            "mean must be from 0 to 1 where white is 1",
+        ),
         *((json.dumps(asdict(TIMM) | {"image_size": size}), told) for size, told in SIZES.items()),
     ],
 )
@@ -78,6 +83,9 @@ def test_metadata_that_cannot_be_meant_is_told(text, told):
     ("field", "told"),
     [
         ({"std": (1, 1, 0)}, "--data.std"),
+        ({"mean": (123.675, 116.28, 103.53)}, "--data.mean must be from 0 to 1 where white is 1 .* divided by 255"),
+        ({"mean": (-0.5, 0.5, 0.5)}, "--data.mean must be from 0 to 1"),
+        ({"std": (58.395, 57.12, 57.375)}, "--data.std can be at most 1 where white is 1 .* divided by 255"),
         ({"eval_crop": 0.0}, "--data.eval-crop"),
         ({"eval_crop": 1e-320}, "eval-crop"),
         ({"eval_crop": 1.1}, "eval-crop"),
