@@ -165,7 +165,8 @@ def figures_of(figures: dict[str, Any], where: str = "") -> Iterator[tuple[str, 
             yield _joined(where, name.replace(" / ", " ÷ ")), _interval(one)
     elif "best_val_accuracy" in figures:
         seconds = f" in {figures['seconds']:.0f} s" if "seconds" in figures else ""
-        yield where, f"{100 * figures['best_val_accuracy']:.2f} % val accuracy{seconds}"
+        tested = f", {100 * figures['test_accuracy']:.2f} % test accuracy" if "test_accuracy" in figures else ""
+        yield where, f"{100 * figures['best_val_accuracy']:.2f} % val accuracy{tested}{seconds}"
     elif "summary" in figures:
         yield where, str(figures["summary"])
     elif "runs" in figures and "wall" in figures["runs"]:

@@ -22,11 +22,12 @@ def rows(options: Options) -> Iterator[Row]:
 
 def _figures(folder: Path, deadline: float) -> dict[str, Any]:
     found = run_figures(folder)
-    return found | {"summary": f"{found['best_val_accuracy']:.2%} in {found['seconds']:.0f} s"}
+    tested = f", {found['test_accuracy']:.2%} test" if "test_accuracy" in found else ""
+    return found | {"summary": f"{found['best_val_accuracy']:.2%}{tested} in {found['seconds']:.0f} s"}
 
 
 def run_figures(folder: Path) -> dict:
-    """Command, accuracy by epoch, speed and time of the finished run in `folder`.
+    """Command, accuracy by epoch and of a test split, speed and time of the finished run in `folder`.
 
     Raises ValueError where the run has not finished.
     """
@@ -36,6 +37,7 @@ def run_figures(folder: Path) -> dict:
     if "finished" not in events:
         raise ValueError(f"{folder} is not a finished run")
     start = events["start"]
+    tested = {"test_accuracy": round(row["test_accuracy"], 4) for row in rows if row["kind"] == "test"}
     return {
         "command": start["command"],
         "device": start["device"],
@@ -46,6 +48,7 @@ def run_figures(folder: Path) -> dict:
         "val_images": epochs[-1]["val_images"],
         "val_accuracy": [round(row["val_accuracy"], 4) for row in epochs],
         "best_val_accuracy": round(max(row["val_accuracy"] for row in epochs), 4),
+        **tested,
         "images_per_second": [row["images_per_second"] for row in epochs],
         "seconds": events["finished"]["seconds"],
         "startup_seconds": start["startup_seconds"],

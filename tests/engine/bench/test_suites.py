@@ -211,6 +211,10 @@ def test_run_figures_come_from_the_runs_rows(tmp_path):
         rows.write({"kind": "event", "event": "finished", "seconds": 12.5, "unreadable_images": 0})
     figures = run_figures(tmp_path)
     assert figures["best_val_accuracy"] == 0.9 and figures["epochs"] == 3 and figures["seconds"] == 12.5
+    assert "test_accuracy" not in figures
+    with RecordWriter(tmp_path / "metrics.jsonl") as rows:
+        rows.write({"kind": "test", "test_accuracy": 0.85})
+    assert run_figures(tmp_path)["test_accuracy"] == 0.85
 
 
 def test_tables_show_what_became_of_every_row():
