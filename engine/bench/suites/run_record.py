@@ -37,7 +37,7 @@ def run_figures(folder: Path) -> dict:
     if "finished" not in events:
         raise ValueError(f"{folder} is not a finished run")
     start = events["start"]
-    tested = {"test_accuracy": round(row["test_accuracy"], 4) for row in rows if row["kind"] == "test"}
+    tests = [row for row in rows if row["kind"] == "test"]
     return {
         "command": start["command"],
         "device": start["device"],
@@ -48,7 +48,7 @@ def run_figures(folder: Path) -> dict:
         "val_images": epochs[-1]["val_images"],
         "val_accuracy": [round(row["val_accuracy"], 4) for row in epochs],
         "best_val_accuracy": round(max(row["val_accuracy"] for row in epochs), 4),
-        **tested,
+        **({"test_accuracy": round(tests[-1]["test_accuracy"], 4)} if tests else {}),
         "images_per_second": [row["images_per_second"] for row in epochs],
         "seconds": events["finished"]["seconds"],
         "startup_seconds": start["startup_seconds"],
