@@ -212,6 +212,14 @@ def adopt(name: str) -> tuple[ArchInfo, Callable[..., nn.Module]] | None:
     return ArchInfo(name, name, 0, size, 0, 0, references), build
 
 
+def timm_size(model: str, image_size: ImageSize) -> dict[str, ImageSize]:
+    """What timm is told of the size, beside the name: nothing for a network that takes any."""
+    from timm.models import get_pretrained_cfg
+
+    config = get_pretrained_cfg(model)
+    return {"img_size": image_size} if config and config.fixed_input_size else {}
+
+
 def _of_library(library: str, model: str) -> tuple[Callable[[int, ImageSize, int], nn.Module], int]:
     if library == "timm":
         try:
@@ -221,11 +229,10 @@ def _of_library(library: str, model: str) -> tuple[Callable[[int, ImageSize, int
         if not timm.is_model(model.partition(".")[0]):
             raise UnknownArch(f"timm has no model called {model!r}{_near(model, timm.list_models())}")
         config = timm.get_pretrained_cfg(model)
-        fixed = bool(config and config.fixed_input_size)
         side = config.input_size[-1] if config else 224
 
         def make(num_classes: int, image_size: ImageSize, in_channels: int) -> nn.Module:
-            size = {"img_size": image_size} if fixed else {}
+            size = timm_size(model, image_size)
             return timm.create_model(model, pretrained=False, num_classes=num_classes, in_chans=in_channels, **size)
 
         return make, side

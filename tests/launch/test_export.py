@@ -12,7 +12,9 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from engine.config import ConfigError
 from engine.use.export import command
+from engine.use.export.command import ExportConfig
 from engine.use.predict import load
 from launch import export
 
@@ -90,6 +92,12 @@ def test_a_check_that_fails_is_told_by_the_code(checkpoint, pictures, tmp_path, 
     monkeypatch.setattr(check, "torch_export_runner", wrong)
     shape = ("--format", "torch-export", "--output", tmp_path / "x.pt2", "--check", pictures)
     assert run("--checkpoint", checkpoint, *shape) == 1
+
+
+@pytest.mark.parametrize("form", ["torch-export", "safetensors-timm", "safetensors-torchvision"])
+def test_onnx_operators_are_of_no_other_format(tmp_path, form):
+    with pytest.raises(ConfigError, match=f"--opset is for --format onnx: a file of --format {form} has no ONNX"):
+        ExportConfig(tmp_path, format=form, opset=20)
 
 
 @pytest.mark.parametrize(

@@ -45,13 +45,15 @@ class ExportConfig:
     """File to write; none is model.onnx, model.pt2 or model-LIBRARY.safetensors beside the weights."""
     half: bool = False
     """Weights and activations of the network in fp16."""
-    opset: int = 20
-    """ONNX operators to write, 18 or newer."""
+    opset: int | None = None
+    """ONNX operators to write, 18 or newer; none is 20."""
     check: str | None = None
     """Folder of pictures on which the file is compared with the network; below 99 % of equal classes the code is 1."""
 
     def __post_init__(self) -> None:
-        require(18 <= self.opset <= 24, f"--opset must be from 18 to 24, not {self.opset}")
+        require(self.opset is None or 18 <= self.opset <= 24, f"--opset must be from 18 to 24, not {self.opset}")
+        idle = self.opset is not None and self.format != "onnx"
+        require(not idle, f"--opset is for --format onnx: a file of --format {self.format} has no ONNX operators")
 
 
 def parse(arguments: list[str] | None = None) -> ExportConfig:
@@ -132,14 +134,14 @@ def facts_of(config: ExportConfig, weights: Weights) -> dict[str, str]:
 def _write_graph(config: ExportConfig, weights: Weights, output: Path) -> Runner:
     from engine.use.export.check import onnx_runner, torch_export_runner
     from engine.use.export.graph import RawGraph
-    from engine.use.export.graph_files import refuse_missing, write_onnx, write_torch_export
+    from engine.use.export.graph_files import OPSET, refuse_missing, write_onnx, write_torch_export
 
     if config.format == "onnx":
         refuse_missing("onnx", "onnxscript", *(["onnxruntime"] if config.check else []))
     graph = RawGraph(weights.build(), weights.expected(), config.half)
     facts = facts_of(config, weights) | {"input": "uint8 RGB [N, H, W, 3]", "outputs": "probabilities, logits"}
     if config.format == "onnx":
-        write_onnx(output, graph, facts, config.opset)
+        write_onnx(output, graph, facts, config.opset or OPSET)
         return onnx_runner(output) if config.check else _nobody
     write_torch_export(output, graph, facts)
     return torch_export_runner(output)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import archs
+from archs.foreign import timm_size
 from archs.registry import Reference
 from archs.weights import rename
 from engine.config import ConfigError, require
@@ -37,12 +38,11 @@ def library_model(
     Raises ConfigError where the library is not installed or refuses the size.
     """
     library, _, name = source.partition(":")
-    sized = name.startswith(("vit", "mixer", "resmlp", "gmlp"))
     try:
         if library == "timm":
             import timm
 
-            size = {"img_size": image_size} if sized else {}
+            size = timm_size(name, image_size)
             extra = {"aux_logits": auxiliary} if name == "inception_v3" else {}
             return timm.create_model(
                 name, pretrained=False, num_classes=num_classes, in_chans=channels, **size, **extra
@@ -50,7 +50,7 @@ def library_model(
         require(channels == 3, f"{source} is for coloured images; --format safetensors-timm takes grey ones")
         from torchvision import models
 
-        size = {"image_size": image_size} if sized else {}
+        size = {"image_size": image_size} if name.startswith("vit") else {}
         extra = {"aux_logits": auxiliary, "init_weights": False} if name in ("googlenet", "inception_v3") else {}
         return models.get_model(name, weights=None, num_classes=num_classes, **size, **extra)
     except ImportError:

@@ -42,6 +42,17 @@ def test_the_library_s_own_model_answers_as_ours(name, source):
         assert torch.equal(back.state_dict()[key], tensor), key
 
 
+def test_a_library_s_network_of_another_size_goes_back_under_its_own_keys():
+    """Its name says nothing of whether it is built for one size: timm's own description does."""
+    pytest.importorskip("timm", reason="timm is not installed")
+    ours = archs.build("timm:test_vit", 3, image_size=32).eval()
+    theirs = library_model("timm:test_vit", 3, 32).eval()
+    theirs.load_state_dict(under_library_keys(ours.state_dict(), reference_for("timm:test_vit", "timm"), theirs))
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(theirs(images), ours(images))
+
+
 def test_auxiliary_heads_go_along():
     ours = archs.build("googlenet", 5)
     torch.nn.init.normal_(ours.state_dict()["head.fc.bias"])
