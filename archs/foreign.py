@@ -114,7 +114,11 @@ def candidates(network: nn.Module, head: str) -> list[str]:
         inside = [found for part, child in parts for found in expand(child, part)]
         return inside or ([name] if children and name else [])
 
-    return expand(network, "")
+    found = expand(network, "")
+    first, within, rest = head.partition(".")
+    if found or not within:
+        return found
+    return [f"{first}.{name}" for name in candidates(network.get_submodule(first), rest)]  # all lies in one module
 
 
 def unit_names(network: nn.Module, head: str, shape: tuple[int, ...]) -> tuple[tuple[str, ...], object]:

@@ -4,6 +4,7 @@ import difflib
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from os.path import commonprefix
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +40,14 @@ def head_rows(tensors: Mapping[str, Tensor], pattern: str = LOGITS) -> int | Non
     """Classes that tensors under our keys make logits of; None where `pattern` finds no head among them."""
     heads = [key for key in tensors if re.match(pattern, key)]
     return int(tensors[heads[-1]].shape[0]) if heads else None
+
+
+def logits_of(arch: str) -> str:
+    """Pattern of the keys of the weights that make the logits of `arch`; a network from elsewhere has its own."""
+    if ":" not in arch:
+        return LOGITS
+    with torch.device("meta"):
+        return getattr(constructor(arch)(1), "logits_pattern", LOGITS)
 
 
 def refuse_other_count(tensors: Mapping[str, Tensor], named: int, origin: str, pattern: str = LOGITS) -> None:
@@ -128,7 +137,7 @@ def our_keys(
         with torch.device("meta"):
             wanted = constructor(arch)(1).state_dict().keys()
     wanted = set(wanted)
-    candidates = {"hcr": dict(state_dict)}
+    candidates = {"hcr": _as_deep(state_dict, wanted)}
     for reference in lookup(arch).references:
         try:
             candidates[reference.source] = rename(state_dict, reference)
@@ -136,6 +145,18 @@ def our_keys(
             continue  # not this library's keys
     best = max(candidates, key=lambda source: len(wanted & candidates[source].keys()))
     return candidates[best], best
+
+
+def _as_deep(state_dict: Mapping[str, Tensor], wanted: set[str]) -> dict[str, Tensor]:
+    """The tensors behind as much of what all `wanted` names begin with as makes the most of them wanted.
+
+    A network of a library or of one's own lies within another module here, so that its names begin alike; a file has
+    them without that, by who wrote it or because what all names begin with was taken for a trainer's.
+    """
+    parts = commonprefix([*wanted]).split(".")[:-1]  # noqa: RUF071 (names, not paths)
+    behind = ["".join(f"{part}." for part in parts[:count]) for count in range(len(parts) + 1)]
+    best = max(behind, key=lambda prefix: sum(f"{prefix}{key}" in wanted for key in state_dict))
+    return {f"{best}{key}": tensor for key, tensor in state_dict.items()}
 
 
 def fit(

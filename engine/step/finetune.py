@@ -46,7 +46,7 @@ def trained_parts(model: Any, finetune: str) -> list[nn.Module]:
     blocks = list(model.blocks())
     count = 0 if finetune == "head" else int(finetune)
     require(
-        count < len(blocks),
+        count < len(blocks) or finetune == "head",
         f"--finetune {finetune}: {model_name(model)} has {len(blocks)} blocks, and all of them are --finetune all",
     )
     return [*heads_of(model), *blocks[len(blocks) - count :]]

@@ -47,9 +47,9 @@ class Weights:
         """Rows of the head. Raises ConfigError where the names are not as many."""
         if ":" in self.arch and self.classes is not None:
             return len(self.classes)  # another library's network: what it calls its head is its own affair
-        from archs.weights import WeightsMismatch, head_rows, refuse_other_count
+        from archs.weights import WeightsMismatch, head_rows, logits_of, refuse_other_count
 
-        if (count := head_rows(self.tensors)) is None:
+        if (count := head_rows(self.tensors, logits_of(self.arch))) is None:
             raise ConfigError(f"{self.path} holds no head of a classifier ({', '.join(list(self.tensors)[:3])}, …)")
         try:
             refuse_other_count(self.tensors, count if self.classes is None else len(self.classes), str(self.path))

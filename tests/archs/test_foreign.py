@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 import archs
@@ -32,6 +33,28 @@ class Net(nn.Module):
 
 def small(num_classes):
     return Net(num_classes)
+
+class Deep(nn.Module):
+    def __init__(self, classes):
+        super().__init__()
+        self.model = Net(classes)
+
+    def forward(self, images):
+        return self.model(images)
+
+def deep(num_classes):
+    return Deep(num_classes)
+
+class Bare(nn.Module):
+    def __init__(self, classes):
+        super().__init__()
+        self.conv, self.logits = nn.Conv2d(3, 8, 3), nn.Linear(8, classes)
+
+    def forward(self, images):
+        return self.logits(self.conv(images).mean(dim=(2, 3)))
+
+def bare(num_classes):
+    return Bare(num_classes)
 
 def headless(num_classes):
     return nn.Conv2d(3, num_classes, 1)
@@ -91,6 +114,26 @@ def test_one_s_own_network_is_trained_and_frozen_by_its_units(own):
     assert model.arch == own and model(torch.randn(2, 3, 16, 16)).shape == (2, 5)
     freeze(model, "head")
     assert sum(one.requires_grad for one in model.parameters()) == 2
+
+
+def test_units_are_found_in_a_network_that_lies_within_one_module(own):
+    model = archs.build(own.replace(":small", ":deep"), 5, image_size=16)
+    assert model.unit_names == ("model.body.0", "model.body.1", "model.body.2")
+
+
+@pytest.mark.parametrize("factory", ["small", "deep", "bare"])
+@pytest.mark.parametrize("kept", ["a run's", "its own", "a trainer's"])
+def test_one_s_own_network_goes_on_from_its_weights(own, tmp_path, factory, kept):
+    """Also where all of its names begin with what trainers put before theirs."""
+    arch = own.replace(":small", f":{factory}")
+    trained = archs.build(arch, 5, image_size=16)
+    tensors = (trained if kept == "a run's" else trained.network).state_dict()
+    before = "module." if kept == "a trainer's" else ""
+    save_file({f"{before}{key}": tensor for key, tensor in tensors.items()}, tmp_path / "w.safetensors")
+    asked = ModelConfig(arch=arch, pretrained=str(tmp_path / "w.safetensors"), finetune="head")
+    model = build_network(RunConfig(model=asked, data=DataConfig(image_size=16)), 5)
+    for key, tensor in trained.state_dict().items():
+        assert torch.equal(tensor, model.state_dict()[key]), key
 
 
 def test_published_weights_of_any_model_load_with_another_head(monkeypatch):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import archs
 from archs.channels import Normalised, renormalisation
-from archs.weights import WeightsMismatch, refuse_other_count
+from archs.weights import WeightsMismatch, our_keys, refuse_other_count
 from engine.config import ConfigError, require
 from engine.config.pixels.image_size import ImageSize, sides
 from engine.data.preprocessing import Preprocessing
@@ -123,7 +123,9 @@ class Teacher:
         teacher = self.build(classes, ours, trained=True)
         if self.facts is not None:
             try:
-                teacher.network.load_state_dict(read_weight_file(Path(self.name), f"{FLAG} {self.name}"))
+                given = read_weight_file(Path(self.name), f"{FLAG} {self.name}")
+                keys = teacher.network.state_dict().keys()
+                teacher.network.load_state_dict(our_keys(given, self.facts.arch, keys)[0])
             except RuntimeError as error:
                 raise ConfigError(f"{FLAG} {self.name}: {str(error).splitlines()[0]}") from None
         return teacher.eval().requires_grad_(False)

@@ -22,6 +22,17 @@ def pixels(**changed) -> str:
     return json.dumps(asdict(PIXELS) | changed)
 
 
+def test_a_library_s_own_file_of_a_network_that_only_it_has(tmp_path):
+    """Nobody wrote the classes down, and the head is called as that library calls it."""
+    theirs = pytest.importorskip("timm", reason="timm is not installed").create_model("test_resnet", num_classes=4)
+    save_file(theirs.state_dict(), tmp_path / "w.safetensors")
+    found = read_weights(tmp_path / "w.safetensors", "timm:test_resnet")
+    assert found.class_names() == ["0", "1", "2", "3"]
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(found.build()(images), theirs.eval()(images))
+
+
 def test_what_a_run_wrote_is_read(weights):
     found = read_weights(weights())
     assert (found.arch, found.classes, found.preprocessing) == ("resnet18", CLASSES, PIXELS)

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save_file
 from torch import nn
 
 import archs
@@ -15,6 +16,7 @@ from engine.data.preprocessing import Preprocessing
 from engine.plan.memory.simulate import Step, run_step, simulate
 from engine.plan.memory.trace import Category
 from engine.plan.memory.tracker import Tracker
+from engine.runs.weights_facts import WeightsFacts
 from engine.step.distill.kept_logits import KeptLogits, LogitsOf
 from engine.step.distill.teacher import Teacher, TeacherNetwork
 from engine.step.loss import Distillation, LossTerms, loss_and_hits
@@ -77,6 +79,14 @@ def test_a_librarys_teacher_has_its_classes_and_its_pixels(monkeypatch):
     monkeypatch.setattr(timm, "create_model", lambda name, pretrained: 1 / 0)
     with pytest.raises(ConfigError, match="--distill timm:resnet18: timm cannot give these weights"):
         teacher.load(1000, OURS)
+
+
+def test_a_teacher_may_be_a_librarys_network_that_was_trained_here(tmp_path):
+    network = archs.build("torchvision:squeezenet1_1", 3, image_size=32)
+    facts = WeightsFacts("torchvision:squeezenet1_1", ["a", "b", "c"], {}, 32)
+    save_file(network.state_dict(), tmp_path / "w.safetensors", metadata=facts.as_metadata())
+    loaded = Teacher.named(str(tmp_path / "w.safetensors")).load(3, None).network.state_dict()
+    assert all(torch.equal(tensor, loaded[key]) for key, tensor in network.state_dict().items())
 
 
 def test_what_is_no_teacher_is_said(tmp_path):
