@@ -112,7 +112,9 @@ def load_pretrained(
             count = None if theirs is None else len(theirs)
             loaded = archs.load_weights(network, weights, network.arch, rows, normalised, count)
     except ValueError as error:
-        raise ConfigError(f"--pretrained {pretrained}: {error}") from None
+        arch = network.arch if library else file_metadata(Path(pretrained)).get("arch", network.arch)
+        other = "" if arch == network.arch else f"; the file says that it is of {arch}"
+        raise ConfigError(f"--pretrained {pretrained}: {error}{other}") from None
     logger.info("weights of %s loaded (as %s)%s", pretrained, loaded.source, _kept(loaded, classes, rows))
     if loaded.converted:
         logger.info("%s", loaded.converted)

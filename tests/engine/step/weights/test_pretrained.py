@@ -146,6 +146,11 @@ class TestClasses:
         new, _ = self.build("torchvision:resnet18", ["goldfish", "rose"])
         assert torch.equal(new.head.fc.weight[0], theirs["fc.weight"][1])
 
+    def test_of_another_network_is_told_with_its_name(self, trained):
+        path, _ = trained()
+        with pytest.raises(ConfigError, match=r"do not fit.*; the file says that it is of resnet18"):
+            build_network(config("squeezenet1_1", pretrained=path), 3, ["rose", "tulip", "daisy"])
+
     def test_metadata_that_lies_is_told(self, trained):
         path, _ = trained(classes=("a", "b", "c"))
         facts = {"classes": json.dumps(["a", "b", "c", "d"])}
