@@ -48,7 +48,9 @@ def test_a_signal_that_is_ignored_stays_ignored():
 @pytest.mark.parametrize("first", ["SIGHUP", "SIGINT", "SIGTERM"])
 def test_a_hang_up_is_no_second_signal(root, first):
     """The terminal's and its shell's reach a run one after the other: it saves all the same."""
-    code = "import signal\nfrom engine.recovery.interrupt import Interrupt\nwith Interrupt() as interrupt:\n"
+    code = "import signal\nfrom engine.recovery.interrupt import Interrupt\n"
+    code += "signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"  # under nohup it would be ignored
+    code += "with Interrupt() as interrupt:\n"
     code += f"    signal.raise_signal(signal.{first}); signal.raise_signal(signal.SIGHUP)\n"
     code += "    print('saves', interrupt.exit_code)"
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)

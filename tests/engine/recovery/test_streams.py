@@ -15,6 +15,7 @@ from engine.recovery.start import begin, in_words
 begin(unheard=True)
 from engine.recovery.interrupt import Interrupt
 def main():
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it would be ignored
     with Interrupt() as interrupt:
         print('begun', flush=True)
         sys.stdin.readline()
