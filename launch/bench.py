@@ -27,7 +27,9 @@ def main(arguments: list[str] | None = None) -> int:
     from engine.bench.pages.index import write_index
     from engine.bench.suites.run import choose, run_suites
 
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # from here on there are processes to end
+    for stop in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # from here on there are processes to end
+        if signal.getsignal(stop) is not signal.SIG_IGN:
+            signal.signal(stop, signal.default_int_handler)
     if given.dry_run:
         stay_on_cpu()
         given.output = given.output or Path(tempfile.mkdtemp(prefix="bench-dry-run-"))

@@ -20,6 +20,7 @@ from engine.bench.instrument.kernel_layers import layers_of_all
 from engine.bench.instrument.measure import one_line
 from engine.bench.instrument.options import Options
 from engine.bench.suites import arch_rows, kernel_rates
+from engine.recovery.interrupt import end_with_parent
 from engine.runs.provenance import ROOT
 
 CORES_EACH = 4
@@ -33,7 +34,8 @@ def main(arguments: list[str]) -> None:
         return
     shares = max(1, (os.cpu_count() or 1) // CORES_EACH)
     command = [sys.executable, "-m", "engine.bench.ahead"]
-    layers = [subprocess.Popen([*command, str(share), str(shares)], cwd=ROOT) for share in range(shares)]
+    parts = [[*command, str(share), str(shares)] for share in range(shares)]
+    layers = [subprocess.Popen(part, cwd=ROOT, preexec_fn=end_with_parent()) for part in parts]
     for row in arch_rows.rows(Options(archs=NETWORKS)):
         if row.key == arch_rows.AHEAD:  # there is none where networks are not compiled
             print(row.measure(time.monotonic() + 600.0)["summary"], flush=True)

@@ -23,6 +23,7 @@ from typing import Any
 
 from engine.bench.instrument.options import Options
 from engine.bench.instrument.record import give_up_running, write_document
+from engine.recovery.interrupt import end_with_parent
 from engine.runs.provenance import ROOT, command, commit, today, versions
 
 NETWORKS = ("resnet50", "mobilenetv2", "resnext50", "darknet53", "inceptionv3")
@@ -141,7 +142,12 @@ class Contact:
             arguments += [] if math.isinf(seconds) else ["--budget", f"{max(1, round(seconds - STARTS))}s"]
         with (self.logs / f"{step.name}.log").open("wb" if first else "ab") as log:
             process = subprocess.Popen(
-                [sys.executable, *arguments], cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+                [sys.executable, *arguments],
+                cwd=ROOT,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                preexec_fn=end_with_parent(),
             )
             try:
                 code = process.wait(None if math.isinf(seconds) else seconds)
@@ -199,7 +205,12 @@ def first_contact(
     if ahead and waiting:
         with (contact.logs / "ahead.log").open("wb") as log:
             compiling = subprocess.Popen(
-                [sys.executable, *ahead], cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+                [sys.executable, *ahead],
+                cwd=ROOT,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                preexec_fn=end_with_parent(),
             )
     try:
         for step in waiting:

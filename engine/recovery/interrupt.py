@@ -6,6 +6,7 @@ import ctypes
 import os
 import signal
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
@@ -90,6 +91,14 @@ def follow_launcher() -> None:
     if os.getppid() != parent or orphaned(parent):
         print("the launcher has gone; this process ends with it", file=sys.stderr, flush=True)
         os._exit(128 + signal.SIGTERM)
+
+
+def end_with_parent() -> Callable[[], None] | None:
+    """For a new process: it is sent SIGTERM, and saves, when this one is killed. None off Linux."""
+    if sys.platform != "linux":
+        return None
+    libc = ctypes.CDLL(None, use_errno=True)  # loaded here: between fork and exec only the call is made
+    return lambda: libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def orphaned(parent: int) -> bool:

@@ -106,6 +106,11 @@ class Store:
         self.rows[key] = about | {"identity": self.identity(settings)} | content
         self.write()
 
+    def give_up(self) -> None:
+        """Write that the row that was begun is not being measured, and nothing of it."""
+        self.document.pop("running", None)
+        self.write()
+
     def write(self) -> None:
         """Write the file in one step."""
         write_document(self.path, self.document)

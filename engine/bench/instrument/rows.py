@@ -26,11 +26,16 @@ class Row:
     settings: dict[str, Any]
     """All that defines the measurement; the same settings at the same commit are not measured twice."""
     measure: Callable[[float], dict[str, Any]]
-    """From the `time.monotonic()` at which the budget ends to figures. Raises NotAvailable where it cannot be here."""
+    """From the `time.monotonic()` at which the budget ends to figures. Raises NotAvailable where it cannot be here,
+    NotReached where time was too short."""
     seconds: float
     """Cost that is expected; `Pace` learns by how much it is off."""
     paced: bool = True
     """Whether its cost says something about the other rows'."""
+
+
+class NotReached(Exception):
+    """Raised by a row for which there was no time: nothing is known of it, and it is measured another time."""
 
 
 def missing_row(key: str, reason: str) -> Row:
@@ -121,6 +126,10 @@ def _measure(row: Row, store: Store, deadline: float, outcome: Outcome, pace: Pa
         with fair_settings():
             content = {"figures": row.measure(deadline)}
         outcome.measured.append(row.key)
+    except NotReached:
+        store.give_up()
+        outcome.not_reached.append(row.key)
+        return
     except NotAvailable as error:
         status, content = "not available", {"reason": str(error)}
         outcome.not_available[row.key] = str(error)

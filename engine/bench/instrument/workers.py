@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Mapping
 from typing import Any
 
+from engine.recovery.interrupt import end_with_parent
 from engine.runs.provenance import ROOT
 
 
@@ -27,6 +28,7 @@ class Worker:
             env={**os.environ, **(environment or {})},
             stdout=self._said,
             stderr=subprocess.STDOUT,
+            preexec_fn=end_with_parent(),
         )
 
     def ended(self) -> bool:

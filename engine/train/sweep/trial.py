@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import json
 import os
@@ -14,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from engine.config import ConfigError, RunConfig, to_yaml
-from engine.recovery.interrupt import PR_SET_PDEATHSIG
+from engine.recovery.interrupt import end_with_parent
 from engine.runs.door import atomic_file, cannot_write, writing
 from engine.runs.history import NotARun, read_history
 from engine.runs.owner import Ownership
@@ -88,14 +87,6 @@ def run_trial(config: RunConfig, folder: Path, stop: Callable[[list[float]], boo
     if not stopped and not is_finished(folder, config.optim.epochs):
         raise TrialFailed(_last_error(folder / "output.log", process.returncode))
     return seen
-
-
-def end_with_parent() -> Callable[[], None] | None:
-    """For a new process: it is sent SIGTERM, and saves, when this one is killed. None off Linux."""
-    if sys.platform != "linux":
-        return None
-    libc = ctypes.CDLL(None, use_errno=True)  # loaded here: between fork and exec only the call is made
-    return lambda: libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def wait_until_free(folder: Path) -> None:

@@ -1,6 +1,10 @@
 """Steps in processes of their own: order, limits, what a crash or a hang costs, and going on."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -10,7 +14,8 @@ from engine.bench import contact
 from engine.bench.contact import AFTER, STEPS, Contact, Step, first_contact
 from engine.bench.instrument.options import Options
 from engine.bench.instrument.record import Store
-from tests.waiting import PATIENCE
+from engine.runs.provenance import ROOT
+from tests.waiting import PATIENCE, until
 
 MINUTES = 480.0
 
@@ -143,3 +148,32 @@ def test_a_row_that_takes_its_process_with_it_is_not_begun_again(tmp_path, root,
     assert ("second" in rows) == (status == "passed")
     assert (one.logs / "made.log").read_text().count("--fresh") == 1, "begun again, it goes on"
     assert Store("made", tmp_path).has("first", {}, failed=True) and not Store("made", tmp_path).has("first", {})
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a parent's death is heard of on Linux")
+def test_steps_end_with_a_report_that_is_killed(tmp_path):
+    """They would measure beside those of the report that goes on, and write into its files."""
+    step = f"import os, time\nprint(os.getpid(), flush=True)\ntime.sleep({2 * PATIENCE})"
+    code = "from pathlib import Path\nfrom engine.bench.contact import Contact, Step, first_contact\n"
+    code += "from engine.bench.instrument.options import Options\n"
+    code += f"step = {step!r}\none = Contact(Path({str(tmp_path)!r}))\n"
+    code += "first_contact(Options(budget=600.0), one, [Step('a', 600.0, ('-c', step), False)], ('-c', step))"
+    logs = [tmp_path / "contact" / name for name in ("a.log", "ahead.log")]
+    with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT) as process:
+        until(lambda: all(log.is_file() and log.read_text().endswith("\n") for log in logs))
+        process.kill()
+    pids = [log.read_text().strip() for log in logs]
+    until(lambda: not any(map(alive, pids)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_report_that_is_asked_to_end_ends_its_steps(tmp_path, number):
+    command = [sys.executable, "launch/bench.py", "--report", "--dry-run", "--output", str(tmp_path)]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+        until(lambda: [*tmp_path.rglob("training.json")])
+        (children,) = [Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+        os.kill(process.pid, number)
+        told = process.communicate(timeout=PATIENCE)[1]
+    assert process.returncode == 130 and "Traceback" not in told and children
+    assert not any(map(alive, children))
