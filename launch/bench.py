@@ -27,7 +27,8 @@ def main(arguments: list[str] | None = None) -> int:
     from engine.bench.pages.index import write_index
     from engine.bench.suites.run import choose, run_suites
 
-    for stop in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # from here on there are processes to end
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # from here on there are processes to end
+    for stop in (signal.SIGTERM, signal.SIGHUP) if given.report else ():  # suites end at once
         if signal.getsignal(stop) is not signal.SIG_IGN:
             signal.signal(stop, signal.default_int_handler)
     if given.dry_run:
