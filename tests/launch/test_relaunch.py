@@ -55,6 +55,7 @@ def test_in_an_update_after_the_ranks_had_exchanged(launch, tiny, rows, alone, t
     assert_started_again(rows, run, alone, "20 images, after the ranks had exchanged gradients", micro=10)
 
 
+@pytest.mark.slow
 def test_in_an_evaluation(launch, tiny, rows, alone, tmp_path):
     """On one process, which tells nobody."""
     run = tmp_path / "run"

@@ -225,7 +225,9 @@ def assert_resumes_to(launch, folder: Path, whole: dict) -> None:
         torch.testing.assert_close(tensor, whole[name], rtol=0, atol=0)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), [pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow), (signal.SIGTERM, 143)]
+)
 def test_stopped_runs_save_and_go_on(launch, start_in_background, whole, tmp_path, number, code):
     """Through DALI and the real entry point, in mid-epoch: the same weights as never stopped, bit for bit."""
     process = start_in_background(LONG, tmp_path / "run", 30)
