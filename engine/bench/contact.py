@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from engine.bench.instrument.options import Options
 from engine.bench.instrument.record import give_up_running, write_document
@@ -141,14 +141,7 @@ class Contact:
             arguments += ["--fresh"] if self.fresh and first else []  # begun again, it goes on with what it has
             arguments += [] if math.isinf(seconds) else ["--budget", f"{max(1, round(seconds - STARTS))}s"]
         with (self.logs / f"{step.name}.log").open("wb" if first else "ab") as log:
-            process = subprocess.Popen(
-                [sys.executable, *arguments],
-                cwd=ROOT,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-                preexec_fn=end_with_parent(),
-            )
+            process = begin(arguments, log)
             try:
                 code = process.wait(None if math.isinf(seconds) else seconds)
             except subprocess.TimeoutExpired:
@@ -175,6 +168,18 @@ class Contact:
         """The last three lines that a step said."""
         text = (self.logs / f"{step.name}.log").read_text(encoding="utf-8", errors="replace")
         return [line[:200] for line in text.splitlines() if line.strip()][-3:]
+
+
+def begin(arguments: Sequence[str], log: IO[bytes]) -> subprocess.Popen:
+    """A Python process in a session of its own, which ends with this one; what it says goes into `log`."""
+    return subprocess.Popen(
+        [sys.executable, *arguments],
+        cwd=ROOT,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+        preexec_fn=end_with_parent(),
+    )
 
 
 def end(process: subprocess.Popen) -> None:
@@ -204,14 +209,7 @@ def first_contact(
     compiling = None
     if ahead and waiting:
         with (contact.logs / "ahead.log").open("wb") as log:
-            compiling = subprocess.Popen(
-                [sys.executable, *ahead],
-                cwd=ROOT,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-                preexec_fn=end_with_parent(),
-            )
+            compiling = begin(ahead, log)
     try:
         for step in waiting:
             if step.timed and compiling is not None:
