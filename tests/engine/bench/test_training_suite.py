@@ -2,9 +2,9 @@
 
 import pytest
 
+from engine.bench.instrument import rows
 from engine.bench.instrument.options import Options
 from engine.bench.instrument.record import Store
-from engine.bench.instrument.rows import run_rows
 from engine.bench.suites import training_suite
 
 OPTIONS = Options(archs=("resnet18",), dry_run=True, precision="fp32")
@@ -33,9 +33,29 @@ class Endless(Ended):
         """Nothing runs."""
 
 
+class Clock:
+    """Time that passes by sleeping only, however busy the machine is."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@pytest.fixture(autouse=True)
+def clock(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(training_suite, "time", clock)
+    monkeypatch.setattr(rows, "time", clock)
+
+
 def run(tmp_path, budget: float, go_on: bool = False):
     store = Store("training", tmp_path)
-    return run_rows(training_suite.rows(OPTIONS), store, budget, say=lambda text: None, go_on=go_on), store
+    return rows.run_rows(training_suite.rows(OPTIONS), store, budget, say=lambda text: None, go_on=go_on), store
 
 
 @pytest.mark.parametrize("worker", [Ended, Endless])
