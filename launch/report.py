@@ -27,11 +27,19 @@ def main(arguments: list[str] | None = None) -> int:
         action="store_true",
         help="all runs, or those in a folder of runs, beside the learning repository's figures: HTML, Markdown and CSV",
     )
+    parser.add_argument(
+        "--keep",
+        type=Path,
+        metavar="CSV",
+        help="with --leaderboard: an earlier leaderboard.csv, whose runs stay in although their folders are elsewhere",
+    )
     given = parser.parse_args(arguments)
+    if given.keep and not given.leaderboard:
+        parser.error("--keep goes with --leaderboard")
     folders = given.runs
     try:
         if given.leaderboard:
-            return show_leaderboard(folders)
+            return show_leaderboard(folders, given.keep)
         table = summary_table(folders)
         pages = [write_report(folder) for folder in folders]
     except NotARun as error:
@@ -42,13 +50,13 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def show_leaderboard(places: list[Path]) -> int:
+def show_leaderboard(places: list[Path], earlier: Path | None) -> int:
     """Write the leaderboard into the first place, or beside the first run, and print it. Raises NotARun."""
     from engine.report.leaderboard import find_runs, leaderboard
-    from engine.report.leaderboard_files import terminal_table, write_leaderboard
+    from engine.report.leaderboard_files import read_csv, terminal_table, write_leaderboard
 
     runs = find_runs(places)
-    lines = leaderboard(runs)
+    lines = leaderboard(runs, read_csv(earlier) if earlier else ())
     print(terminal_table(lines))
     print(*write_leaderboard(lines, places[0].parent if places[0] in runs else places[0]), sep="\n")
     return 0

@@ -125,10 +125,12 @@ def find_runs(places: Iterable[Path]) -> list[Path]:
     return found
 
 
-def leaderboard(folders: Iterable[Path]) -> list[Line]:
-    """Lines in the learning repository's order, the best of a network's runs first; other networks behind. Raises
-    NotARun."""
+def leaderboard(folders: Iterable[Path], kept: Iterable[Line] = ()) -> list[Line]:
+    """Lines in the learning repository's order, the best of a network's runs first; other networks behind. `kept` are
+    lines of runs whose folders are elsewhere by now; a folder of the same run stands in their place. Raises NotARun."""
     lines = [line_of(read_history(folder)) for folder in folders]
+    here = {line.run for line in lines}
+    lines += [line for line in kept if line.run and line.run not in here]
     lines.sort(key=lambda line: -(line.ours or 0.0))
     order = [name for name, *_ in LEARNING_REPOSITORY]
     order += [name for name in THEIRS if name not in order]

@@ -5,12 +5,15 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 from engine.report.arch_table import markdown
 from engine.report.leaderboard import HEADS, Line, cell
 from engine.report.sorted_table import Head, sorted_table
 from engine.runs.door import atomic_file
+from engine.runs.history import NotARun
 from engine.runs.text_table import text_table
 
 TERMINAL = ("network", "theirs", "ours", "parameters", "image_size", "epochs", "images_per_second", "peak_memory_bytes")
@@ -52,6 +55,33 @@ def as_csv(lines: Sequence[Line]) -> str:
         values = (getattr(line, field) for field, _ in HEADS)
         writer.writerow("" if value is None else value for value in values)
     return buffer.getvalue()
+
+
+def read_csv(path: Path) -> list[Line]:
+    """The lines of a leaderboard that `as_csv` wrote. Raises NotARun where the file is none."""
+    try:
+        rows = list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"))))
+    except (OSError, UnicodeError, csv.Error) as error:
+        raise NotARun(f"{path}: cannot be read as a leaderboard: {error}") from error
+    if not rows or any(set(row) != {field for field, _ in HEADS} for row in rows):
+        raise NotARun(f"{path}: not the CSV of a leaderboard")
+    try:
+        return [
+            Line(**{field.name: _value(str(field.type), row[field.name]) for field in fields(Line)}) for row in rows
+        ]
+    except (TypeError, ValueError) as error:
+        raise NotARun(f"{path}: not the CSV of a leaderboard: {error}") from error
+
+
+def _value(kind: str, text: str) -> Any:
+    """A cell as its field's type; a field that also takes text (a size of two sides) keeps what is no number."""
+    if kind == "str":
+        return text
+    if not text:
+        return None
+    if "int" in kind and not ("str" in kind and not text.isdecimal()):
+        return int(text)
+    return text if "str" in kind else float(text)
 
 
 def as_page(lines: Sequence[Line]) -> str:

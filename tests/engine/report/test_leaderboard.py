@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from engine.report.leaderboard import THEIRS, find_runs, leaderboard, network_facts, plan_text
-from engine.report.leaderboard_files import as_csv, as_markdown, as_page, terminal_table, write_leaderboard
+from engine.report.leaderboard_files import as_csv, as_markdown, as_page, read_csv, terminal_table, write_leaderboard
 from engine.runs.history import NotARun
 from engine.runs.text_table import width
 
@@ -111,6 +111,28 @@ def test_csv_has_plain_numbers_and_markdown_whole_rows(lines):
     rows = as_markdown(lines).splitlines()
     assert len(rows) == len(lines) + 2
     assert {len(re.findall(r"(?<!\\)\|", row)) for row in rows} == {19}
+
+
+def test_runs_whose_folders_are_gone_stay_in_and_a_folder_comes_before_what_was_kept(lines, runs, tmp_path, make_run):
+    path = tmp_path / "earlier.csv"
+    path.write_text(as_csv(lines))
+    assert read_csv(path) == lines
+    for name in ("first", "digits"):
+        shutil.rmtree(runs / name)
+    assert leaderboard(find_runs([runs]), read_csv(path)) == lines
+    make_run("first", rows=[], config=config("resnet18"))
+    again = leaderboard(find_runs([runs]), read_csv(path))
+    assert [line.ours for line in again if line.run == "first"] == [None]
+
+
+@pytest.mark.parametrize("text", ["", "a,b\n1,2\n", "\ufeff", None])
+def test_a_file_that_is_no_leaderboard_is_named(text, lines, tmp_path):
+    path = tmp_path / "other.csv"
+    path.write_text(as_csv(lines).replace("74.9", "much") if text is None else text)
+    with pytest.raises(NotARun, match=f"{path}: not the CSV of a leaderboard"):
+        read_csv(path)
+    with pytest.raises(NotARun, match="cannot be read"):
+        read_csv(tmp_path / "none.csv")
 
 
 def test_the_page_needs_nothing_else_and_escapes(lines):
