@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,12 @@ from engine.runs.provenance import ROOT
 
 NEEDED = ("tyro", "pydantic", "accelerate", "sklearn")
 """What `launch/train.py` on the digits stands on."""
+LAUNCHERS: dict[str, tuple[str, ...]] = {
+    "python": (),
+    "accelerate launch": ("-m", "accelerate.commands.launch"),
+    "torchrun": ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "1"),
+}
+"""What comes between the interpreter and the script, by the launcher's name."""
 
 
 def rows(options: Options) -> Iterator[Row]:
@@ -44,11 +50,11 @@ def measure(wait: Callable[[], float], rounds: int, deadline: float) -> dict[str
     return {"seconds": found, "rounds": [round(one, 3) for one in seconds], "summary": f"{found['median']:.2f} s"}
 
 
-def first_step_seconds(arch: str, image_size: int) -> float:
-    """Seconds from `accelerate launch` to the first finished step of `arch` on the digits, without compile."""
+def first_step_seconds(arch: str, image_size: int, launcher: Sequence[str] = LAUNCHERS["accelerate launch"]) -> float:
+    """Seconds from the launcher's start to the first finished step of `arch` on the digits, without compile."""
     with tempfile.TemporaryDirectory() as scratch:
         output = Path(scratch) / "run"
-        command = [sys.executable, "-m", "accelerate.commands.launch", "launch/train.py", "--arch", arch]
+        command = [sys.executable, *launcher, "launch/train.py", "--arch", arch]
         command += ["--image-size", str(image_size), "--no-compile", "--epochs", "1", "--data.limit", "128"]
         command += ["--output", str(output), "--log.no-plots"]
         began = time.time()
