@@ -1,14 +1,16 @@
 """What every test can rely on: a cache of its own, the project's root, shared data where it is there."""
 
 import os
+import sys
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
-settings.register_profile("any machine", deadline=None)  # how long an example takes depends on what else runs
+# How long an example takes, to be drawn too, depends on what else runs.
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any machine")
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # several share the cores: threads that wait in turns would starve each other
@@ -40,6 +42,14 @@ def cache(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HCR_CACHE", str(folder))
         yield folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def forkable():
+    """Runs are forked from a test's process (tests/faults): the first backward pass has to be made before the first
+    FakeTensorMode, which makes torch believe in a GPU; it would begin threads for that, which no fork survives."""
+    if (torch := sys.modules.get("torch")) is not None:
+        torch.ones((), requires_grad=True).backward()
 
 
 @pytest.fixture(scope="session")

@@ -75,15 +75,17 @@ def test_a_hang_and_an_orphan_are_seen(bench, monkeypatch):
     from tests.faults import trial
 
     monkeypatch.setattr(trial, "SECONDS", 1)
-    child = trial.start([], bench.folder / "hang.log", before=lambda: __import__("time").sleep(60))
+    child = trial.start([], bench.folder / "hang.log", before=lambda: __import__("time").sleep(600))
     with pytest.raises(Wrong, match="hangs"):
         child.wait()
     monkeypatch.undo()
-    sleep = [sys.executable, "-c", "import time; time.sleep(20)"]
+    sleep = [sys.executable, "-c", "import time; time.sleep(600)"]
     child = trial.start([], bench.folder / "orphan.log", before=lambda: (subprocess.Popen(sleep), os._exit(0)))
-    with pytest.raises(Wrong, match="1 processes outlive it"):
-        child.wait()
-    os.killpg(child.pid, 9)
+    try:
+        with pytest.raises(Wrong, match="1 processes outlive it"):
+            child.wait()
+    finally:
+        os.killpg(child.pid, 9)
 
 
 def test_the_table_is_of_these_kinds_and_the_readme_shows_it(root):

@@ -3,7 +3,7 @@
 import json
 import subprocess
 import sys
-import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,6 +16,42 @@ from engine.runs.provenance import ROOT
 from tests.waiting import PATIENCE, until
 
 MINUTES = 480.0
+
+
+class Clock:
+    """Time that passes where a step uses up its limit alone, however busy the machine is."""
+
+    now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def hangs(monkeypatch) -> Callable[[Callable[[], object]], None]:
+    """hangs(arrived): the first process to be begun is out of time as soon as `arrived()`; without, none ever is."""
+    clock, begin, conditions = Clock(), contact.begin, []
+
+    def begun(arguments, log):
+        process = begin(arguments, log)
+        wait, arrived = process.wait, conditions.pop() if conditions else lambda: False
+
+        def limited(seconds: float) -> int:
+            process.wait = wait
+            until(lambda: process.poll() is not None or arrived())
+            try:
+                return wait(0)
+            except subprocess.TimeoutExpired:
+                clock.now += seconds
+                raise
+
+        process.wait = limited
+        return process
+
+    monkeypatch.setattr(contact, "time", clock)
+    monkeypatch.setattr(contact, "GRACE", 0.1)
+    monkeypatch.setattr(contact, "begin", begun)
+    return conditions.append
 
 
 @pytest.fixture
@@ -54,16 +90,17 @@ def test_after_every_step_there_is_a_line_and_a_file(made):
     assert document["steps"]["b"]["exit_code"] == 1 and document["commit"] and document["versions"]["torch"]
 
 
-def test_a_hang_costs_its_step_and_everything_that_it_started(made):
+def test_a_hang_costs_its_step_and_everything_that_it_started(made, hangs):
     """The grandchild ignores SIGTERM, as a process that hangs in a driver does."""
     one, _ = made
+    log = one.logs / "hangs.log"
+    hangs(lambda: log.read_text().count("\n") == 2)
     code = "import os, signal, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\npid = os.fork()\n"
     code += "print(os.getpid(), flush=True)\n" + f"time.sleep({2 * PATIENCE})"
-    begun = time.monotonic()
     statuses = first_contact(Options(budget=600.0), one, [python("hangs", code, 4.0), python("next", "")])
-    assert statuses == {"hangs": "out of time", "next": "passed"} and time.monotonic() - begun < PATIENCE
-    started = (one.logs / "hangs.log").read_text().split()
-    assert len(started) == 2 and not any(map(alive, started))
+    assert statuses == {"hangs": "out of time", "next": "passed"}
+    row = json.loads(one.path.read_text())["steps"]["hangs"]
+    assert (row["seconds"], row["limit"]) == (4.0, 4.0) and not any(map(alive, log.read_text().split()))
 
 
 def test_a_crash_is_told_as_one(made):
@@ -131,16 +168,19 @@ for key in ("first", "second"):
     ],
     ids=["crash", "hang"],
 )
-def test_a_row_that_takes_its_process_with_it_is_not_begun_again(tmp_path, root, monkeypatch, what, status, error):
+def test_a_row_that_takes_its_process_with_it_is_not_begun_again(
+    tmp_path, root, monkeypatch, hangs, what, status, error
+):
     store = Store("made", tmp_path)
+    if status == "out of time":
+        hangs(lambda: store.path.exists() and "running" in json.loads(store.path.read_text()))
     one = Contact(store.path.parent, say=str, fresh=True)
     code = SUITE.format(root=str(root), output=str(tmp_path), what=what)
-    step = contact.suite("made", 40.0 if status == "passed" else 15.0)
     monkeypatch.setattr(Step, "suite", property(lambda self: "made"))
     monkeypatch.setattr(Contact, "forward", (), raising=False)
     script = tmp_path / "suite.py"
     script.write_text(code)
-    assert one.run(Step(step.name, step.seconds, (str(script),)), 100.0) == status
+    assert one.run(Step("made", 40.0, (str(script),)), 100.0) == status
     rows = json.loads(store.path.read_text())["rows"]
     assert rows["first"]["status"] == "error" and rows["first"]["error"] == error
     assert ("second" in rows) == (status == "passed")

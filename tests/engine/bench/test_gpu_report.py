@@ -73,7 +73,7 @@ def test_the_report_ends_with_a_table_that_fits_and_a_page(folder, monkeypatch):
     monkeypatch.setattr(gpu_report, "looked_at", lambda dry_run: (folder.name, ["a note"]))
     monkeypatch.setattr(gpu_report, "LONGEST", 250)
     said: list[str] = []
-    steps = (Step("good", 30.0, ("-c", "print('well')")), Step("bad", 30.0, ("-c", "raise SystemExit(3)")))
+    steps = (Step("good", 600.0, ("-c", "print('well')")), Step("bad", 600.0, ("-c", "raise SystemExit(3)")))
     assert gpu_report.gpu_report(Options(budget=600.0, output=folder.parent), said.append, steps) == 1
     assert said[0] == "note: a note" and said[1].startswith("good: passed") and said[1].endswith("; well")
     assert "net <b> train" in said[-3] and len(said[-3]) < 250 + len(str(folder))

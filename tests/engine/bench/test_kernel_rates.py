@@ -12,6 +12,7 @@ from engine.bench.instrument.peers import NotAvailable
 from engine.bench.suites import kernel_checks, layer_checks
 from engine.bench.suites.kernel_rates import kernel_rates, layer_row, rows
 from kernels.dispatch import speedups
+from tests.waiting import PATIENCE
 
 
 def test_layers_are_the_networks_own():
@@ -91,6 +92,7 @@ def put_sanitizer(folder, errors, code):
 
 def test_memcheck_runs_every_operator(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.setattr(kernel_checks, "MOST_SECONDS", PATIENCE)
     put_sanitizer(tmp_path, 0, 0)
     assert kernel_checks.memory_check(torch.device("cpu"))["errors"] == 0
 

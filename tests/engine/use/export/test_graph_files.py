@@ -17,6 +17,7 @@ from engine.runs.door import CannotWrite
 from engine.step.finetune import last_layer
 from engine.use.export import graph_files
 from engine.use.export.graph import RawGraph
+from tests.waiting import PATIENCE
 
 QUICK = ("squeezenet1_1", "gmlp_d6")
 """One of convolutions and one of tokens in the default run, at small sizes; the others are marked slow."""
@@ -118,7 +119,7 @@ def test_onnx_takes_any_size_and_says_what_it_is(squeezed, tmp_path, half):
         "assert session.get_modelmeta().custom_metadata_map['classes'] == '[\"a\", \"b\"]'\n"
         "numpy.savez('found.npz', *[array for pair in found for array in pair])\n"
     )
-    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, timeout=300)
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, timeout=PATIENCE)
     found = list(np.load(tmp_path / "found.npz").values())
     for logits, shares, theirs in zip(expected, found[::2], found[1::2], strict=True):
         np.testing.assert_allclose(shares.sum(axis=1), 1, atol=1e-5)
