@@ -96,6 +96,20 @@ def test_a_cut_cable_ends_both_and_is_survived(hosts, root, tiny, rows, alone, t
     assert rows(run, "epoch")[-1]["epoch"] == epochs
 
 
+def test_two_hosts_that_were_both_started_as_the_first(hosts, root, tiny, tmp_path):
+    """By a Kubernetes job, say: each names both, and nobody waits for the one that cannot come."""
+    logs = [tmp_path / f"{name}.log" for name in NAMES]
+    place = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2"}
+    place |= {"MASTER_ADDR": ADDRESSES[0], "MASTER_PORT": str(free_port())}
+    command = [sys.executable, SCRIPT, *tiny, "--output", tmp_path / "run"]
+    processes = [hosts.start(host, command, root, logs[host], **place) for host in (0, 1)]
+    assert [process.wait(SECONDS) for process in processes] == [2, 2], said(logs)
+    for log in logs:
+        words = log.read_text()
+        assert words.count("two processes were started as rank 0") == 1 and all(name in words for name in NAMES)
+    assert not (tmp_path / "run").exists()
+
+
 SCRIPT_OF_SUMS = """
 import sys, time, torch, torch.distributed as dist
 dist.init_process_group("gloo")
@@ -110,6 +124,8 @@ for size in map(int, sys.argv[1:]):
         taken.append(time.perf_counter() - began)
     if dist.get_rank() == 0:
         print("took", size, sorted(taken)[2], flush=True)
+dist.barrier()
+dist.destroy_process_group()
 """
 
 

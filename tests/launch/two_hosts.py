@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.launch.conftest import environment
+from tests.launch.slow_cable import SlowCable
 
 NAMES = ("hcr-a", "hcr-b")
 ADDRESSES = ("10.77.0.1", "10.77.0.2")
@@ -46,9 +47,15 @@ class Hosts:
             folder.mkdir(parents=True, exist_ok=True)
             known = "".join(f"{address} {each}\n" for address, each in zip(ADDRESSES, names, strict=True))
             (folder / "hosts").write_text(f"127.0.0.1 localhost\n{known}")
+        self.relayed: SlowCable | None = None
+        """The cable where netem is asked for and the kernel has none."""
         ends = [["name", cable, "netns", name] for name, cable in zip(names, CABLES, strict=True)]
         system("ip", "link", "add", *ends[0], "type", "veth", "peer", *ends[1])
-        for name, cable, address in zip(names, CABLES, ADDRESSES, strict=True):
+        self._connect()
+
+    def _connect(self) -> None:
+        """Give both ends of the cable their addresses."""
+        for name, cable, address in zip(self.names, CABLES, ADDRESSES, strict=True):
             self._in(name, "ip", "addr", "add", f"{address}/24", "dev", cable)
             self._in(name, "ip", "link", "set", cable, "up")
             self._in(name, "ip", "link", "set", "lo", "up")
@@ -60,16 +67,28 @@ class Hosts:
     def shape(self, rate: int = 0, delay: int = 0, loss: float = 0) -> None:
         """Both cables carry `rate` Mbit/s (0 is all), after `delay` ms, but for `loss` percent of the packets.
 
-        Skips the test where the kernel has no netem and a delay or a loss is asked for.
+        Delay and loss are netem's, or where the kernel has none, those of a cable of our own. Skips the test where
+        there is neither.
         """
         if delay or loss:
             known = [*(["rate", f"{rate}mbit"] if rate else []), "delay", f"{delay}ms", "loss", f"{loss}%"]
             try:
-                self._each("netem", *known)
+                return self._each("netem", *known)
             except subprocess.CalledProcessError as error:
-                pytest.skip(f"this kernel has no netem: {error.stderr.strip()}")
-        else:
+                self._relay(delay, loss, error.stderr.strip())
+        if rate:
             self._each("tbf", "rate", f"{rate}mbit", "burst", "16kb", "latency", "400ms")
+
+    def _relay(self, delay: int, loss: float, why: str) -> None:
+        """Put a SlowCable in the place of the veth pair."""
+        self._in(self.names[0], "ip", "link", "del", CABLES[0])
+        try:
+            self.relayed = SlowCable(CABLES, delay / 1000, loss / 100)
+        except OSError as error:
+            pytest.skip(f"this kernel has no netem ({why}), and no TUN devices ({error})")
+        for name, cable in zip(self.names, CABLES, strict=True):
+            system("ip", "link", "set", cable, "netns", name)
+        self._connect()
 
     def cut(self) -> None:
         """Pull the cable: packets vanish, nobody is told. (A bucket that holds no packet lets none through.)"""
@@ -125,6 +144,8 @@ class Hosts:
 
     def close(self) -> None:
         self.kill()
+        if self.relayed is not None:
+            self.relayed.close()
         take_down(self.names)
 
 

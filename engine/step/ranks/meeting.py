@@ -12,6 +12,7 @@ import json
 import os
 import socket
 import threading
+import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -30,6 +31,10 @@ FAREWELL = timedelta(seconds=20)
 """For all to have read a verdict before the one that serves the store goes."""
 OF_A_MACHINE = ("config", "data.root", "data.workers", "parallel.threads")
 """Fields that may have another value on each machine."""
+PERIOD = 0.02
+"""Seconds after which the first rank looks again who is there."""
+RANK_IS = "RANK, which torchrun takes from --node-rank and accelerate from --machine_rank"
+"""What says which rank a process is, for messages."""
 MOST_SHOWN = 60
 """Characters of a value in a message."""
 
@@ -86,15 +91,19 @@ class Meeting:
     def call(self, facts: Mapping[str, str], problem: str | None = None, name: str = "roll") -> None:
         """Compare with the other ranks; all call this, with the same `name`.
 
-        Raises ConfigError on all of them, in the same words, where one has a problem or other facts, or is missing.
+        Raises ConfigError on all of them, in the same words, where one has a problem or other facts, is missing, or is
+        there twice. Whoever comes as a rank that is there already hears it alone where the others have gone on.
         """
         mine = Present(self.rank, self.host, problem, facts)
         try:
+            self._refuse_twin(name)
             self.store.set(f"{name}/{self.rank}", json.dumps(asdict(mine)))
+            self.store.add(f"{name}/arrived", 1)
             if self.rank == 0:
                 present = self._gather(name)
+                twins = self.store.get(f"{name}/twins").decode() if self.store.check([f"{name}/twins"]) else None
                 self.store.set(f"{name}/came", str(len(present)))
-                self.store.set(f"{name}/verdict", verdict(present, self.ranks, self.patience) or "")
+                self.store.set(f"{name}/verdict", twins or verdict(present, self.ranks, self.patience) or "")
             self.store.wait([f"{name}/verdict"], self.patience * 2)
             told = self.store.get(f"{name}/verdict").decode()
             self._take_leave(name)
@@ -102,6 +111,19 @@ class Meeting:
             raise RankError(f"process {self.rank} lost the first one while ranks met: {_first_line(error)}") from None
         if told:
             raise ConfigError(told)
+
+    def _refuse_twin(self, name: str) -> None:
+        """Raise RankError where another process is here as this very rank, and let the first rank know."""
+        own = f"process {os.getpid()} on {self.host}"
+        twin = self.store.compare_set(f"claim/{self.rank}", "", own).decode()
+        if twin == own:
+            return
+        text = (
+            f"two processes were started as rank {self.rank}: {twin}, and {own}. Each needs one of its own: {RANK_IS}"
+        )
+        self.store.set(f"{name}/twins", text)
+        self.store.add(f"{name}/arrived", 1)
+        raise RankError(text)
 
     def of_first(self, name: str, mine: str) -> str:
         """The first rank's text, on all."""
@@ -113,8 +135,9 @@ class Meeting:
     def _gather(self, name: str) -> list[Present]:
         """Those who came."""
         present: list[Present] = []
-        with suppress(RuntimeError):  # torch says of a time-out that it is a DistStoreError
-            self.store.wait([f"{name}/{rank}" for rank in range(self.ranks)], self.patience)
+        deadline = time.monotonic() + self.patience.total_seconds()
+        while self.store.add(f"{name}/arrived", 0) < self.ranks and time.monotonic() < deadline:
+            time.sleep(PERIOD)
         for rank in range(self.ranks):
             if self.store.check([f"{name}/{rank}"]):
                 present.append(Present(**json.loads(self.store.get(f"{name}/{rank}"))))
@@ -161,8 +184,8 @@ def verdict(present: list[Present], ranks: int, patience: timedelta) -> str | No
         here = ", ".join(sorted({one.host for one in present}))
         return (
             f"{len(present)} of {ranks} processes came within {patience.total_seconds():g} s, all on {here}; missing: "
-            f"rank{'s' * (len(missing) > 1)} {spans(missing)}. Is every machine started, with the same MASTER_ADDR "
-            "and MASTER_PORT, and does its firewall let them through?"
+            f"rank{'s' * (len(missing) > 1)} {spans(missing)}. Is every machine started, with a rank of its own and "
+            "the same MASTER_ADDR and MASTER_PORT, and does its firewall let them through?"
         )
     return _difference(present)
 
@@ -213,8 +236,9 @@ def _unreachable(address: str, port: int, serves: bool, patience: float, error: 
         )
     if _is(errno.EADDRINUSE, error):
         return (
-            f"MASTER_PORT {port} is in use on {socket.gethostname()}: another launch may still be there; give another "
-            "one (accelerate: --main_process_port, torchrun: --master_port)"
+            f"MASTER_PORT {port} is in use on {socket.gethostname()}: another launch may still be there, or a "
+            f"process that was started as rank 0 as well ({RANK_IS}); give another port (accelerate: "
+            "--main_process_port, torchrun: --master_port)"
         )
     return f"the first process cannot listen at MASTER_ADDR {address}, MASTER_PORT {port}: {_first_line(error)}"
 

@@ -71,12 +71,36 @@ def test_who_did_not_come_is_not_waited_for_once_more(address, monkeypatch):
     assert time.monotonic() - began < 300
 
 
+def test_two_processes_of_one_rank_are_named(address, monkeypatch):
+    """Of three ranks one is missing and another one there twice: nobody waits for the missing one."""
+    own, told = meeting.os.getpid(), {}
+
+    def attend(process: int, rank: int, late: bool) -> None:
+        try:
+            here = Meeting(300, address | {"RANK": str(rank), "WORLD_SIZE": "3"})
+            if late:
+                here.store.wait(["claim/1"])
+                monkeypatch.setattr(meeting.os, "getpid", lambda: own + 1)
+            here.call({})
+        except ConfigError as error:
+            told[process] = error
+
+    ranks = [threading.Thread(target=attend, args=each) for each in ((0, 0, False), (1, 1, False), (2, 1, True))]
+    for rank in ranks:
+        rank.start()
+    for rank in ranks:
+        rank.join()
+    words = f"two processes were started as rank 1: process {own} on {socket.gethostname()}, and process {own + 1} on"
+    assert all(words in str(told[process]) for process in range(3))
+    assert [isinstance(told[process], RankError) for process in range(3)] == [False, False, True]
+
+
 def test_a_port_that_is_in_use_is_told_by_the_first_rank():
     with socket.socket() as other:
         other.bind(("", 0))
         other.listen()
         port = str(other.getsockname()[1])
-        with pytest.raises(RankError, match=f"MASTER_PORT {port} is in use"):
+        with pytest.raises(RankError, match=f"MASTER_PORT {port} is in use.*rank 0 as well"):
             Meeting(2, {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "RANK": "0", "WORLD_SIZE": "2"})
 
 
