@@ -125,6 +125,12 @@ class Meeting:
         self.store.add(f"{name}/arrived", 1)
         raise RankError(text)
 
+    def hosts(self) -> dict[int, str]:
+        """The machines of all ranks by the roll; empty before it. Raises RuntimeError where the store is gone."""
+        names = [f"roll/{rank}" for rank in range(self.ranks)]
+        there = self.store.multi_get(names) if self.store.check(names) else []
+        return {rank: json.loads(one)["host"] for rank, one in enumerate(there)}
+
     def of_first(self, name: str, mine: str) -> str:
         """The first rank's text, on all."""
         if self.rank == 0:

@@ -25,7 +25,8 @@ FEW = 64
 """Up to so many ranks all look at all of them, once a second; of more, one on each machine, every five seconds."""
 SUSPECT = 3
 """Periods without a sign after which a rank may be named as the reason of a failed exchange."""
-LEFT = "left"
+LEFT, UNSEEN = "left", "unseen"
+"""In place of a sign's number: of a rank that has ended as it should, and of one that has shown none yet."""
 
 
 @dataclass
@@ -68,10 +69,14 @@ class Peers:
     def start(self) -> None:
         """From now on.
 
-        The first sign is there before the rank joins an exchange: one that stops at once is missed by name, too.
+        The first sign is there before the rank joins an exchange, and so are the others' names: one that goes at once,
+        the store with it, is missed by name, too.
         """
+        now = time.monotonic()
         with suppress(RuntimeError):  # the thread tries again
             self._show(self._meeting.store, "0")
+            for rank, host in self._meeting.hosts().items() if self._looks else ():
+                self._signs[rank] = Sign(UNSEEN, self.doing, host, now, now)
         self._thread.start()
 
     def is_doing(self, what: str) -> None:
@@ -128,7 +133,8 @@ class Peers:
         """Read everyone's sign; returns when."""
         now = time.monotonic()
         if self._looks:
-            present = [rank for rank in range(self.ranks) if rank in self._signs or client.check([f"sign/{rank}"])]
+            shown = {rank for rank, sign in self._signs.items() if sign.text != UNSEEN}
+            present = [rank for rank in range(self.ranks) if rank in shown or client.check([f"sign/{rank}"])]
             for rank, raw in zip(present, client.multi_get([f"sign/{rank}" for rank in present]), strict=True):
                 text, doing, host = json.loads(raw)
                 before = self._signs.get(rank)

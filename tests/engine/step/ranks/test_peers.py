@@ -1,6 +1,7 @@
 """Who tells that a rank has gone: the first one of a machine that is still there."""
 
 import socket
+import threading
 import time
 from types import SimpleNamespace
 
@@ -68,6 +69,35 @@ def test_one_that_stops_before_its_thread_has_shown_a_sign_is_named(capsys, monk
     other.close()
     assert ended == [1]
     assert f"rank {stopped} on {meetings[0].host}: no sign of life" in capsys.readouterr().err
+
+
+def test_one_that_goes_with_the_store_before_anybody_has_looked_is_named(capsys, monkeypatch):
+    """A machine that is killed at once: the ranks know each other from the roll call."""
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
+    meetings = [Meeting(60.0, address | {"RANK": str(rank)}) for rank in range(2)]
+    meetings[0].host, meetings[1].host = "one", "two"
+    roll = [threading.Thread(target=meeting.call, args=({},)) for meeting in meetings]
+    for each in roll:
+        each.start()
+    for each in roll:
+        each.join()
+    assert meetings[1].hosts() == {0: "one", 1: "two"}
+    ended = []
+    peers = Peers(meetings[1], patience=60.0, end=ended.append)
+    peers.period = 0.05
+
+    def gone(client):
+        raise RuntimeError("Broken pipe")
+
+    monkeypatch.setattr(peers, "_look", gone)
+    peers.start()
+    peers.explain(RuntimeError("Connection reset by peer"))
+    peers.close()
+    assert ended == [1]
+    assert "rank 0 on one: no sign of life, and an exchange failed (Connection reset" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("over", [False, True])
