@@ -192,7 +192,10 @@ class Loader(ABC):
             if augment.changes_pixels:
                 from engine.data.augment.augmentation import Augmentation  # torchvision takes a second
 
-                self.augmentation = Augmentation(augment, self.preprocessing, len(source.classes), seed, epochs)
+                threads = worker_count(config.workers)
+                self.augmentation = Augmentation(
+                    augment, self.preprocessing, len(source.classes), seed, epochs, threads
+                )
         self.bad_images: list[BadImage] = []
         self.on_bad: Callable[[BadImage], None] | None = None
         self.watch: DecodingWatch | None = None

@@ -11,6 +11,7 @@ from engine.data import sampling
 from engine.data.augment import mixing, policies
 from engine.data.augment.operators import OPERATORS
 from engine.data.augment.policies import CHAINS, DEPTH, Chosen, Policy
+from engine.data.augment.threads import single_threads
 from engine.data.preprocessing import Preprocessing
 from engine.data.sampling import Where
 from engine.data.sending import sent
@@ -25,8 +26,8 @@ AUGMIX = 2 + CHAINS
 """And those that AugMix's weights read: the whole's and each chain's."""
 
 
-IN_CACHE = 4
-"""Images that a CPU changes at a time: what an operator writes, the next one finds in the cache."""
+IN_CACHE = 2**16
+"""Pixels that a thread changes at a time: what an operator writes, the next one finds in the cache."""
 
 
 class Augmentation:
@@ -35,9 +36,13 @@ class Augmentation:
     config   the fields of `--augment`
     classes  of the soft labels
     epochs   of the run, which say where mixtures end
+    threads  that change the images where they are on the CPU
     """
 
-    def __init__(self, config: AugmentConfig, wanted: Preprocessing, classes: int, seed: int, epochs: int) -> None:
+    def __init__(
+        self, config: AugmentConfig, wanted: Preprocessing, classes: int, seed: int, epochs: int, threads: int = 1
+    ) -> None:
+        self.threads = threads
         self.used, self.wanted, self.classes, self.seed = config.resolved, wanted, classes, seed
         self._pixels: Tensor | None = None
         self.mixes_until = epochs - self.used["mix_off_epochs"]
@@ -55,12 +60,9 @@ class Augmentation:
         returns  images in `dtype`, channels-last, normalised; labels, float32 [m, classes] where images were mixed
         """
         numbers = self.numbers(where)
-        piece = len(images) if images.is_cuda else IN_CACHE
-        parts = [
-            self._changed(images[at : at + piece].contiguous(), numbers[at : at + piece])
-            for at in range(0, len(images), piece)
-        ]
-        images = torch.cat(parts)
+        chosen = self._choose(numbers, images.shape[2])
+        change = self._changed if images.is_cuda else self._in_threads
+        images = change(images, numbers, chosen)
         mixup, cutmix = self.used["mixup"], self.used["cutmix"]
         if (mixup or cutmix) and where.epoch < self.mixes_until:
             drawn = numbers[:, self.mixing : self.mixing + mixing.DRAWS]
@@ -72,18 +74,36 @@ class Augmentation:
             labels = mixing.soft_labels(labels, how, self.classes)
         return images.to(dtype).contiguous(memory_format=torch.channels_last), labels
 
-    def _changed(self, images: Tensor, numbers: np.ndarray) -> Tensor:
-        """float32 [m, C, H, W], all that happens to each image by itself."""
-        at, channels = 0, images.shape[1]
-        if channels == 1 and self.policies:  # as its copy in three colours, which all operators leave grey
-            images = images.expand(-1, 3, -1, -1).contiguous()
+    def _choose(self, numbers: np.ndarray, side: int) -> list[Chosen]:
+        """Each policy's choice."""
+        at, found = 0, []
         for policy in self.policies:
-            chosen = policy.choose(numbers[:, at : at + policy.draws], images.shape[2])
+            found.append(policy.choose(numbers[:, at : at + policy.draws], side))
             at += policy.draws
-            if self.augmix and chosen.numbers.shape[1] == CHAINS * DEPTH:
-                images = _side_by_side(images, chosen, numbers[:, -AUGMIX:])
+        return found
+
+    def _in_threads(self, images: Tensor, numbers: np.ndarray, chosen: list[Chosen]) -> Tensor:
+        """`_changed`, some images at a time, in channels-last."""
+        size = max(1, IN_CACHE // (images.shape[2] * images.shape[3]))
+        made = torch.empty(images.shape, dtype=torch.float32, memory_format=torch.channels_last)
+
+        def change(at: int) -> None:
+            part = slice(at, at + size)
+            made[part] = self._changed(images[part], numbers[part], [one.of(part) for one in chosen])
+
+        list(single_threads(self.threads).map(change, range(0, len(images), size)))
+        return made
+
+    def _changed(self, images: Tensor, numbers: np.ndarray, chosen: list[Chosen]) -> Tensor:
+        """float32 [m, C, H, W], all that happens to each image by itself."""
+        images, channels = images.contiguous(), images.shape[1]
+        if channels == 1 and chosen:  # as its copy in three colours, which all operators leave grey
+            images = images.expand(-1, 3, -1, -1).contiguous()
+        for one in chosen:
+            if self.augmix and one.numbers.shape[1] == CHAINS * DEPTH:
+                images = _side_by_side(images, one, numbers[:, -AUGMIX:])
             else:
-                images = apply(images, chosen)
+                images = apply(images, one)
         images = self._normalised(images[:, :channels])
         if share := self.used["erasing"]:
             images = _erased(images, numbers[:, self.erasing : self.mixing], share)
@@ -134,6 +154,12 @@ def apply(images: Tensor, chosen: Chosen) -> Tensor:
     images  uint8 [m, 3, H, W]
     """
     names = list(OPERATORS)
+    if len(images) == 1:
+        magnitudes = sent(torch.from_numpy(chosen.magnitudes), images.device)
+        for slot, number in enumerate(chosen.numbers[0].tolist()):
+            if number:
+                images = OPERATORS[names[number - 1]](images, magnitudes[:, slot])
+        return images
     orders = np.argsort(chosen.numbers, axis=0, kind="stable")
     slots = chosen.numbers.shape[1]
     places = torch.from_numpy(np.stack([orders, np.argsort(orders, axis=0, kind="stable")]))
@@ -179,6 +205,8 @@ def _erased(images: Tensor, numbers: np.ndarray, share: float) -> Tensor:
     top = (numbers[:, 3] * (height - rows + 1)).astype(np.int64)
     left = (numbers[:, 4] * (width - columns + 1)).astype(np.int64)
     chosen = numbers[:, 0] < share
+    if not chosen.any():
+        return images
     box = torch.from_numpy(np.stack([top, top + rows * chosen, left, left + columns * chosen], axis=1))
     box = sent(box, images.device)
     return images.masked_fill_(mixing.rectangles(box, height, width), 0.0)

@@ -172,12 +172,11 @@ def warp(images: Tensor, matrix: list[Tensor]) -> Tensor:
     x = torch.arange(width, device=images.device, dtype=torch.float32) - (width - 1) / 2
     y = torch.arange(height, device=images.device, dtype=torch.float32) - (height - 1) / 2
     xx, xy, x1, yx, yy, y1 = (entry.view(-1, 1, 1) for entry in matrix)
-    column = torch.round(xx * x + xy * y[:, None] + x1 + (width - 1) / 2)
-    row = torch.round(yx * x + yy * y[:, None] + y1 + (height - 1) / 2)
-    inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
-    flat = (row.clamp(0, height - 1) * width + column.clamp(0, width - 1)).long().view(count, 1, -1)
-    moved = images.flatten(2).gather(2, flat.expand(-1, 3, -1)).view(count, 3, height, width)
-    return torch.where(inside[:, None], moved, torch.zeros_like(moved))
+    column = (xx * x + xy * y[:, None]).add_(x1 + (width - 1) / 2).round_().clamp_(-1, width)
+    row = (yx * x + yy * y[:, None]).add_(y1 + (height - 1) / 2).round_().clamp_(-1, height)
+    flat = row.add_(1).int().mul_(width + 2).add_(column.add_(1).int()).long().view(count, 1, -1)
+    framed = F.pad(images, (1, 1, 1, 1)).flatten(2)  # by black, which all that lies outside is taken from
+    return framed.gather(2, flat.expand(-1, 3, -1)).view(images.shape)
 
 
 OPERATORS: dict[str, Operator] = {

@@ -51,6 +51,10 @@ class Chosen:
     magnitudes: np.ndarray
     """float32 [m, slots]."""
 
+    def of(self, part: slice) -> Chosen:
+        """Those of some of the images."""
+        return Chosen(self.numbers[part], self.magnitudes[part])
+
 
 @dataclass(frozen=True)
 class Policy:

@@ -5,7 +5,9 @@ import pytest
 import torch
 
 from engine.config import AugmentConfig, ConfigError
+from engine.data.augment import augmentation as module
 from engine.data.augment.augmentation import Augmentation
+from engine.data.augment.threads import single_threads
 from engine.data.preprocessing import Preprocessing
 from engine.data.sampling import Where, numbers_of
 
@@ -38,8 +40,8 @@ def pictures(photo) -> torch.Tensor:
     return torch.from_numpy(found).permute(0, 3, 1, 2)
 
 
-def augmented(pictures, config, indices=None, epoch=0, seed=0, step=0):
-    augmentation = Augmentation(config, PIXELS, 16, seed, 10)
+def augmented(pictures, config, indices=None, epoch=0, seed=0, step=0, threads=1):
+    augmentation = Augmentation(config, PIXELS, 16, seed, 10, threads)
     indices = np.arange(16) if indices is None else indices
     labels = torch.from_numpy(indices)
     return augmentation(pictures[indices], labels, Where(epoch, step, indices, len(indices)), torch.float32)
@@ -193,3 +195,25 @@ def test_a_field_wins_over_its_preset():
         assert config.whole().whole() == config.whole()
     assert AugmentConfig(preset="strong").describe() == "randaugment 2 × 15, erasing 0.25, mixup 0.8, cutmix 1"
     assert AugmentConfig().describe() == ""
+
+
+@pytest.mark.parametrize("flag", ["randaugment", "augmix", "blur", "strong", "seed"])
+def test_images_changed_one_by_one_in_three_threads_have_the_pixels_of_all_in_one(flag, pictures, monkeypatch):
+    config = AugmentConfig(**FLAGS[flag])
+    together, labels = augmented(pictures, config)
+    monkeypatch.setattr(module, "IN_CACHE", 32 * 32)
+    apart, same = augmented(pictures, config, threads=3)
+    assert torch.equal(together, apart) and torch.equal(labels, same)
+
+
+def test_only_the_threads_that_change_images_compute_with_one():
+    before = torch.get_num_threads()
+    torch.set_num_threads(before + 1)
+    try:
+        within = list(single_threads(2).map(lambda _: torch.get_num_threads(), range(8)))
+        assert set(within) == {1} and torch.get_num_threads() == before + 1
+        torch.ones(10**6).exp_()  # whoever starts later takes what this thread does
+        with single_threads.__wrapped__(1) as other, type(other)(1) as plain_threads:
+            assert plain_threads.submit(torch.get_num_threads).result() == before + 1
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,32 @@
+"""Threads that change pixels on a CPU, each image in one of them.
+
+torch would split every operator over all cores: an image of 224 pixels is too little work for that, and while a
+decoder's threads keep the cores busy, each operator waits for its slowest part.
+"""
+
+from __future__ import annotations
+
+import functools
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
+
+import torch
+
+
+@functools.cache
+def single_threads(count: int) -> ThreadPoolExecutor:
+    """`count` threads in which torch computes with one thread; how many it takes elsewhere stays as it is.
+
+    OpenMP keeps that number for each thread by itself. torch keeps one besides, which a thread takes when it first
+    asks for it.
+    """
+    pool, there, before = ThreadPoolExecutor(count, "hcr-augment"), Barrier(count), torch.get_num_threads()
+
+    def settle(_: int) -> None:
+        torch.set_num_threads(1)
+        torch.get_num_threads()
+        there.wait()  # so that each thread runs one of these
+
+    list(pool.map(settle, range(count)))
+    torch.set_num_threads(before)
+    return pool
