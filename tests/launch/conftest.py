@@ -1,7 +1,9 @@
-"""Runs of the entry points in processes of their own, as a person starts them."""
+"""Runs of the entry points in processes of their own, as a person starts them, and of their code in the test's own."""
 
 import json
+import logging
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -9,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from archs import registry
 from tests.waiting import PATIENCE
 
 SCRIPT = "tests/launch/norm_free.py"
@@ -73,6 +76,43 @@ def launch(root):
         return start_ranks(root, [script, *arguments], ranks, code, extra)
 
     return start
+
+
+@pytest.fixture
+def here(capsys, monkeypatch, root):
+    """Run what SCRIPT runs in this process, which has torch loaded already; returns as `launch` does.
+
+    For what does not depend on how a process starts and ends.
+    """
+    for known in ("_INFOS", "_CONSTRUCTORS"):  # the script's network is known while this lasts
+        monkeypatch.setattr(registry, known, dict(getattr(registry, known)))
+    runpy.run_path(str(root / SCRIPT))
+    from accelerate.state import AcceleratorState, GradientState, PartialState
+
+    from engine.config import ConfigError
+    from engine.train.run import described, fail, train
+
+    def forget() -> None:
+        for state in (AcceleratorState, PartialState, GradientState):
+            state._reset_state()
+        logging.getLogger("hcr").handlers.clear()  # its stream is that of an earlier test
+
+    def run(*arguments, code: int = 0) -> subprocess.CompletedProcess:
+        forget()
+        capsys.readouterr()
+        try:
+            ended = train(described([str(argument) for argument in arguments]))
+        except ConfigError as error:
+            ended = fail(error)
+        except SystemExit as error:  # of a flag that the parser does not know
+            ended = error.code
+        done = subprocess.CompletedProcess(arguments, ended, *capsys.readouterr())
+        assert done.returncode == code, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
+        assert "Traceback" not in done.stdout + done.stderr
+        return done
+
+    yield run
+    forget()
 
 
 @pytest.fixture(scope="session")

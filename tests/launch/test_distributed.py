@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from tests.waiting import PATIENCE, until
@@ -78,6 +79,7 @@ def test_ddp_equals_one_process(launch, tiny, assert_same_run, alone, tmp_path):
     assert json.loads((tmp_path / "run" / "plan.json").read_text())["ranks"] == 2
 
 
+@pytest.mark.slow
 def test_ddp_with_accumulation_equals_one_process(launch, tiny, assert_same_run, alone, tmp_path):
     launch(*tiny, "--output", tmp_path / "run", "--parallel.micro-batch-size", 10, ranks=2)
     assert_same_run(tmp_path / "run", alone)
@@ -163,25 +165,36 @@ def test_resume_on_another_number_of_processes(launch, tiny, rows, alone, tmp_pa
     assert rows(run, "epoch")[-1]["val_loss"] == pytest.approx(rows(alone, "epoch")[-1]["val_loss"], abs=1e-4)
 
 
-def test_bad_images_of_every_rank_are_counted(launch, tmp_path, rows):
-    """The second rank reads the second half of each batch; what it finds is told, written down and counted."""
-    from PIL import Image
-
+@pytest.fixture
+def broken(tmp_path) -> Path:
+    """The last validation image of two classes of pictures, which is none; the second rank reads it."""
     photos = tmp_path / "photos"
     for split in ("train", "val"):
         for label in ("a", "b"):
             (photos / split / label).mkdir(parents=True)
             for number in range(6):
                 Image.new("RGB", (40, 40), (number, 9, 9)).save(photos / split / label / f"{number}.png")
-    broken = photos / "val" / "b" / "5.png"
-    broken.write_bytes(b"nothing")
+    path = photos / "val" / "b" / "5.png"
+    path.write_bytes(b"nothing")
+    return path
+
+
+ON_PHOTOS = ["--arch", "norm_free", "--image-size", 32, "--batch-size", 12, "--epochs", 1, "--log.no-plots"]
+
+
+def test_bad_images_of_every_rank_are_counted(launch, broken, tmp_path, rows):
+    """The second rank reads the second half of each batch; what it finds is told, written down and counted."""
     run = tmp_path / "run"
-    flags = ["--arch", "norm_free", "--image-size", 32, "--data.root", photos, "--batch-size", 12, "--epochs", 1]
-    done = launch(*flags, "--log.no-plots", "--output", run, ranks=2)
+    done = launch(*ON_PHOTOS, "--data.root", tmp_path / "photos", "--output", run, ranks=2)
     assert str(broken) in done.stdout and "unreadable images left out: 1" in done.stdout
     assert [row["path"] for row in rows(run, "event") if row["event"] == "bad_image"] == [str(broken)]
     assert rows(run, "epoch")[0]["val_images"] == 11
-    refused = launch(*flags, "--data.on-bad-image", "error", "--output", tmp_path / "refused", ranks=2, code=1)
+
+
+@pytest.mark.slow
+def test_a_bad_image_of_another_rank_is_refused(launch, broken, tmp_path):
+    flags = [*ON_PHOTOS, "--data.root", tmp_path / "photos", "--data.on-bad-image", "error"]
+    refused = launch(*flags, "--output", tmp_path / "refused", ranks=2, code=1)
     assert str(broken) in refused.stderr and "Repair or remove" in refused.stderr
 
 

@@ -7,11 +7,11 @@ import sys
 import pytest
 
 
-def test_a_run_in_less_memory_is_the_same_run(launch, tiny, rows, tmp_path):
+def test_a_run_in_less_memory_is_the_same_run(here, tiny, rows, tmp_path):
     """Without BatchNorm and dropout the micro-batches that a small budget forces change nothing."""
     flags = [*tiny, "--epochs", "1"]
-    launch(*flags, "--output", tmp_path / "whole")
-    done = launch(*flags, "--gpu-memory", "2.2MiB", "--output", tmp_path / "planned")
+    here(*flags, "--output", tmp_path / "whole")
+    done = here(*flags, "--gpu-memory", "2.2MiB", "--output", tmp_path / "planned")
     plan = json.loads((tmp_path / "planned" / "plan.json").read_text())
     assert plan["accumulation"] > 1 or plan["policy"]["segments"]
     assert plan["predicted_peak_bytes"] <= 2.2 * 2**20 and plan["changes"] == []
@@ -24,8 +24,8 @@ def test_a_run_in_less_memory_is_the_same_run(launch, tiny, rows, tmp_path):
         assert left["loss"] == pytest.approx(right["loss"], abs=1e-4)
 
 
-def test_nothing_that_fits_is_exit_code_2(launch, tiny, tmp_path):
-    done = launch(*tiny, "--gpu-memory", "100KiB", "--output", tmp_path / "run", code=2)
+def test_nothing_that_fits_is_exit_code_2(here, tiny, tmp_path):
+    done = here(*tiny, "--gpu-memory", "100KiB", "--output", tmp_path / "run", code=2)
     assert "no plan in" in done.stderr and "would do" in done.stderr
     assert not (tmp_path / "run").exists()
 

@@ -87,8 +87,10 @@ def test_a_port_in_use(root, tiny, tmp_path):
 
 
 def test_a_signal_to_one_stops_both_at_the_next_step(root, tiny, tmp_path, rows):
-    """In mid-epoch, with no log point near; both exit with 143, and the step is saved. The first one stands still behind
-    its only row until then, and the other one waits for it."""
+    """In mid-epoch, with no log point near; both exit with 143, and the step is saved.
+
+    The first one stands still behind its only row until then, and the other one waits for it.
+    """
     run, released = tmp_path / "run", tmp_path / "released"
     flags = [*tiny, "--batch-size", 2, "--data.limit", 0, "--log.every", 100_000, "--epochs", 50, "--output", run]
     ranks = Ranks(root, tmp_path, flags, HELD=f"1:{released}")
