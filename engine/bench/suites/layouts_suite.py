@@ -1,9 +1,10 @@
-"""Suite `layouts`: shards against loose files, a list of a million rows opened, and memory over twenty epochs."""
+"""Suite `layouts`: shards against loose files, a list of a million rows opened, and memory over forty epochs."""
 
 from __future__ import annotations
 
 import json
 import math
+import os
 import statistics
 import subprocess
 import sys
@@ -47,9 +48,12 @@ def rows(options: Options) -> Iterator[Row]:
         listed = {"kind": kind, "rows": 2000 if tiny else 1_000_000, "rounds": 1 if tiny else min(3, speed["rounds"])}
         yield Row(f"list {kind}", listed, partial(measure_list, *listed.values()), seconds=60.0)
     yield Row("shards ÷ files", speed, partial(measure_speed, speed, options), seconds=60.0)
-    drift = {"epochs": 3 if tiny else 20, "image_size": 16 if tiny else 64, "batch_size": 4 if tiny else 32}
-    for layout in ("files", "shards"):
-        yield Row(f"memory {layout}", {"layout": layout, **drift}, partial(measure_drift, layout, drift, options), 60.0)
+    drift = {"epochs": 3 if tiny else 40, "image_size": 16 if tiny else 64, "batch_size": 4 if tiny else 32}
+    for layout, more in (("files", {}), ("shards", {}), ("files", {"arenas": 1})):
+        name = f"memory {layout}{', one arena' if more else ''}"
+        yield Row(
+            name, {"layout": layout, **drift, **more}, partial(measure_drift, layout, drift, options, **more), 60.0
+        )
 
 
 def pictures(options: Options) -> Path:
@@ -95,24 +99,33 @@ def measure_speed(settings: dict[str, Any], options: Options, deadline: float = 
 # --- in processes of their own -------------------------------------------------------------------------------------
 
 
-def asked_of_a_child(module: str, **settings: Any) -> dict[str, Any]:
-    """What a module, as a process of its own, says of its memory and time."""
+def asked_of_a_child(module: str, environment: dict[str, str] | None = None, **settings: Any) -> dict[str, Any]:
+    """What a module, as a process of its own, says of its memory and time; `environment` is added to this one's."""
     command = [sys.executable, "-m", module, json.dumps(settings)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    around = os.environ | (environment or {})
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=around)
     if done.returncode:
         raise RuntimeError((done.stderr.strip().splitlines() or [f"ended with {done.returncode}"])[-1])
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
-def measure_drift(layout: str, settings: dict[str, Any], options: Options, deadline: float = math.inf) -> dict:
-    """Resident bytes after each epoch of one loader; drift is the last quarter's median over the second's."""
+def measure_drift(
+    layout: str, settings: dict[str, Any], options: Options, deadline: float = math.inf, arenas: int = 0
+) -> dict:
+    """Resident bytes after each epoch of one loader; drift is the last quarter's median over the second's.
+
+    arenas  from which glibc gives memory to all threads together; 0 is as many as it likes. What grows with many and
+            not with one is lost between the threads that read files, not kept by anybody.
+    """
     need("nvidia.dali")
     folder = str(pictures(options).resolve())
-    found = asked_of_a_child(__name__, folder=folder, layout=layout, **settings)
+    environment = {"MALLOC_ARENA_MAX": str(arenas)} if arenas else {}
+    found = asked_of_a_child(__name__, environment, folder=folder, layout=layout, **settings)
     resident = found["resident_bytes"]
     part = max(1, len(resident) // 4)
     drift = statistics.median(resident[-part:]) / statistics.median(resident[part : 2 * part]) - 1
-    return found | {"drift": round(drift, 5), "summary": f"{100 * drift:+.2f} % over {len(resident)} epochs"}
+    summary = f"{100 * drift:+.2f} % over {len(resident) - 2 * part} epochs after the first {part}"
+    return found | {"drift": round(drift, 5), "summary": summary}
 
 
 def measure_list(kind: str, rows: int, rounds: int, deadline: float = math.inf) -> dict[str, Any]:
