@@ -3,7 +3,8 @@
 `python -m engine.bench.doctor_check --pictures photos flowers --timed cifar10/train` takes pictures below folders. A
 training split has all of them, a held-out one a changed copy of every second: byte for byte, or a KIND of the changes
 in turn. What is found without any copies is an alarm; whether it is a false one is for the eye: sheets of those pairs
-are written where --alarms says. --timed examines 10,000 pictures of its folder.
+are written where --alarms says. --timed examines 10,000 pictures of its folder, --made 10,000 of 500 × 375 pixels that
+are each one of the pictures laid half over another: as large as photographs, and each unlike the others.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ import tempfile
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -28,6 +31,9 @@ from engine.data.sources.listing import images_below
 from engine.data.sources.source import Source, Split
 
 TIMED = 10_000
+MADE_OF = 250
+"""Pictures of which double exposures are made."""
+MADE_SIZE = 500, 375
 
 
 def recompressed(image: Image.Image, draw: random.Random) -> Image.Image:
@@ -95,6 +101,43 @@ def found_of(findings: Findings, planted: dict[str, str], paths: Sequence[str]) 
     return dict(result)
 
 
+def double_exposures(paths: Sequence[str], folder: Path, count: int, seed: int = 0) -> list[str]:
+    """Write `count` JPEGs, each the mean of another pair of the pictures; returns their paths.
+
+    Raises ValueError where the pictures have fewer pairs.
+    """
+    shown = []
+    for place in np.linspace(0, len(paths) - 1, min(MADE_OF, len(paths))).astype(int):
+        with Image.open(paths[place]) as image:
+            shown.append(image.convert("RGB").resize(MADE_SIZE, Image.Resampling.BILINEAR))
+    pairs = [(one, other) for one in range(len(shown)) for other in range(one)]
+    if len(pairs) < count:
+        raise ValueError(f"{len(pairs)} pairs of {len(shown)} pictures for {count} double exposures")
+    random.Random(seed).shuffle(pairs)
+
+    def write(number: int) -> str:
+        one, other = (shown[place] for place in pairs[number])
+        target = folder / f"{number:05}.jpg"
+        Image.blend(one, other, 0.5).save(target, quality=85)
+        return str(target)
+
+    with ThreadPoolExecutor(2) as pool:
+        return list(pool.map(write, range(count)))
+
+
+def timed_examination(paths: Sequence[str]) -> dict[str, Any]:
+    """Seconds of examining these pictures, and how many groups were found."""
+    began, used = time.perf_counter(), time.process_time()
+    found = examine(set_of(paths, []))
+    seconds, used = time.perf_counter() - began, time.process_time() - used
+    return {
+        "pictures": len(paths),
+        "seconds": round(seconds, 1),
+        "processor_seconds": round(used, 1),
+        "found": dict(Counter("exact" if group.exact else "near" for group in found.groups)),
+    }
+
+
 def alarm_sheets(findings: Findings, folder: Path) -> None:
     """A picture of each group that was found where nothing was planted."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -113,6 +156,7 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description="Measure what the examination of data finds.")
     parser.add_argument("--pictures", nargs="+", type=Path, required=True, help="folders of pictures, each once")
     parser.add_argument("--timed", type=Path, help="folder of 10,000 pictures or more")
+    parser.add_argument("--made", action="store_true", help="time pictures that are made of those of --pictures, too")
     parser.add_argument("--alarms", type=Path, help="folder for sheets of what is found in the pictures themselves")
     given = parser.parse_args(arguments)
     paths = [path for folder in given.pictures for path in images_below(folder)]
@@ -126,18 +170,16 @@ def main(arguments: Sequence[str]) -> int:
     if given.timed:
         several = images_below(given.timed)
         chosen = [several[place] for place in np.linspace(0, len(several) - 1, TIMED).astype(int)]
-        began, used = time.perf_counter(), time.process_time()
-        timed = examine(set_of(chosen, []))
-        seconds, used = time.perf_counter() - began, time.process_time() - used
-        figures["timed"] = {
-            "pictures": len(chosen),
-            "seconds": round(seconds, 1),
-            "processor_seconds": round(used, 1),
-            "found": dict(Counter("exact" if group.exact else "near" for group in timed.groups)),
-        }
+        figures["timed"] = timed_examination(chosen)
+    if given.made:
+        with tempfile.TemporaryDirectory() as scratch:
+            figures["made"] = timed_examination(double_exposures(paths, Path(scratch), TIMED))
     told = ", ".join(f"{kind} {one['found']} of {one['planted']}" for kind, one in kinds.items())
     figures["summary"] = f"found: {told}; {len(clean.groups)} pairs in the {len(paths)} pictures themselves"
-    print(figures["summary"], figures.get("timed", ""))
+    for name in ("timed", "made"):
+        if name in figures:
+            figures["summary"] += f"; {name}: {figures[name]['pictures']} pictures in {figures[name]['seconds']} s"
+    print(figures["summary"])
     print(f"written to {record('doctor', figures)}")
     least = {kind: 1.0 if kind == "exact" else 0.95 for kind in kinds}
     return int(any(one["found"] < least[kind] * one["planted"] for kind, one in kinds.items()))
