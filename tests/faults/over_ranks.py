@@ -81,7 +81,7 @@ class Launches:
             raise Wrong(f"going on ends with {code}: {said[-600:]}")
         compare(self.run, self.weights, self.rows)
 
-    def refuse_orphans(self, seconds: float = 60.0) -> None:
+    def refuse_orphans(self, seconds: float = SECONDS) -> None:
         """Raise Wrong for ranks that are still there after a while."""
         found = ranks_of(self.log)
         _, alive = psutil.wait_procs(found, timeout=seconds)

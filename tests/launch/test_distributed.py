@@ -85,6 +85,7 @@ def test_ddp_with_accumulation_equals_one_process(launch, tiny, assert_same_run,
     assert_same_run(tmp_path / "run", alone)
 
 
+@pytest.mark.slow
 def test_zero2_equals_one_process(launch, tiny, assert_same_run, alone, tmp_path, root):
     """Then loses its last checkpoint and is resumed: the same end, from shards that are no pickles."""
     run = tmp_path / "run"

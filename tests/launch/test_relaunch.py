@@ -36,7 +36,10 @@ def assert_started_again(rows, run, alone, reason: str, micro: int) -> None:
 @pytest.mark.distributed
 @pytest.mark.parametrize("stage", [pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(3, marks=pytest.mark.slow)])
 def test_under_deepspeed(launch, tiny, rows, alone, tmp_path, root, stage):
-    """In the second epoch, on one of two ranks; the other one waits in an exchange or is about to."""
+    """In the second epoch, on one of two ranks; the other one waits in an exchange or is about to.
+
+    Each rank has written its shard of what they go on from, which is no pickle.
+    """
     run = tmp_path / "run"
     done = launch(
         *short(tiny), "--output", run, script=SCRIPT, ranks=2, **zero(root, stage), **memory("forward", 12, call=10)
@@ -44,6 +47,8 @@ def test_under_deepspeed(launch, tiny, rows, alone, tmp_path, root, stage):
     assert "out of memory at step 10" in done.stdout and "--parallel.micro-batch-size 10" in done.stdout
     assert "resuming from" in done.stdout and "step-00000007" in done.stdout
     assert_started_again(rows, run, alone, "20 images", micro=10)
+    for checkpoint in (run / "checkpoints").iterdir():
+        assert len(list((checkpoint / "shards").glob("*.safetensors"))) == 2, checkpoint
 
 
 @pytest.mark.distributed
