@@ -131,10 +131,14 @@ TURNS: dict[str, Callable[[Mapping[str, Any], tuple[int, ...]], list[float]]] = 
         _walked(v, grid, v["N"] * v["OH"] * _up(_up(v["W"], v["S"]), v["BW"]))
     ],
     "pointwise.forward_kernel": lambda v, grid: [v["SLICES"] * _up(v["L"], v["BL"])],
-    "pointwise_backward.input_kernel": lambda v, grid: [_up(v["OG"], v["BO"])],
+    "pointwise_backward.input_kernel": lambda v, grid: [
+        *([_walked(v, grid, _rows(v) * v["SLICES"] * _up(v["L"], v["BL"]))] if v["AFFINE"] and not v["GATED"] else []),
+        _up(v["OG"], v["BO"]),
+    ],
     "pointwise_backward.weight_kernel": lambda v, grid: [_walked(v, grid, _rows(v), 1)],
     "pointwise_backward.one_pass_kernel": lambda v, grid: [_walked(v, grid, _rows(v))],
-    "partials.finish_kernel": lambda v, grid: [_up(v["T"], v["BT"])],
+    "partials.finish_kernel": lambda v, grid: [_up(max(v["T"], v["SUMS"]), v["BT"])],
+    "norm_act.backward_kernel": lambda v, grid: [_walked(v, grid, _up(v["M"], v["STEPS"] * v["BM"]))],
     "squeeze_excite.sums_kernel": lambda v, grid: [v["STEPS"]],
     "excitation.excite_kernel": lambda v, grid: [2 * _up(v["C"], v["BC"]), _up(v["TILES"], v["BT"])],
     "excitation.image_kernel": lambda v, grid: [2 * _up(v["C"], v["BC"]), _up(v["TILES"], v["BT"])],

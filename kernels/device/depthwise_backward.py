@@ -280,7 +280,7 @@ def backward(
         AFFINE=affine, ACT=act, SLOPE=slope, STATISTICS=y is not None, WEIGHT=needs_weight,
         R=cut.rows, CW=cut.columns, BW=cut.lanes, BC=cut.channels, num_warps=1, maxnreg=255,
     )  # fmt: skip
-    dw, dz, dz_x = finish(part, slots) if part.numel() else (None, None, None)
+    dw, dz, dz_x = finish(part[:, :slots] if slots else None, part[:, slots:] if affine else None, size * size)
     if not needs_input:
         dx = dz = dz_x = None
     return dx, None if dw is None else dw.view(weight.shape), dz, dz_x

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from kernels.device.depthwise import taps
 from kernels.device.launch import or_dummy, programs, vector_block
+from kernels.device.partials import finish
 from kernels.device.pointwise_math import activate, derivative, load_channels, normalise
 
 
@@ -76,7 +77,7 @@ def store_input_gradient(
 
 @triton.jit
 def input_kernel(
-    dy, y, mean, c1, c2, x, center, scale, shift, w, dx, part_dz, part_dz_x, N, H, W, C: tl.constexpr, OH, OW,
+    dy, y, mean, c1, c2, x, center, scale, shift, w, dx, sums, N, H, W, C: tl.constexpr, OH, OW,
     K: tl.constexpr, S: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr,
     AFFINE: tl.constexpr, ACT: tl.constexpr, SLOPE: tl.constexpr, STATISTICS: tl.constexpr,
     R: tl.constexpr, BW: tl.constexpr, BC: tl.constexpr,
@@ -146,8 +147,8 @@ def input_kernel(
         index += tl.num_programs(0)
     walker = tl.program_id(0).to(tl.int64)
     if AFFINE:
-        tl.store(part_dz + walker * C + c, tl.sum(lanes, 0), mask=real)
-        tl.store(part_dz_x + walker * C + c, tl.sum(lanes_x, 0), mask=real)
+        tl.store(sums + walker * 2 * C + c, tl.sum(lanes, 0), mask=real)
+        tl.store(sums + walker * 2 * C + C + c, tl.sum(lanes_x, 0), mask=real)
 
 
 @triton.jit
@@ -235,24 +236,18 @@ def backward(
     gradients = (dy, or_dummy(y, dy), or_dummy(mean, dy), or_dummy(c1, dy), or_dummy(c2, dy))
     prologue = (or_dummy(center, x), or_dummy(scale, x), or_dummy(shift, x))
     shape = {"K": size, "S": stride, "PH": padding[0], "PW": padding[1], "BW": columns, "BC": block, "num_warps": warps}
-    dx = part_w = part_dz = part_dz_x = None
+    dx = part_w = sums = None
     new = partial(torch.empty, dtype=torch.float32, device=x.device)
     walkers = max(1, programs(x.device, 4) // blocks)
     if needs_input:
         dx = torch.empty_like(x, memory_format=torch.channels_last)
-        if center is not None:
-            part_dz, part_dz_x = new(walkers, channels), new(walkers, channels)
-        sums = (or_dummy(part_dz, x), or_dummy(part_dz_x, x))
+        sums = None if center is None else new(walkers, 2, channels)
         input_kernel[(walkers, blocks)](
-            *gradients, x, *prologue, taps(weight, x.dtype), dx, *sums, *sizes,
+            *gradients, x, *prologue, taps(weight, x.dtype), dx, or_dummy(sums, x), *sizes,
             **flags, **shape, R=2 if stride == 1 else 1, maxnreg=255,
         )  # fmt: skip
     if needs_weight:
         part_w = new(walkers, size * size, channels)
         weight_kernel[(walkers, blocks, size)](*gradients, x, *prologue, part_w, *sizes, **flags, **shape)
-    return (
-        dx,
-        None if part_w is None else part_w.sum(0).t().reshape(weight.shape),
-        None if part_dz is None else part_dz.sum(0),
-        None if part_dz_x is None else part_dz_x.sum(0),
-    )
+    dw, dz, dz_x = finish(part_w, sums, size * size)
+    return dx, None if dw is None else dw.view(weight.shape), dz, dz_x

@@ -10,12 +10,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.device.launch import or_dummy, vector_block
+from kernels.device.launch import or_dummy, programs, vector_block
+from kernels.device.partials import finish
 from kernels.device.pointwise_math import activate, derivative, load_channels, normalise
 
 ROWS = 16
 FORWARD_STEPS = 4
-BACKWARD_STEPS = 16
+BACKWARD_STEPS = 4
+PROGRAMS = 8
+"""Of the backward pass a multiprocessor: as many partial sums are left."""
 
 
 @triton.jit
@@ -45,11 +48,14 @@ def forward_kernel(
 
 @triton.jit
 def backward_kernel(
-    grad, x, center, scale, shift, residual, dx, dresidual, sum_dz, sum_dz_x, M, C: tl.constexpr,
+    grad, x, center, scale, shift, residual, dx, dresidual, sums, M, C: tl.constexpr,
     AFFINE: tl.constexpr, ACT: tl.constexpr, SLOPE: tl.constexpr, RESIDUAL: tl.constexpr, NEEDS_RESIDUAL: tl.constexpr,
     STEPS: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
-    """dz = act'(z) · grad; dx = dz · scale; partial sums of dz and of dz · (x - center) by tile [T, C]."""
+    """dz = act'(z) · grad; dx = dz · scale; partial sums [walkers, 2, C] of dz and of dz · (x - center).
+
+    Program (walker, channels): runs of STEPS · BM rows walker, walker + walkers, ….
+    """
     tile = tl.program_id(0)
     c = tl.program_id(1) * BC + tl.arange(0, BC)
     mu = load_channels(center, c, c < C, AFFINE)
@@ -57,28 +63,30 @@ def backward_kernel(
     b = load_channels(shift, c, c < C, AFFINE)
     lanes = tl.zeros((BM, BC), tl.float32)
     lanes_x = tl.zeros((BM, BC), tl.float32)
-    for step in tl.static_range(STEPS):
-        row = (tile.to(tl.int64) * STEPS + step) * BM + tl.arange(0, BM)
-        inside = (row < M)[:, None] & (c < C)[None, :]
-        offset = row[:, None] * C + c[None, :]
-        value = tl.load(x + offset, mask=inside, other=0.0).to(tl.float32)
-        z = normalise(value, mu, a, b, AFFINE)
-        if RESIDUAL == "before":
-            z += tl.load(residual + offset, mask=inside, other=0.0).to(tl.float32)
-        dz = tl.load(grad + offset, mask=inside, other=0.0).to(tl.float32) * derivative(z, ACT, SLOPE)
-        if NEEDS_RESIDUAL:
-            tl.store(dresidual + offset, dz.to(dresidual.dtype.element_ty), mask=inside)
-        direct = dz
-        if AFFINE:
-            dz = tl.where(inside, dz, 0.0)
-            lanes += dz
-            lanes_x += dz * (value - mu)
-            direct = dz * a
-        tl.store(dx + offset, direct.to(dx.dtype.element_ty), mask=inside)
+    while tile < tl.cdiv(M, STEPS * BM):
+        for step in tl.static_range(STEPS):
+            row = (tile.to(tl.int64) * STEPS + step) * BM + tl.arange(0, BM)
+            inside = (row < M)[:, None] & (c < C)[None, :]
+            offset = row[:, None] * C + c[None, :]
+            value = tl.load(x + offset, mask=inside, other=0.0).to(tl.float32)
+            z = normalise(value, mu, a, b, AFFINE)
+            if RESIDUAL == "before":
+                z += tl.load(residual + offset, mask=inside, other=0.0).to(tl.float32)
+            dz = tl.load(grad + offset, mask=inside, other=0.0).to(tl.float32) * derivative(z, ACT, SLOPE)
+            if NEEDS_RESIDUAL:
+                tl.store(dresidual + offset, dz.to(dresidual.dtype.element_ty), mask=inside)
+            direct = dz
+            if AFFINE:
+                dz = tl.where(inside, dz, 0.0)
+                lanes += dz
+                lanes_x += dz * (value - mu)
+                direct = dz * a
+            tl.store(dx + offset, direct.to(dx.dtype.element_ty), mask=inside)
+        tile += tl.num_programs(0)
     if AFFINE:
-        place = tile.to(tl.int64) * C + c
-        tl.store(sum_dz + place, tl.sum(lanes, 0), mask=c < C)
-        tl.store(sum_dz_x + place, tl.sum(lanes_x, 0), mask=c < C)
+        place = tl.program_id(0).to(tl.int64) * 2 * C + c
+        tl.store(sums + place, tl.sum(lanes, 0), mask=c < C)
+        tl.store(sums + place + C, tl.sum(lanes_x, 0), mask=c < C)
 
 
 @triton.jit
@@ -146,16 +154,15 @@ def backward(
     needs_residual = place == "before" and act != "identity"
     dresidual = torch.empty_like(dx) if needs_residual else None
     affine = center is not None
-    sums = torch.empty((2, tiles, x.shape[1]) if affine else (2, 1, 1), dtype=torch.float32, device=x.device)
-    backward_kernel[(tiles, blocks)](
+    walkers = max(1, min(tiles, programs(x.device, PROGRAMS) // blocks))
+    sums = torch.empty((walkers, 2, x.shape[1]), dtype=torch.float32, device=x.device) if affine else None
+    backward_kernel[(walkers, blocks)](
         grad, x, or_dummy(center, x), or_dummy(scale, x), or_dummy(shift, x), or_dummy(residual, x), dx,
-        or_dummy(dresidual, dx), sums[0], sums[1], rows, x.shape[1],
+        or_dummy(dresidual, dx), or_dummy(sums, x), rows, x.shape[1],
         AFFINE=affine, ACT=act, SLOPE=slope, RESIDUAL=place, NEEDS_RESIDUAL=needs_residual,
         STEPS=BACKWARD_STEPS, BM=ROWS, BC=block, num_warps=4,
     )  # fmt: skip
-    if not affine:
-        return dx, dresidual, None, None
-    return dx, dresidual, sums[0].sum(0), sums[1].sum(0)
+    return dx, dresidual, *finish(None, sums)[1:]
 
 
 def batch_norm_backward(grad: Tensor, y: Tensor, mean: Tensor, c1: Tensor, c2: Tensor) -> Tensor:

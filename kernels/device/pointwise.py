@@ -102,7 +102,7 @@ def forward_kernel(
             x, row, c, inside, real, center, scale, shift, gate + image * C, C, AFFINE, ACT, SLOPE, GATED
         )
         column = (group * OG + o)[None, :] * (SLICES * L) + (run * L + place)[:, None]
-        weight = tl.load(w + column, mask=real[:, None] & known[None, :], other=0.0)
+        weight = tl.load(w + column, mask=real[:, None] & known[None, :], other=0.0).to(x.dtype.element_ty)
         total = multiply_add(value, weight, total, PRECISION)
     rounded = total.to(y.dtype.element_ty)
     channel = group * OG + o
@@ -133,12 +133,18 @@ def layout(channels: int, weight: Tensor, groups: int, shuffle: int) -> Layout:
     return Layout(groups, shuffle, channels // groups // shuffle, weight.shape[0] // groups)
 
 
-def relabelled(weight: Tensor, cut: Layout, dtype: torch.dtype) -> Tensor:
-    """[O, C / groups, 1, 1] as [O, slices · L] in the images' dtype, a run's columns side by side."""
-    flat = weight.flatten(1).to(dtype)
+def readable(weight: Tensor, cut: Layout, dtype: torch.dtype, once: bool) -> Tensor:
+    """[O, C / groups, 1, 1] as [O, slices · L], a run's columns side by side.
+
+    once  a program reads all of its part at one time: it does so in the weight's own dtype and rounds it to the
+          images'. Where parts of it are read again and again, a copy in the images' dtype is less to move.
+    """
+    flat = weight.flatten(1)
     if cut.slices > 1:
         flat = flat.unflatten(1, (cut.length, cut.slices)).transpose(1, 2).flatten(1)
-    return flat.contiguous()
+    elif once:
+        return flat.contiguous()
+    return flat.to(dtype).contiguous()
 
 
 def precision() -> str:
@@ -179,12 +185,14 @@ def forward(
     warps = 8 if out_block == 128 or gate is not None or (x.dtype.itemsize < 4 and small) else 4
     tiles = rows // pixels * triton.cdiv(pixels, row_block)
     count, means, m2s = new_partials(tiles if statistics else 1, outputs, x.device)
+    in_block = block(cut.length, 32 if small else 64)
+    weights = readable(weight, cut, x.dtype, cut.length <= in_block)
     forward_kernel[(tiles * triton.cdiv(cut.outputs, out_block), groups)](
-        x, relabelled(weight, cut, x.dtype), y, or_dummy(center, x), or_dummy(scale, x), or_dummy(shift, x),
+        x, weights, y, or_dummy(center, x), or_dummy(scale, x), or_dummy(shift, x),
         or_dummy(gate, x), count, means, m2s, rows, pixels, channels, outputs,
         GROUPS=groups, SLICES=cut.slices, L=cut.length, OG=cut.outputs, AFFINE=center is not None, ACT=act,
         SLOPE=slope, GATED=gate is not None, STATISTICS=statistics, PRECISION=precision(),
-        BM=row_block, BO=out_block, BL=block(cut.length, 32 if small else 64), num_warps=warps,
+        BM=row_block, BO=out_block, BL=in_block, num_warps=warps,
         num_stages=2, maxnreg=255,
     )  # fmt: skip
     return (y, *merge(count, means, m2s)) if statistics else (y, None, None)

@@ -12,7 +12,8 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.device.launch import or_dummy, programs, small_tiles
-from kernels.device.pointwise import block, layout, load_activated, multiply_add, precision, relabelled, rows_of
+from kernels.device.partials import finish
+from kernels.device.pointwise import block, layout, load_activated, multiply_add, precision, readable, rows_of
 from kernels.device.pointwise_math import activate, derivative, load_channels, normalise
 
 ONE_PASS_ELEMENTS = 32 * 128
@@ -84,24 +85,24 @@ def store_gated_gradient(
 
 
 @triton.jit
-def input_kernel(
-    dy, y, mean, c1, c2, x, center, scale, shift, w, dx, part_dz, part_dz_x, M, P,
-    C: tl.constexpr, OUT: tl.constexpr,
-    GROUPS: tl.constexpr, SLICES: tl.constexpr, L: tl.constexpr, OG: tl.constexpr,
+def load_weight(
+    w, dy, group, place, turn, run, real, L: tl.constexpr, SLICES: tl.constexpr, OG: tl.constexpr, BO: tl.constexpr
+):  # fmt: skip
+    """A block of w [O, SLICES · L] as [BO, BL] in dy's dtype."""
+    o = turn * BO + tl.arange(0, BO)
+    column = (group * OG + o)[:, None] * (SLICES * L) + (run * L + place)[None, :]
+    return tl.load(w + column, mask=(o < OG)[:, None] & real[None, :], other=0.0).to(dy.dtype.element_ty)
+
+
+@triton.jit
+def input_tile(
+    tile, tiles, group, run, place, whole, dy, y, mean, c1, c2, x, center, scale, shift, w, dx, part, M, P,
+    C: tl.constexpr, OUT: tl.constexpr, SLICES: tl.constexpr, L: tl.constexpr, OG: tl.constexpr,
     AFFINE: tl.constexpr, ACT: tl.constexpr, SLOPE: tl.constexpr, GATED: tl.constexpr, STATISTICS: tl.constexpr,
     PRECISION: tl.constexpr,
     BM: tl.constexpr, BO: tl.constexpr, BL: tl.constexpr,
 ):  # fmt: skip
-    """Program (row tile and input block, group): dx, and the partial sums [row tiles, C].
-
-    GATED: the gradient of the gated x' instead of dx, and in part_dz the five sums [5, row tiles, C].
-    """
-    STEPS: tl.constexpr = (L + BL - 1) // BL
-    tile = tl.program_id(0) // (SLICES * STEPS)
-    step = tl.program_id(0) % (SLICES * STEPS)
-    group = tl.program_id(1)
-    run = step // STEPS
-    place = (step % STEPS) * BL + tl.arange(0, BL)
+    """dx of a row tile and an input block, its sums of dz and dz · (x - center) [BL]; `whole` is w where OG ≤ BO."""
     real = place < L
     c = run * (C // SLICES) + group * L + place
     _image, row, inside = rows_of(tile, M, P, GATED, BM)
@@ -111,22 +112,67 @@ def input_kernel(
         known = o < OG
         channel = group * OG + o
         gradient = load_gradient(dy, y, row, channel, inside, known, mean, c1, c2, OUT, STATISTICS)
-        column = channel[:, None] * (SLICES * L) + (run * L + place)[None, :]
-        weight = tl.load(w + column, mask=known[:, None] & real[None, :], other=0.0)
+        weight = whole if OG <= BO else load_weight(w, dy, group, place, turn, run, real, L, SLICES, OG, BO)
         da = multiply_add(gradient, weight, da, PRECISION)
     if GATED:
-        plane = tl.cast((M // P) * tl.cdiv(P, BM), tl.int64) * C
+        plane = tl.cast(tiles, tl.int64) * C
         store_gated_gradient(
-            da, x, dx, row, c, inside, real, center, scale, shift, part_dz + tile.to(tl.int64) * C, plane,
+            da, x, dx, row, c, inside, real, center, scale, shift, part + tile.to(tl.int64) * C, plane,
             C, AFFINE, ACT, SLOPE,
         )  # fmt: skip
+        sum_dz = tl.zeros((BL,), tl.float32)
+        sum_dz_x = sum_dz
     else:
         sum_dz, sum_dz_x = store_input_gradient(
             da, x, dx, row, c, inside, real, center, scale, shift, C, AFFINE, ACT, SLOPE
         )
-        if AFFINE:
-            tl.store(part_dz + tile.to(tl.int64) * C + c, sum_dz, mask=real)
-            tl.store(part_dz_x + tile.to(tl.int64) * C + c, sum_dz_x, mask=real)
+    return sum_dz, sum_dz_x
+
+
+@triton.jit
+def input_kernel(
+    dy, y, mean, c1, c2, x, center, scale, shift, w, dx, part, M, P,
+    C: tl.constexpr, OUT: tl.constexpr,
+    GROUPS: tl.constexpr, SLICES: tl.constexpr, L: tl.constexpr, OG: tl.constexpr,
+    AFFINE: tl.constexpr, ACT: tl.constexpr, SLOPE: tl.constexpr, GATED: tl.constexpr, STATISTICS: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BM: tl.constexpr, BO: tl.constexpr, BL: tl.constexpr,
+):  # fmt: skip
+    """Program (walker and input block, group): dx of every so many row tiles, and partial sums [walkers, 2, C].
+
+    Only sums are worth a walk: without an affine prologue a program takes one row tile. GATED too, which leaves the
+    gradient of the gated x' in place of dx, and the five sums of each tile [5, row tiles, C].
+    """
+    BLOCKS: tl.constexpr = SLICES * ((L + BL - 1) // BL)
+    step = tl.program_id(0) % BLOCKS
+    group = tl.program_id(1)
+    run = step // (BLOCKS // SLICES)
+    place = (step % (BLOCKS // SLICES)) * BL + tl.arange(0, BL)
+    walker = tl.program_id(0) // BLOCKS
+    tiles = (M // P) * tl.cdiv(P, BM) if GATED else tl.cdiv(M, BM)
+    whole = w
+    if OG <= BO:
+        whole = load_weight(w, dy, group, place, 0, run, place < L, L, SLICES, OG, BO)
+    if AFFINE and not GATED:
+        all_dz = tl.zeros((BL,), tl.float32)
+        all_dz_x = tl.zeros((BL,), tl.float32)
+        tile = walker
+        while tile < tiles:
+            sum_dz, sum_dz_x = input_tile(
+                tile, tiles, group, run, place, whole, dy, y, mean, c1, c2, x, center, scale, shift, w, dx, part, M, P,
+                C, OUT, SLICES, L, OG, AFFINE, ACT, SLOPE, GATED, STATISTICS, PRECISION, BM, BO, BL,
+            )  # fmt: skip
+            all_dz += sum_dz
+            all_dz_x += sum_dz_x
+            tile += tl.num_programs(0) // BLOCKS
+        own = part + walker.to(tl.int64) * (2 * C) + run * (C // SLICES) + group * L + place
+        tl.store(own, all_dz, mask=place < L)
+        tl.store(own + C, all_dz_x, mask=place < L)
+    else:
+        input_tile(
+            walker, tiles, group, run, place, whole, dy, y, mean, c1, c2, x, center, scale, shift, w, dx, part, M, P,
+            C, OUT, SLICES, L, OG, AFFINE, ACT, SLOPE, GATED, STATISTICS, PRECISION, BM, BO, BL,
+        )  # fmt: skip
 
 
 @triton.jit
@@ -137,7 +183,7 @@ def weight_kernel(
     PRECISION: tl.constexpr,
     BM: tl.constexpr, BO: tl.constexpr, BL: tl.constexpr,
 ):  # fmt: skip
-    """Program (input and output block, walker, group): part_w [walkers, O, SLICES · L] over every so many row tiles."""
+    """Program (input and output block, walker, group): part_w [walkers, O, L · SLICES] over every so many row tiles."""
     STEPS: tl.constexpr = (L + BL - 1) // BL
     step = tl.program_id(0) % (SLICES * STEPS)
     o = tl.program_id(0) // (SLICES * STEPS) * BO + tl.arange(0, BO)
@@ -160,19 +206,20 @@ def weight_kernel(
         total = multiply_add(tl.trans(gradient), value, total, PRECISION)
         tile += tl.num_programs(1)
     walker = tl.program_id(1).to(tl.int64)
-    column = (walker * OUT + channel)[:, None] * (SLICES * L) + (run * L + place)[None, :]
+    column = place if SLICES == 1 else place * SLICES + run
+    column = (walker * OUT + channel)[:, None] * (SLICES * L) + column[None, :]
     tl.store(part_w + column, total, mask=known[:, None] & real[None, :])
 
 
 @triton.jit
 def one_pass_kernel(
-    dy, y, mean, c1, c2, x, center, scale, shift, w, dx, part_w, part_dz, part_dz_x, M,
+    dy, y, mean, c1, c2, x, center, scale, shift, w, dx, part_w, part, M,
     C: tl.constexpr, OUT: tl.constexpr,
     GROUPS: tl.constexpr, SLICES: tl.constexpr, L: tl.constexpr, OG: tl.constexpr,
     AFFINE: tl.constexpr, ACT: tl.constexpr, SLOPE: tl.constexpr, STATISTICS: tl.constexpr, PRECISION: tl.constexpr,
     BM: tl.constexpr, BO: tl.constexpr, BL: tl.constexpr,
 ):  # fmt: skip
-    """Program (walker, group) with BO ≥ OG and BL ≥ L: dx, part_w [walkers, O, L] and the sums [walkers, C]."""
+    """Program (walker, group) with BO ≥ OG and BL ≥ L: dx, part_w [walkers, O, L] and sums [walkers, 2, C]."""
     group = tl.program_id(1)
     o = tl.arange(0, BO)
     known = o < OG
@@ -181,6 +228,7 @@ def one_pass_kernel(
     real = place < L
     c = group * L + place
     weight = tl.load(w + channel[:, None] * L + place[None, :], mask=known[:, None] & real[None, :], other=0.0)
+    weight = weight.to(dy.dtype.element_ty)
     dw = tl.zeros((BO, BL), tl.float32)
     all_dz = tl.zeros((BL,), tl.float32)
     all_dz_x = tl.zeros((BL,), tl.float32)
@@ -201,8 +249,8 @@ def one_pass_kernel(
     walker = tl.program_id(0).to(tl.int64)
     tl.store(part_w + (walker * OUT + channel)[:, None] * L + place[None, :], dw, mask=known[:, None] & real[None, :])
     if AFFINE:
-        tl.store(part_dz + walker * C + c, all_dz, mask=real)
-        tl.store(part_dz_x + walker * C + c, all_dz_x, mask=real)
+        tl.store(part + walker * (2 * C) + c, all_dz, mask=real)
+        tl.store(part + walker * (2 * C) + C + c, all_dz_x, mask=real)
 
 
 def backward(
@@ -256,7 +304,7 @@ def backward(
     def new(parts: int, *shape: int) -> Tensor:
         return torch.empty((parts, *shape), dtype=torch.float32, device=x.device)
 
-    dx = part_w = part_dz = part_dz_x = None
+    dx = part_w = part = None
     whole_out, whole_in = triton.next_power_of_2(cut.outputs), triton.next_power_of_2(cut.length)
     whole_out, whole_in = max(16, whole_out), max(16, whole_in)
     small = not wide and not turing and cut.slices == 1 and whole_out * whole_in <= ONE_PASS_ELEMENTS
@@ -266,42 +314,40 @@ def backward(
         long = whole_out * whole_in <= LONG_TILE_ELEMENTS
         row_block = 32 if wide or (one_pass and not long) else 64
         tiles = rows // pixels * triton.cdiv(pixels, row_block)
-        walkers = min(tiles, max(1, programs(x.device, 4 if long else 2) // groups)) if one_pass else tiles
+        in_block = whole_in if one_pass else block(cut.length, 64 if wide or turing else 128)
+        steps = cut.slices * triton.cdiv(cut.length, in_block)
+        walkers = tiles
+        if one_pass or (center is not None and gate is None):
+            walkers = min(tiles, max(1, programs(x.device, 4 if long or not one_pass else 2) // (groups * steps)))
         if gate is not None:
-            part_dz = new(5, tiles, channels)
+            part = new(5, tiles, channels)
         elif center is not None:
-            part_dz, part_dz_x = new(walkers, channels), new(walkers, channels)
-        sums = (or_dummy(part_dz, x), or_dummy(part_dz_x, x))
-        inputs = (*gradients, x, *prologue, relabelled(weight, cut, x.dtype), dx)
+            part = new(walkers, 2, channels)
+        out_block = whole_out if one_pass else block(cut.outputs, 32 if wide or turing else 64)
+        weights = readable(weight, cut, x.dtype, cut.outputs <= out_block)
+        inputs = (*gradients, x, *prologue, weights, dx)
         if one_pass:
             part_w = new(walkers, outputs, cut.length)
             one_pass_kernel[(walkers, groups)](
-                *inputs, part_w, *sums, *sizes, **flags, BM=row_block, BO=whole_out, BL=whole_in,
+                *inputs, part_w, or_dummy(part, x), *sizes, **flags, BM=row_block, BO=out_block, BL=in_block,
                 num_warps=4 if long else 8,
             )  # fmt: skip
         else:
-            in_block = block(cut.length, 64 if wide or turing else 128)
-            steps = cut.slices * triton.cdiv(cut.length, in_block)
-            out_block = block(cut.outputs, 32 if wide or turing else 64)
-            input_kernel[(tiles * steps, groups)](
-                *inputs, *sums, *by_image, **flags, **gated, BM=row_block, BO=out_block, BL=in_block, num_warps=8
-            )
+            input_kernel[(walkers * steps, groups)](
+                *inputs, or_dummy(part, x), *by_image, **flags, **gated,
+                BM=row_block, BO=out_block, BL=in_block, num_warps=8,
+            )  # fmt: skip
     if needs_weight and not one_pass:
         in_block, out_block = block(cut.length, 64), block(cut.outputs, 64 if wide or turing else 128)
         steps = cut.slices * triton.cdiv(cut.length, in_block) * triton.cdiv(cut.outputs, out_block)
-        walkers = max(1, programs(x.device, 4) // (steps * groups))
+        row_tiles = rows // pixels * triton.cdiv(pixels, 32 if wide or turing else 64)
+        walkers = min(row_tiles, max(1, programs(x.device, 4) // (steps * groups)))
         part_w = new(walkers, outputs, cut.slices * cut.length)
         weight_kernel[(steps, walkers, groups)](
             *gradients, x, *prologue, or_dummy(gate, x), part_w, *by_image, **flags, **gated,
             BM=32 if wide or turing else 64, BO=out_block, BL=in_block,
             num_warps=8 if not wide and (turing or gate is not None) else 4,
         )  # fmt: skip
-    dweight = None
-    if part_w is not None:
-        dweight = part_w.sum(0)
-        if cut.slices > 1:
-            dweight = dweight.unflatten(1, (cut.slices, cut.length)).transpose(1, 2).flatten(1)
-        dweight = dweight.reshape(weight.shape)
-    if gate is not None and part_dz is not None:
-        return dx, dweight, part_dz.unflatten(1, (x.shape[0], -1)), None
-    return dx, dweight, *(None if part is None else part.sum(0) for part in (part_dz, part_dz_x))
+    dweight, dz, dz_x = finish(part_w, part if gate is None else None)
+    dweight = None if dweight is None else dweight.view(weight.shape)
+    return dx, dweight, dz if gate is None or part is None else part.unflatten(1, (x.shape[0], -1)), dz_x

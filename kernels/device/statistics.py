@@ -10,7 +10,7 @@ from torch import Tensor
 from kernels.device.launch import channel_block
 from kernels.device.pointwise_math import merge_lanes
 
-ROWS_A_MERGE = 64
+ROWS_A_MERGE = 1024
 ROWS_A_PARTIAL = 512
 
 
@@ -69,13 +69,15 @@ def new_partials(tiles: int, channels: int, device: torch.device) -> tuple[Tenso
 def merge(count: Tensor, mean: Tensor, m2: Tensor) -> tuple[Tensor, Tensor]:
     """Partials, counts [T] and means and M2 [T, C] in fp32, to the mean [C] and M2 [C] of all, in a fixed order."""
     tiles, channels = mean.shape
-    block = channel_block(channels, 32)
     while tiles > 1:
         groups = triton.cdiv(tiles, ROWS_A_MERGE)
+        rows = max(16, triton.next_power_of_2(triton.cdiv(tiles, groups)))
+        block = channel_block(channels, max(16, min(128, 8192 // rows)))
         new_count, new_mean, new_m2 = new_partials(groups, channels, mean.device)
         merge_kernel[(groups, triton.cdiv(channels, block))](
-            count, mean, m2, new_count, new_mean, new_m2, tiles, channels, BT=ROWS_A_MERGE, BC=block, num_warps=4
-        )
+            count, mean, m2, new_count, new_mean, new_m2, tiles, channels,
+            BT=rows, BC=block, num_warps=max(1, min(16, rows * block // 1024)),
+        )  # fmt: skip
         count, mean, m2, tiles = new_count, new_mean, new_m2, groups
     return mean.view(channels), m2.view(channels)
 
