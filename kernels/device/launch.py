@@ -34,6 +34,13 @@ def small_tiles(device: torch.device) -> bool:
     return _compiled_for[-1][0] < 80
 
 
+def warpgroup_products(device: torch.device) -> bool:
+    """Whether four warps multiply together from shared memory (sm_90): matrix tiles fit that spill elsewhere."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device)[0] == 9
+    return _compiled_for[-1][0] // 10 == 9
+
+
 def channel_block(channels: int, most: int) -> int:
     """Channels a program takes: a power of two from 16 to `most`, no wider than it must be."""
     return max(16, min(most, triton.next_power_of_2(channels)))

@@ -1,7 +1,8 @@
 """Pointwise backward. dY = dy + c1 + c2 · (y - mean) is formed in the loads; dz = act'(z) · dA in the epilogue.
 
 Where the weight's gradient fits the registers, one kernel makes dx and dw from one read of everything
-(2X + 2Y elements); elsewhere one kernel makes dx and one dw (3X + 4Y). Channels are cut as in the forward.
+(2X + 2Y elements), output channels by blocks; elsewhere one kernel makes dx and one dw (3X + 4Y). Channels are cut as
+in the forward.
 """
 
 from __future__ import annotations
@@ -11,13 +12,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.device.launch import or_dummy, programs, small_tiles
+from kernels.device.launch import or_dummy, programs, small_tiles, warpgroup_products
 from kernels.device.partials import finish
 from kernels.device.pointwise import block, layout, load_activated, multiply_add, precision, readable, rows_of
 from kernels.device.pointwise_math import activate, derivative, load_channels, normalise
 
 ONE_PASS_ELEMENTS = 32 * 128
 """The largest dw that stays in registers beside everything else, from profiles/kernels-offline.json."""
+BLOCKS_ELEMENTS = 64 * 128
+"""As much of dw fits in blocks of 64 output channels beside few input channels: the layer that expands."""
 LONG_TILE_ELEMENTS = 16 * 128
 """The largest dw beside which twice the rows fit half the warps, so that memory is waited for less often."""
 
@@ -144,11 +147,11 @@ def input_kernel(
     gradient of the gated x' in place of dx, and the five sums of each tile [5, row tiles, C].
     """
     BLOCKS: tl.constexpr = SLICES * ((L + BL - 1) // BL)
-    step = tl.program_id(0) % BLOCKS
+    program = tl.program_id(0)
     group = tl.program_id(1)
-    run = step // (BLOCKS // SLICES)
-    place = (step % (BLOCKS // SLICES)) * BL + tl.arange(0, BL)
-    walker = tl.program_id(0) // BLOCKS
+    tile = program // BLOCKS
+    run = program % BLOCKS // (BLOCKS // SLICES)
+    place = program % BLOCKS % (BLOCKS // SLICES) * BL + tl.arange(0, BL)
     tiles = (M // P) * tl.cdiv(P, BM) if GATED else tl.cdiv(M, BM)
     whole = w
     if OG <= BO:
@@ -156,7 +159,6 @@ def input_kernel(
     if AFFINE and not GATED:
         all_dz = tl.zeros((BL,), tl.float32)
         all_dz_x = tl.zeros((BL,), tl.float32)
-        tile = walker
         while tile < tiles:
             sum_dz, sum_dz_x = input_tile(
                 tile, tiles, group, run, place, whole, dy, y, mean, c1, c2, x, center, scale, shift, w, dx, part, M, P,
@@ -165,12 +167,13 @@ def input_kernel(
             all_dz += sum_dz
             all_dz_x += sum_dz_x
             tile += tl.num_programs(0) // BLOCKS
-        own = part + walker.to(tl.int64) * (2 * C) + run * (C // SLICES) + group * L + place
+        walker = (tl.program_id(0) // BLOCKS).to(tl.int64)
+        own = part + walker * (2 * C) + run * (C // SLICES) + group * L + place
         tl.store(own, all_dz, mask=place < L)
         tl.store(own + C, all_dz_x, mask=place < L)
     else:
         input_tile(
-            walker, tiles, group, run, place, whole, dy, y, mean, c1, c2, x, center, scale, shift, w, dx, part, M, P,
+            tile, tiles, group, run, place, whole, dy, y, mean, c1, c2, x, center, scale, shift, w, dx, part, M, P,
             C, OUT, SLICES, L, OG, AFFINE, ACT, SLOPE, GATED, STATISTICS, PRECISION, BM, BO, BL,
         )  # fmt: skip
 
@@ -219,27 +222,35 @@ def one_pass_kernel(
     AFFINE: tl.constexpr, ACT: tl.constexpr, SLOPE: tl.constexpr, STATISTICS: tl.constexpr, PRECISION: tl.constexpr,
     BM: tl.constexpr, BO: tl.constexpr, BL: tl.constexpr,
 ):  # fmt: skip
-    """Program (walker, group) with BO ≥ OG and BL ≥ L: dx, part_w [walkers, O, L] and sums [walkers, 2, C]."""
+    """Program (walker, group) with BL ≥ L: dx, part_w [walkers, O, L] and sums [walkers, 2, C].
+
+    Output blocks follow one another: each forms its dY once, for its dw and for dA, which stays in registers.
+    """
+    BLOCKS: tl.constexpr = (OG + BO - 1) // BO
     group = tl.program_id(1)
-    o = tl.arange(0, BO)
-    known = o < OG
-    channel = group * OG + o
     place = tl.arange(0, BL)
     real = place < L
     c = group * L + place
-    weight = tl.load(w + channel[:, None] * L + place[None, :], mask=known[:, None] & real[None, :], other=0.0)
-    weight = weight.to(dy.dtype.element_ty)
-    dw = tl.zeros((BO, BL), tl.float32)
+    weights = ()
+    dw = ()
+    for turn in tl.static_range(BLOCKS):
+        weights = weights + (load_weight(w, dy, group, place, turn, 0, real, L, 1, OG, BO),)
+        dw = dw + (tl.zeros((BO, BL), tl.float32),)
     all_dz = tl.zeros((BL,), tl.float32)
     all_dz_x = tl.zeros((BL,), tl.float32)
     tile = tl.program_id(0)
     while tile < tl.cdiv(M, BM):
         row = tile.to(tl.int64) * BM + tl.arange(0, BM)
         inside = row < M
-        gradient = load_gradient(dy, y, row, channel, inside, known, mean, c1, c2, OUT, STATISTICS)
         value = load_activated(x, row, c, inside, real, center, scale, shift, x, C, AFFINE, ACT, SLOPE, False)
-        dw = multiply_add(tl.trans(gradient), value, dw, PRECISION)
-        da = multiply_add(gradient, weight, tl.zeros((BM, BL), tl.float32), PRECISION)
+        da = tl.zeros((BM, BL), tl.float32)
+        new_dw = ()
+        for turn in tl.static_range(BLOCKS):
+            o = turn * BO + tl.arange(0, BO)
+            gradient = load_gradient(dy, y, row, group * OG + o, inside, o < OG, mean, c1, c2, OUT, STATISTICS)
+            new_dw = new_dw + (multiply_add(tl.trans(gradient), value, dw[turn], PRECISION),)
+            da = multiply_add(gradient, weights[turn], da, PRECISION)
+        dw = new_dw
         sum_dz, sum_dz_x = store_input_gradient(
             da, x, dx, row, c, inside, real, center, scale, shift, C, AFFINE, ACT, SLOPE
         )
@@ -247,7 +258,10 @@ def one_pass_kernel(
         all_dz_x += sum_dz_x
         tile += tl.num_programs(0)
     walker = tl.program_id(0).to(tl.int64)
-    tl.store(part_w + (walker * OUT + channel)[:, None] * L + place[None, :], dw, mask=known[:, None] & real[None, :])
+    for turn in tl.static_range(BLOCKS):
+        o = turn * BO + tl.arange(0, BO)
+        target = (walker * OUT + group * OG + o)[:, None] * L + place[None, :]
+        tl.store(part_w + target, dw[turn], mask=(o < OG)[:, None] & real[None, :])
     if AFFINE:
         tl.store(part + walker * (2 * C) + c, all_dz, mask=real)
         tl.store(part + walker * (2 * C) + C + c, all_dz_x, mask=real)
@@ -307,12 +321,15 @@ def backward(
     dx = part_w = part = None
     whole_out, whole_in = triton.next_power_of_2(cut.outputs), triton.next_power_of_2(cut.length)
     whole_out, whole_in = max(16, whole_out), max(16, whole_in)
-    small = not wide and not turing and cut.slices == 1 and whole_out * whole_in <= ONE_PASS_ELEMENTS
-    one_pass = needs_input and needs_weight and small and gate is None
+    small = whole_out * whole_in <= ONE_PASS_ELEMENTS
+    by_blocks = not small and whole_in <= 64 and triton.cdiv(cut.outputs, 64) * 64 * whole_in <= BLOCKS_ELEMENTS
+    by_blocks = by_blocks and warpgroup_products(x.device)
+    one_pass = needs_input and needs_weight and gate is None and not wide and not turing and cut.slices == 1
+    one_pass = one_pass and (small or by_blocks)
     if needs_input:
         dx = torch.empty_like(x, memory_format=torch.channels_last)
         long = whole_out * whole_in <= LONG_TILE_ELEMENTS
-        row_block = 32 if wide or (one_pass and not long) else 64
+        row_block = 32 if wide or (one_pass and small and not long) else 64
         tiles = rows // pixels * triton.cdiv(pixels, row_block)
         in_block = whole_in if one_pass else block(cut.length, 64 if wide or turing else 128)
         steps = cut.slices * triton.cdiv(cut.length, in_block)
@@ -323,14 +340,14 @@ def backward(
             part = new(5, tiles, channels)
         elif center is not None:
             part = new(walkers, 2, channels)
-        out_block = whole_out if one_pass else block(cut.outputs, 32 if wide or turing else 64)
-        weights = readable(weight, cut, x.dtype, cut.outputs <= out_block)
+        out_block = whole_out if one_pass and small else block(cut.outputs, 32 if wide or turing else 64)
+        weights = readable(weight, cut, x.dtype, one_pass or cut.outputs <= out_block)
         inputs = (*gradients, x, *prologue, weights, dx)
         if one_pass:
             part_w = new(walkers, outputs, cut.length)
             one_pass_kernel[(walkers, groups)](
                 *inputs, part_w, or_dummy(part, x), *sizes, **flags, BM=row_block, BO=out_block, BL=in_block,
-                num_warps=4 if long else 8,
+                num_warps=4 if long or by_blocks else 8,
             )  # fmt: skip
         else:
             input_kernel[(walkers * steps, groups)](

@@ -24,8 +24,13 @@ def table():
 
 
 @pytest.fixture(scope="module")
-def launches():
-    return [call for call in step_of("mobilenetv2") if isinstance(call, Launch)]
+def calls():
+    return step_of("mobilenetv2")
+
+
+@pytest.fixture(scope="module")
+def launches(calls):
+    return [call for call in calls if isinstance(call, Launch)]
 
 
 def held(row, launch):
@@ -69,13 +74,24 @@ def compare_versions(table):
         pytest.skip(f"the table is Triton {table['versions']['triton']}'s, here is {triton.__version__}")
 
 
-def test_a_layer_is_three_launches(launches):
-    """MobileNetV2: 17 depthwise layers forward and backward, each with one launch that finishes its sums."""
+def test_one_launch_finishes_all_sums_of_a_layer(launches):
+    """MobileNetV2: 17 depthwise and 34 pointwise layers, and 19 passes that settle a map."""
     names = Counter(kernel_name(launch) for launch in launches)
-    depthwise = ("depthwise.forward_kernel", "depthwise_backward.input_and_weight_kernel", "partials.finish_kernel")
-    assert [names[name] for name in depthwise] == [17, 17, 17]
+    depthwise = ("depthwise.forward_kernel", "depthwise_backward.input_and_weight_kernel")
+    assert [names[name] for name in depthwise] == [17, 17]
+    assert names["pointwise.forward_kernel"] == 34 and names["norm_act.backward_kernel"] == 19
+    assert names["partials.finish_kernel"] == 17 + 34 + 19
     shapes = {shape_of(launch) for launch in launches if kernel_name(launch) == depthwise[0]}
     assert "H=56 W=56 C=144 K=3 S=1 ACT=relu6 AFFINE=True STATISTICS=True" in shapes
+
+
+def test_launches_of_a_step(calls, launches):
+    """MobileNetV2, the library's calls included: 593 until each layer's sums were finished by one launch."""
+    library = library_calls(calls)
+    assert len(launches) + len(library) <= 473
+    assert not [call for call in library if call.inside and call.name == "sum"]
+    merges = sum(kernel_name(launch) == "statistics.merge_kernel" for launch in launches)
+    assert merges <= 64  # of 52 BatchNorms: two where more than 1024 partials are left
 
 
 def test_the_vectors_of_an_excitation_are_three_launches():

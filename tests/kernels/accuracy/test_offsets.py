@@ -16,7 +16,13 @@ pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reaso
 
 CHANNELS, SIDE = 64, 8
 IMAGES = 2**31 // (CHANNELS * SIDE * SIDE) + 1
-WALKERS = {"input_and_weight_kernel": 0, "input_kernel": 0, "weight_kernel": 0, "one_pass_kernel": 0}
+WALKERS = {
+    "input_and_weight_kernel": 0,
+    "input_kernel": 0,
+    "weight_kernel": 0,
+    "one_pass_kernel": 0,
+    "backward_kernel": 0,
+}
 """Kernels whose programs walk tiles from their own number on, by the grid's axis that counts them."""
 
 
@@ -24,7 +30,7 @@ WALKERS = {"input_and_weight_kernel": 0, "input_kernel": 0, "weight_kernel": 0, 
 def programs(of=None, tiles=0, axes=WALKERS):
     """Within, grids are listed by kernel; with `of`, the grids of one image's run, only the last image's programs run.
 
-    tiles  in one image, of the kernels that walk them
+    tiles  in one image, of the kernels that walk them, or by kernel
     """
     from triton.runtime import interpreter
 
@@ -38,8 +44,9 @@ def programs(of=None, tiles=0, axes=WALKERS):
         if of is not None:
             self.grid = of[name]
             walks = axes.get(name)
+            by_image = tiles[name] if isinstance(tiles, dict) and walks is not None else tiles
             state["shift"] = (
-                (walks, (IMAGES - 1) * tiles, True) if walks is not None else (0, grid[0] - of[name][0], False)
+                (walks, (IMAGES - 1) * by_image, True) if walks is not None else (0, grid[0] - of[name][0], False)
             )
         return plain_call(self, *arguments, **keywords)
 
@@ -138,7 +145,10 @@ def test_pointwise_forward():
 
 @pytest.mark.parametrize(
     ("groups", "tiles", "axes"),
-    [(1, 2, {"one_pass_kernel": 0}), (2, 1, {"weight_kernel": 1})],
+    [
+        (1, 2, {"one_pass_kernel": 0}),
+        (2, {"input_kernel": 2, "weight_kernel": 1}, {"input_kernel": 0, "weight_kernel": 1}),
+    ],
     ids=["one pass", "two passes"],
 )
 def test_pointwise_backward(groups, tiles, axes):
@@ -164,7 +174,7 @@ def test_norm_act():
             norm_act.batch_norm_backward(residual, x, *PROLOGUE[:3]),
         )
 
-    check(run, 2)
+    check(run, 2, tiles=SIDE * SIDE // (norm_act.BACKWARD_STEPS * norm_act.ROWS))
 
 
 @pytest.mark.parametrize("groups", [2, 4, CHANNELS // 2])

@@ -38,6 +38,11 @@ def test_half_precision(check, dtype):
     check((1, 132, 5, 5), 136, act="relu6", dtype=dtype)
 
 
+@pytest.mark.parametrize("affine", [False, True])
+def test_one_pass_by_blocks_of_outputs_over_more_tiles_than_walkers(check, affine):
+    check((2, 24, 12, 13), 136, act="relu6", affine=affine, dtype=torch.float16)
+
+
 @pytest.mark.parametrize(("affine", "statistics"), [(False, True), (True, False), (False, False)])
 def test_each_fusion_can_be_left_out(check, affine, statistics):
     check((2, 20, 5, 7), 12, act="relu", affine=affine, statistics=statistics)
