@@ -11,7 +11,7 @@ from engine.data import sampling
 from engine.data.augment import mixing, policies
 from engine.data.augment.operators import OPERATORS
 from engine.data.augment.policies import CHAINS, DEPTH, Chosen, Policy
-from engine.data.augment.threads import single_threads
+from engine.data.augment.threads import augmenting_threads
 from engine.data.preprocessing import Preprocessing
 from engine.data.sampling import Where
 from engine.data.sending import sent
@@ -91,7 +91,7 @@ class Augmentation:
             part = slice(at, at + size)
             made[part] = self._changed(images[part], numbers[part], [one.of(part) for one in chosen])
 
-        list(single_threads(self.threads).map(change, range(0, len(images), size)))
+        list(augmenting_threads(self.threads).map(change, range(0, len(images), size)))
         return made
 
     def _changed(self, images: Tensor, numbers: np.ndarray, chosen: list[Chosen]) -> Tensor:

@@ -13,14 +13,13 @@ from threading import Barrier
 import torch
 
 
-@functools.cache
-def single_threads(count: int) -> ThreadPoolExecutor:
+def single_threads(count: int, name: str) -> ThreadPoolExecutor:
     """`count` threads in which torch computes with one thread; how many it takes elsewhere stays as it is.
 
     OpenMP keeps that number for each thread by itself. torch keeps one besides, which a thread takes when it first
     asks for it.
     """
-    pool, there, before = ThreadPoolExecutor(count, "hcr-augment"), Barrier(count), torch.get_num_threads()
+    pool, there, before = ThreadPoolExecutor(count, name), Barrier(count), torch.get_num_threads()
 
     def settle(_: int) -> None:
         torch.set_num_threads(1)
@@ -30,3 +29,9 @@ def single_threads(count: int) -> ThreadPoolExecutor:
     list(pool.map(settle, range(count)))
     torch.set_num_threads(before)
     return pool
+
+
+@functools.cache
+def augmenting_threads(count: int) -> ThreadPoolExecutor:
+    """Those of all augmentations of this process that want `count`."""
+    return single_threads(count, "hcr-augment")

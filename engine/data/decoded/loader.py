@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from engine.config.pixels.image_size import sides
+from engine.data.augment.threads import single_threads
 from engine.data.bad_images import BadImage
 from engine.data.graph import crops
 from engine.data.loader import Batch, Loader, Position, Request, fill_bad_slots, worker_count
@@ -44,7 +45,7 @@ class DecodedLoader(Loader):
 
     def __init__(self, *arguments, **settings) -> None:
         super().__init__(*arguments, **settings)
-        self._threads = ThreadPoolExecutor(worker_count(self.config.workers), thread_name_prefix="hcr-cut")
+        self._threads = single_threads(worker_count(self.config.workers), "hcr-cut")
         self._flight: deque[Making] = deque()
         wanted = self.preprocessing
         self._size = sides(wanted.image_size)

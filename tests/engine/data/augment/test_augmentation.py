@@ -210,10 +210,10 @@ def test_only_the_threads_that_change_images_compute_with_one():
     before = torch.get_num_threads()
     torch.set_num_threads(before + 1)
     try:
-        within = list(single_threads(2).map(lambda _: torch.get_num_threads(), range(8)))
+        within = list(single_threads(2, "two").map(lambda _: torch.get_num_threads(), range(8)))
         assert set(within) == {1} and torch.get_num_threads() == before + 1
         torch.ones(10**6).exp_()  # whoever starts later takes what this thread does
-        with single_threads.__wrapped__(1) as other, type(other)(1) as plain_threads:
+        with single_threads(1, "one") as other, type(other)(1) as plain_threads:
             assert plain_threads.submit(torch.get_num_threads).result() == before + 1
     finally:
         torch.set_num_threads(before)
