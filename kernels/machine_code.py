@@ -130,7 +130,9 @@ TURNS: dict[str, Callable[[Mapping[str, Any], tuple[int, ...]], list[float]]] = 
     "depthwise_backward_by_rows.weight_kernel": lambda v, grid: [
         _walked(v, grid, v["N"] * v["OH"] * _up(_up(v["W"], v["S"]), v["BW"]))
     ],
-    "pointwise.forward_kernel": lambda v, grid: [v["SLICES"] * _up(v["L"], v["BL"])],
+    "pointwise.forward_kernel": lambda v, grid: (
+        [v["TAKEN"]] if v["TAKEN"] > 1 else [v["SLICES"] * _up(v["L"], v["BL"])]
+    ),
     "pointwise_backward.input_kernel": lambda v, grid: [
         *([_walked(v, grid, _rows(v) * v["SLICES"] * _up(v["L"], v["BL"]))] if v["AFFINE"] and not v["GATED"] else []),
         _up(v["OG"], v["BO"]),

@@ -108,7 +108,7 @@ def input_tile(
     """dx of a row tile and an input block, its sums of dz and dz · (x - center) [BL]; `whole` is w where OG ≤ BO."""
     real = place < L
     c = run * (C // SLICES) + group * L + place
-    _image, row, inside = rows_of(tile, M, P, GATED, BM)
+    _image, row, inside = rows_of(tile, M, P, GATED, False, BM)
     da = tl.zeros((BM, BL), tl.float32)
     for turn in range((OG + BO - 1) // BO):
         o = turn * BO + tl.arange(0, BO)
@@ -201,7 +201,7 @@ def weight_kernel(
     tile = tl.program_id(1)
     tiles = (M // P) * tl.cdiv(P, BM) if GATED else tl.cdiv(M, BM)
     while tile < tiles:
-        image, row, inside = rows_of(tile, M, P, GATED, BM)
+        image, row, inside = rows_of(tile, M, P, GATED, False, BM)
         gradient = load_gradient(dy, y, row, channel, inside, known, mean, c1, c2, OUT, STATISTICS)
         value = load_activated(
             x, row, c, inside, real, center, scale, shift, gate + image * C, C, AFFINE, ACT, SLOPE, GATED

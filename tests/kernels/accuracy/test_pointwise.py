@@ -43,6 +43,12 @@ def test_one_pass_by_blocks_of_outputs_over_more_tiles_than_walkers(check, affin
     check((2, 24, 12, 13), 136, act="relu6", affine=affine, dtype=torch.float16)
 
 
+@pytest.mark.parametrize(("channels", "outputs"), [(16, 96), (128, 80)])
+def test_tiles_without_a_rest_that_take_several_output_blocks(check, channels, outputs):
+    """Masks are left out, and what was loaded once meets all of a program's output blocks."""
+    check((2, channels, 16, 16), outputs, act="relu6", dtype=torch.bfloat16)
+
+
 @pytest.mark.parametrize(("affine", "statistics"), [(False, True), (True, False), (False, False)])
 def test_each_fusion_can_be_left_out(check, affine, statistics):
     check((2, 20, 5, 7), 12, act="relu", affine=affine, statistics=statistics)
