@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.device.launch import INTERPRETED, or_dummy, programs, small_tiles
+from kernels.device.launch import INTERPRETED, or_dummy, programs, small_tiles, warpgroup_products
 from kernels.device.pointwise_math import activate, load_channels, normalise
 from kernels.device.statistics import merge, new_partials
 
@@ -223,6 +223,7 @@ def forward_tile(cut: Layout, x: Tensor, pixels: int, rows: int, prologue: bool,
         length = 32 if cut.length % 32 == 0 else 16
     if cut.outputs <= 64 or (not prologue and cut.length <= 160):
         return Tile(128, block(cut.outputs, 64), length, 1, 4)
+    length = length if warpgroup_products(x.device) else block(cut.length, 32)  # 64 spill on sm_80
     return Tile(128, block(cut.outputs, 128), length, 1, 8)
 
 

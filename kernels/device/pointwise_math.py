@@ -15,14 +15,11 @@ def sigmoid(z):
     Triton's exp and division handle denormals, with half the instructions of a SiLU; here they are zero, as is what is
     below 2^-126 of the result."""
     if HARDWARE:
+        power = tl.inline_asm_elementwise(
+            "ex2.approx.ftz.f32 $0, $1;", "=f,f", [z * -1.4426950408889634], dtype=tl.float32, is_pure=True, pack=1
+        )
         z = tl.inline_asm_elementwise(
-            "{ .reg .f32 t; mul.f32 t, $1, 0fBFB8AA3B; ex2.approx.ftz.f32 t, t; add.f32 t, t, 0f3F800000; "
-            "rcp.approx.ftz.f32 $0, t; }",
-            "=f,f",
-            [z],
-            dtype=tl.float32,
-            is_pure=True,
-            pack=1,
+            "rcp.approx.ftz.f32 $0, $1;", "=f,f", [1.0 + power], dtype=tl.float32, is_pure=True, pack=1
         )
     else:
         z = 1.0 / (1.0 + tl.exp(-z))
