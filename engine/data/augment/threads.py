@@ -7,6 +7,7 @@ decoder's threads keep the cores busy, each operator waits for its slowest part.
 from __future__ import annotations
 
 import functools
+import os
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
 
@@ -35,3 +36,6 @@ def single_threads(count: int, name: str) -> ThreadPoolExecutor:
 def augmenting_threads(count: int) -> ThreadPoolExecutor:
     """Those of all augmentations of this process that want `count`."""
     return single_threads(count, "hcr-augment")
+
+
+os.register_at_fork(after_in_child=augmenting_threads.cache_clear)  # a fork has none of them, and would wait for one

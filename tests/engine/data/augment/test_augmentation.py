@@ -1,5 +1,8 @@
 """Augmented batches: what each flag changes, and that nothing but (seed, epoch, image) decides on it."""
 
+import os
+import signal
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +10,7 @@ import torch
 from engine.config import AugmentConfig, ConfigError
 from engine.data.augment import augmentation as module
 from engine.data.augment.augmentation import Augmentation
-from engine.data.augment.threads import single_threads
+from engine.data.augment.threads import augmenting_threads, single_threads
 from engine.data.preprocessing import Preprocessing
 from engine.data.sampling import Where, numbers_of
 
@@ -217,3 +220,11 @@ def test_only_the_threads_that_change_images_compute_with_one():
             assert plain_threads.submit(torch.get_num_threads).result() == before + 1
     finally:
         torch.set_num_threads(before)
+
+
+def test_a_forked_process_has_threads_of_its_own():
+    list(augmenting_threads(2).map(abs, range(8)))
+    if (child := os.fork()) == 0:
+        signal.alarm(60)  # without them it would wait for ever
+        os._exit(sum(augmenting_threads(2).map(abs, range(8))))
+    assert os.waitpid(child, 0)[1] == sum(range(8)) << 8
