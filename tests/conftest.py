@@ -1,5 +1,6 @@
 """What every test can rely on: a cache of its own, the project's root, shared data where it is there."""
 
+import json
 import os
 import sys
 import tarfile
@@ -33,6 +34,19 @@ def pytest_collection_modifyitems(items):
 def root() -> Path:
     """The project's folder."""
     return ROOT
+
+
+@pytest.fixture
+def profile_rows(root) -> Callable[[str], list]:
+    """(name, row) of profiles/*/NAME.json of all machines; skips where there is none."""
+
+    def rows(name: str) -> list:
+        found = f"profiles/*/{name}.json"
+        if not (files := sorted(root.glob(found))):
+            pytest.skip(f"no {found}")
+        return [(key, row) for file in files for key, row in json.loads(file.read_text())["rows"].items()]
+
+    return rows
 
 
 @pytest.fixture(scope="session", autouse=True)

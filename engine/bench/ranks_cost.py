@@ -12,6 +12,7 @@ launchers      seconds from the command to the first step, over those of `python
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import statistics
 import subprocess
@@ -141,12 +142,13 @@ def two_processes(settings: dict[str, Any], rounds: int) -> dict[str, Any]:
     cores = sorted(os.sched_getaffinity(0))
     if len(cores) < 2:
         raise RuntimeError("two processes need two cores")
-    turns = iter(range(10**6))
-
-    def alone() -> float:
-        return rate_of(1, [cores[next(turns) % 2]], settings)
-
-    race = Race({"two processes": lambda: rate_of(2, cores, settings), "one": alone})
+    core = itertools.cycle(cores[:2])
+    race = Race(
+        {
+            "two processes": lambda: rate_of(2, cores, settings),
+            "one": lambda: rate_of(1, [next(core)], settings),
+        }
+    )
     for _ in range(rounds):
         race.round()
     if race.errors:

@@ -1,11 +1,11 @@
 """What every kernel does to a value on its way in: normalise, activate, differentiate."""
 
-import os
-
 import triton
 import triton.language as tl
 
-HARDWARE = tl.constexpr(os.environ.get("TRITON_INTERPRET") != "1")
+from kernels.device.launch import INTERPRETED
+
+HARDWARE = tl.constexpr(not INTERPRETED)
 
 
 @triton.jit

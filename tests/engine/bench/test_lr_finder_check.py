@@ -1,23 +1,17 @@
 """What `--find-lr` suggested for ten networks, beside nine rates that were tried: as good as it must be."""
 
-import json
-
 import pytest
 
 from engine.bench.lr_finder_check import FLAGS, GRID, NETWORKS, WITHIN, main, measure, short_of_best, told
 from engine.train.lr_curve import Sweep, suggest
 
-FOUND = "profiles/*/lr-finder.json"
 MADE = {"suggested_lr": 0.002, "sureness": "steady", "accuracy": 0.95, "grid": {"0.001": 0.955, "0.01": 0.9}}
 
 
 @pytest.fixture
-def rows(root):
+def rows(profile_rows):
     """Rows of all machines' files."""
-    files = sorted(root.glob(FOUND))
-    if not files:
-        pytest.skip(f"no {FOUND}")
-    return [(name, row) for file in files for name, row in json.loads(file.read_text())["rows"].items()]
+    return profile_rows("lr-finder")
 
 
 def test_every_suggestion_is_within_a_point_of_the_grids_best(rows):

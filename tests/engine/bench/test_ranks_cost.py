@@ -1,6 +1,5 @@
 """What checkpoints, ranks and launchers were measured to cost: within their limits, and told when they are not."""
 
-import json
 import os
 from types import SimpleNamespace
 
@@ -9,17 +8,13 @@ import pytest
 from engine.bench import ranks_cost
 from engine.bench.ranks_cost import ROUNDS, SETTINGS, beyond, checkpoint_cost, launchers, main, rate_of
 
-FOUND = "profiles/*/ranks.json"
 TINY = {"arch": "convnet_bn", "batch_size": 2, "image_size": 32, "precision": "fp32", "steps": 2}
 
 
 @pytest.fixture
-def rows(root):
+def rows(profile_rows):
     """Rows of all machines' files."""
-    files = sorted(root.glob(FOUND))
-    if not files:
-        pytest.skip(f"no {FOUND}")
-    return [(name, row) for file in files for name, row in json.loads(file.read_text())["rows"].items()]
+    return profile_rows("ranks")
 
 
 def test_what_was_measured_is_within_its_limits(rows):
