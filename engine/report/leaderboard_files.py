@@ -63,7 +63,7 @@ def read_csv(path: Path) -> list[Line]:
         rows = list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"))))
     except (OSError, UnicodeError, csv.Error) as error:
         raise NotARun(f"{path}: cannot be read as a leaderboard: {error}") from error
-    if not rows or any(set(row) != {field for field, _ in HEADS} for row in rows):
+    if not rows or any(set(row) != {field for field, _ in HEADS} or None in row.values() for row in rows):
         raise NotARun(f"{path}: not the CSV of a leaderboard")
     try:
         return [

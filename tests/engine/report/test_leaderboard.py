@@ -125,10 +125,12 @@ def test_runs_whose_folders_are_gone_stay_in_and_a_folder_comes_before_what_was_
     assert [line.ours for line in again if line.run == "first"] == [None]
 
 
-@pytest.mark.parametrize("text", ["", "a,b\n1,2\n", "\ufeff", None])
+@pytest.mark.parametrize("text", ["", "a,b\n1,2\n", "\ufeff", None, "cut"])
 def test_a_file_that_is_no_leaderboard_is_named(text, lines, tmp_path):
     path = tmp_path / "other.csv"
-    path.write_text(as_csv(lines).replace("74.9", "much") if text is None else text)
+    whole = as_csv(lines)
+    made = {None: whole.replace("74.9", "much"), "cut": whole[: whole.rindex(",,")]}
+    path.write_text(made.get(text, text))
     with pytest.raises(NotARun, match=f"{path}: not the CSV of a leaderboard"):
         read_csv(path)
     with pytest.raises(NotARun, match="cannot be read"):
