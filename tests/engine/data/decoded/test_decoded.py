@@ -5,12 +5,13 @@ import types
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from engine.config import AugmentConfig, DataConfig
 from engine.data.decoded import choice, store
 from engine.data.decoded.choice import decoded_source
-from engine.data.decoded.loader import mirrored
+from engine.data.decoded.loader import mirrored, resized
 from engine.data.fingerprint import fingerprint_of
 from engine.data.sources.reading import Unreadable
 from engine.data.sources.source import DataError
@@ -161,6 +162,16 @@ def test_mirror_images(channels):
     pixels = np.random.default_rng(0).integers(0, 256, (5, 7, channels), dtype=np.uint8)
     np.testing.assert_array_equal(mirrored(pixels), pixels[:, ::-1])
     np.testing.assert_array_equal(mirrored(pixels.transpose(1, 0, 2)), pixels.transpose(1, 0, 2)[:, ::-1])
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_resized_ones_are_what_interpolate_makes(channels, interpolation):
+    whole = np.random.default_rng(0).integers(0, 256, (50, 61, channels), dtype=np.uint8)
+    for pixels, size in ((whole, (20, 30)), (whole[3:40, 5:45], (64, 96)), (whole[:2, :], (32, 32))):
+        planes = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)[None]
+        expected = torch.nn.functional.interpolate(planes, size, mode=interpolation, antialias=True)
+        np.testing.assert_array_equal(resized(pixels, size, interpolation), expected[0].permute(1, 2, 0))
 
 
 def test_augmented_mirrored_and_shared_ones_are_those_without_it(files_source, photo_files, loader_of):
