@@ -52,7 +52,7 @@ class Line:
     ours: float | None = None
     """Percent: on the test split where the run had one, else the best val accuracy of an epoch."""
     parameters: int | None = None
-    multiply_adds: float | None = None
+    multiply_adds: int | None = None
     """Of one image at the run's size."""
     image_size: int | str | None = None
     """Side in pixels, or `HEIGHTxWIDTH`."""
@@ -157,7 +157,7 @@ def line_of(history: History) -> Line:
     return Line(
         network=network,
         theirs=THEIRS.get(network) if on_cifar else None,
-        ours=100 * reached if reached is not None else None,
+        ours=round(100 * reached, 4) if reached is not None else None,
         parameters=parameters,
         multiply_adds=adds,
         image_size=size if isinstance(size, int) else size_in_words(size),

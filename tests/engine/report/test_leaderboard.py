@@ -116,7 +116,7 @@ def test_csv_has_plain_numbers_and_markdown_whole_rows(lines):
 def test_runs_whose_folders_are_gone_stay_in_and_a_folder_comes_before_what_was_kept(lines, runs, tmp_path, make_run):
     path = tmp_path / "earlier.csv"
     path.write_text(as_csv(lines))
-    assert read_csv(path) == lines
+    assert read_csv(path) == lines and as_csv(read_csv(path)) == path.read_text()
     for name in ("first", "digits"):
         shutil.rmtree(runs / name)
     assert leaderboard(find_runs([runs]), read_csv(path)) == lines
