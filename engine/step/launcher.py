@@ -49,6 +49,11 @@ def refuse_odd_ranks(environment: MutableMapping[str, str] = os.environ) -> None
         alone or not missing,
         f"the launcher set RANK and WORLD_SIZE={ranks}, but not {' and '.join(missing)}: ranks cannot find each other",
     )
+    port = environment.get("MASTER_PORT", "")
+    require(
+        alone or (port.isdecimal() and 1 <= int(port) <= 65535),
+        f"the launcher's MASTER_PORT is {port!r}, and a number from 1 to 65535 is needed",
+    )
 
 
 def launched_ranks(environment: MutableMapping[str, str] = os.environ) -> int:

@@ -7,13 +7,11 @@ that every launch has: torchrun's own, or one that the first rank serves where t
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import socket
-import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import timedelta
@@ -21,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from engine.config import ConfigError, RankError, RunConfig, flatten
 from engine.runs.wording import listed
+from engine.step.ranks.first_process import RANK_IS, first_line, store_of_first
 
 if TYPE_CHECKING:
     from torch.distributed import Store
@@ -33,8 +32,6 @@ OF_A_MACHINE = ("config", "data.root", "data.workers", "parallel.threads")
 """Fields that may have another value on each machine."""
 PERIOD = 0.02
 """Seconds after which the first rank looks again who is there."""
-RANK_IS = "RANK, which torchrun takes from --node-rank and accelerate from --machine_rank"
-"""What says which rank a process is, for messages."""
 MOST_SHOWN = 60
 """Characters of a value in a message."""
 
@@ -56,27 +53,18 @@ class Meeting:
 
     patience  seconds to wait for all
 
-    Raises RankError where the address cannot be had: on the first rank for a port that is in use, on another for no
-    answer there.
+    Raises RankError where there is no store (engine.step.ranks.first_process).
     """
 
     def __init__(self, patience: float, environment: Mapping[str, str] = os.environ) -> None:
-        from torch.distributed import DistNetworkError, DistStoreError, PrefixStore, TCPStore
+        from torch.distributed import PrefixStore
 
         self.rank, self.ranks = int(environment.get("RANK", 0)), int(environment.get("WORLD_SIZE", 1))
         self.host = socket.gethostname()
         self.patience = timedelta(seconds=patience)
         address, port = environment["MASTER_ADDR"], int(environment["MASTER_PORT"])
         serves = self.rank == 0 and environment.get(AGENT) != "True"
-        try:
-            store = _within(
-                patience + 5,
-                lambda: TCPStore(
-                    address, port, is_master=serves, wait_for_workers=False, timeout=self.patience, multi_tenant=True
-                ),
-            )
-        except (DistNetworkError, DistStoreError, TimeoutError) as error:
-            raise RankError(_unreachable(address, port, serves, patience, error)) from None
+        store = store_of_first(address, port, serves, patience)
         self._address = address, port
         self._prefix = f"hcr/meeting/{environment.get('TORCHELASTIC_RESTART_COUNT', '0')}"
         self.store: Store = PrefixStore(self._prefix, store)
@@ -108,7 +96,7 @@ class Meeting:
             told = self.store.get(f"{name}/verdict").decode()
             self._take_leave(name)
         except RuntimeError as error:
-            raise RankError(f"process {self.rank} lost the first one while ranks met: {_first_line(error)}") from None
+            raise RankError(f"process {self.rank} lost the first one while ranks met: {first_line(error)}") from None
         if told:
             raise ConfigError(told)
 
@@ -157,26 +145,6 @@ class Meeting:
         if self.rank == 0:
             with suppress(RuntimeError):
                 self.store.wait([f"{name}/all read"], FAREWELL)
-
-
-def _within(seconds: float, connect: Callable[[], Store]) -> Store:
-    """A store, or TimeoutError: at a port of something else, torch waits for its greeting without an end (2.15)."""
-    found: list[Store | Exception] = []
-
-    def attempt() -> None:
-        try:
-            found.append(connect())
-        except Exception as error:
-            found.append(error)
-
-    thread = threading.Thread(target=attempt, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if not found:
-        raise TimeoutError
-    if isinstance(found[0], Exception):
-        raise found[0]
-    return found[0]
 
 
 def verdict(present: list[Present], ranks: int, patience: timedelta) -> str | None:
@@ -231,31 +199,6 @@ def spans(numbers: list[int]) -> str:
         else:
             found.append([number])
     return ", ".join("-".join(map(str, span)) for span in found)
-
-
-def _unreachable(address: str, port: int, serves: bool, patience: float, error: Exception) -> str:
-    """Why there is no store at an address, in words."""
-    if not serves:
-        return (
-            f"no answer from the first process at MASTER_ADDR {address}, MASTER_PORT {port} within {patience:g} s: is "
-            "it started, and is that its address?"
-        )
-    if _is(errno.EADDRINUSE, error):
-        return (
-            f"MASTER_PORT {port} is in use on {socket.gethostname()}: another launch may still be there, or a "
-            f"process that was started as rank 0 as well ({RANK_IS}); give another port (accelerate: "
-            "--main_process_port, torchrun: --master_port)"
-        )
-    return f"the first process cannot listen at MASTER_ADDR {address}, MASTER_PORT {port}: {_first_line(error)}"
-
-
-def _is(number: int, error: Exception) -> bool:
-    """torch says an errno in words only."""
-    return os.strerror(number).lower() in str(error).lower() or errno.errorcode[number] in str(error)
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)[:200]
 
 
 def facts_of(config: RunConfig, sources: str, versions: Mapping[str, str], data: str) -> dict[str, str]:

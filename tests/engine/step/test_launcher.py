@@ -29,6 +29,8 @@ def test_what_makes_sense_is_taken(environment):
         ({"WORLD_SIZE": "2", **HERE}, "no RANK"),
         ({"RANK": "2", "WORLD_SIZE": "2", **HERE}, "RANK is 2, of WORLD_SIZE 2"),
         ({"RANK": "0", "WORLD_SIZE": "2"}, "MASTER_ADDR and MASTER_PORT"),
+        ({"RANK": "0", "WORLD_SIZE": "2", **HERE, "MASTER_PORT": "http"}, "MASTER_PORT is 'http'"),
+        ({"RANK": "0", "WORLD_SIZE": "2", **HERE, "MASTER_PORT": "99999"}, "from 1 to 65535"),
         ({"RANK": "", "WORLD_SIZE": "2"}, "RANK is ''"),
         ({"RANK": "one", "WORLD_SIZE": "2"}, "RANK is 'one'"),
         ({"RANK": "0", "WORLD_SIZE": "-2"}, "WORLD_SIZE is '-2'"),
