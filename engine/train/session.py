@@ -108,8 +108,8 @@ class Session:
         hardware = Hardware.detect()
         with all_or_none(self.meeting, "built"):
             if launch.deepspeed is not None:
+                refuse_contradictions(launch.deepspeed, config, launch.ranks)  # its sections are sections then
                 config.optim.refuse_deepspeed(launch.zero_stage)
-                refuse_contradictions(launch.deepspeed, config, launch.ranks)
             if launch.fsdp:
                 refuse_fsdp(config)
             self.asked, config = config, with_preprocessing(config, source)

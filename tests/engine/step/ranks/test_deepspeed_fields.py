@@ -31,7 +31,13 @@ def test_what_says_the_same_is_taken():
         ({"optimizer": {"type": "Adam"}}, "a section optimizer; --optimizer decides"),
         ({"scheduler": {}}, "a section scheduler"),
         ({"bf16": {"enabled": True}}, "turns bf16 on; --precision decides"),
+        ({"amp": {"enabled": True}}, "turns amp on"),
+        ({"bf16": True}, "bf16: True; it is a section in braces"),
+        ({"data_types": {"grad_accum_dtype": "bf16"}}, "grad_accum_dtype: bf16, and the run adds gradients up in fp32"),
+        ({"zero_optimization": 2}, "zero_optimization: 2; it is a section in braces"),
         ({"zero_optimization": {"stage": 4}}, "stage 4"),
+        ({"zero_optimization": {"stage": 2, "bucket": 1}}, "bucket: 1 in zero_optimization; Extra inputs are not"),
+        ({"zero_optimization": {"stage": 2, "reduce_bucket_size": "much"}}, "reduce_bucket_size: 'much' in zero_opt"),
         ({"zero_optimization": {"stage": 3, "offload_param": {"device": "cpu"}}}, "offload_param"),
     ],
 )
