@@ -160,7 +160,7 @@ def read_history(folder: Path) -> History:
         steps=steps,
         epochs=epochs,
         events=events,
-        test=next((row for row in reversed(rows) if row.get("kind") == "test"), None),
+        test=standing_test(rows),
         monitor=[checked(row) for row in read_records(folder / "monitor.jsonl")],
         seconds=time_in_training(rows),
     )
@@ -227,6 +227,20 @@ def timeline(rows: Iterable[Row]) -> tuple[list[Row], list[Row], list[Row]]:
                 steps.pop()
             epochs.append(row)
     return steps, epochs, events
+
+
+def standing_test(rows: Iterable[Row]) -> Row | None:
+    """What the weights that a run keeps now reached on the test split; None where it went on since, or went back."""
+    found = None
+    for row in rows:
+        kind, step = row.get("kind"), row.get("step")
+        if kind == "test":
+            found = row
+        elif found is not None and step is not None and found.get("step") is not None:
+            back = row.get("event") in ("start", "resume") and step < found["step"]
+            if back or (kind == "step" and step > found["step"]):
+                found = None
+    return found
 
 
 def time_in_training(rows: Iterable[Row]) -> float:

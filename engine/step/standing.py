@@ -61,6 +61,10 @@ class Progress:
         self.best_score, self.best_accuracy, self.best_epoch = score, accuracy, self.epoch + 1
         return True
 
+    def forget_best(self) -> None:
+        """The next epoch is the best so far, whatever it reaches."""
+        self.best_score, self.best_accuracy, self.best_epoch = None, -1.0, 0
+
     def in_steps_of(self, steps_per_epoch: int) -> int:
         """Steps by the epochs that are done: `step`, unless an earlier session's epochs had others (its data grew)."""
         return self.epoch * steps_per_epoch + self.step_in_epoch

@@ -1,4 +1,4 @@
-"""The weights that a run keeps, measured once on its test split when training has ended.
+"""The weights that a run keeps: still of its best epoch when it goes on, and measured on its test split at the end.
 
 They are read from model.safetensors into a network of their own, whatever the run wrapped around the trained one. The
 test split chooses nothing: it is not looked at before.
@@ -6,27 +6,65 @@ test split chooses nothing: it is not looked at before.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
 
-from engine.config import RunConfig
+from engine.config import ConfigError, RunConfig
+from engine.runs.history import standing_test
 from engine.runs.records import read_records
 from engine.runs.runfolder import RunFolder
 from engine.step.network import network_builder
 from engine.step.wrap import AUTOCAST_DTYPES, share_buffers
 from engine.train.evaluate import evaluate, refuse_lost, refuse_none
 from engine.train.shared_folder import decided
+from engine.train.together.weights_file import epoch_of
 from engine.train.trainer import Trainer
+
+logger = logging.getLogger("hcr")
+
+
+def go_on(trainer: Trainer, checkpoint: Path) -> None:
+    """Resume; where model.safetensors is not what the checkpoint knows as the best, none is. All ranks call this.
+
+    It may be gone, or of an epoch that came after the checkpoint and is now done anew, perhaps to another end: a later
+    epoch that is worse than the best so far would leave it there as if it were this run's.
+
+    Raises ConfigError as `Trainer.resume`.
+    """
+    trainer.resume(checkpoint)
+    progress, weights = trainer.progress, trainer.folder.weights
+    if not (trainer.config.log.save_best and progress.best_epoch):
+        return
+    held = decided(trainer.accelerator, lambda: epoch_of(weights))
+    if held in ("", str(progress.best_epoch)):
+        return
+    if trainer.over:
+        if held is None:
+            raise ConfigError(
+                f"--resume {trainer.folder.path}: the run has ended, and its {weights.name} is gone or damaged; the "
+                f"weights of its end are in {checkpoint}, which --checkpoint reads"
+            )
+        return
+    logger.info(
+        "note: %s, which were the best: the best of the epochs to come are kept",
+        f"{weights} is gone or damaged, and with it the weights of epoch {progress.best_epoch}"
+        if held is None
+        else f"{weights} is of epoch {held}, which comes after {checkpoint.name}, and no longer of epoch "
+        f"{progress.best_epoch}",
+    )
+    progress.forget_best()
 
 
 def already_measured(folder: RunFolder, step: int) -> bool:
     """Whether metrics.jsonl has the test row of the weights as they are after `step`."""
-    rows = read_records(folder.metrics) if folder.metrics.is_file() else []
-    return any(row.get("kind") == "test" and row.get("step") == step for row in rows)
+    found = standing_test(read_records(folder.metrics))
+    return found is not None and found.get("step") == step
 
 
 def kept_network(config: RunConfig, classes: int, folder: RunFolder, accelerator: Accelerator) -> torch.nn.Module:

@@ -51,7 +51,7 @@ from engine.step.weights.pretrained import with_preprocessing
 from engine.step.wrap import AUTOCAST_DTYPES, Launch, build_accelerator, prepare_device, wrap
 from engine.train.data.check import checked, told
 from engine.train.decoder_crash import known_crashes
-from engine.train.kept_weights import measure_test
+from engine.train.kept_weights import go_on, measure_test
 from engine.train.loss_terms import loss_terms, run_lines
 from engine.train.memory_verdict import compare_memory
 from engine.train.shared_folder import choose_checkpoint, decided, describe, has_begun, open_folder, to_go_on
@@ -183,7 +183,7 @@ class Session:
         self.lessons = take_lessons(self.trainer, teacher, data)
         self.resumed = choose_checkpoint(config, folder, self.accelerator, self.trainer.checkpointer)
         if self.resumed is not None:
-            self.trainer.resume(self.resumed)
+            go_on(self.trainer, self.resumed)
         if self.main:
             describe(folder, config, self.planned, source.made)
         if self.peers is not None:

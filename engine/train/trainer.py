@@ -390,7 +390,7 @@ class Trainer:
         with self._averaged():
             tensors = whole_weights(self.accelerator, self.model, self.checkpointer.sharded)
         if self.main:
-            write_weights(self.folder, tensors, self.facts)
+            write_weights(self.folder, tensors, self.facts, self.progress.epoch + 1)
 
     def save(self) -> None:
         """Write a checkpoint of this very step; all ranks call this."""

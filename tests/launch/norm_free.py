@@ -3,6 +3,7 @@
 import os
 import sys
 import time
+from collections import OrderedDict
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -30,7 +31,7 @@ class NormFree(nn.Module):
             nn.Sequential(nn.Conv2d(16, 32, 3, stride=2, padding=1), nn.ReLU()),
             nn.Sequential(nn.Conv2d(32, 32, 3, padding=1), nn.ReLU()),
         )
-        self.head = nn.Linear(32 * 8 * 8, num_classes)
+        self.head = nn.Sequential(OrderedDict(fc=nn.Linear(32 * 8 * 8, num_classes)))
 
     def blocks(self):
         yield self.stem

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.runs.history import History, NotARun, column, read_history, time_in_training, timeline
+from engine.runs.history import History, NotARun, column, read_history, standing_test, time_in_training, timeline
 
 
 def step(number, **more):
@@ -68,6 +68,14 @@ def test_whatever_order_rows_come_in_the_timeline_rises(entries):
     for rows in (steps, epochs):
         numbers = [row["step"] for row in rows]
         assert numbers == sorted(set(numbers))
+
+
+def test_the_test_row_is_that_of_the_weights_of_now():
+    test, later = ({"kind": "test", "step": 8, "test_accuracy": accuracy} for accuracy in (0.5, 0.7))
+    assert standing_test([step(8), test, event("resume", step=8)]) == test
+    assert standing_test([test, event("resume", step=6)]) is None
+    assert standing_test([test, event("resume", step=8), step(9)]) is None
+    assert standing_test([test, event("resume", step=6), step(8), later]) == later
 
 
 def test_rows_of_no_known_kind_are_passed_over():
