@@ -96,7 +96,8 @@ class PlanConfig:
     def run_config(self) -> RunConfig:
         """The same as a run's description. Raises ConfigError."""
         one = isinstance(self.gpus, int) and self.gpus >= 1
-        require(one or bool(self.interconnect), f"--gpus must be a number from 1 on, not {self.gpus}")
+        several = "; several numbers are projected with --interconnect" if isinstance(self.gpus, str) else ""
+        require(one or bool(self.interconnect), f"--gpus must be a number from 1 on, not {self.gpus}{several}")
         require(not self.step_ms or bool(self.interconnect), "--step-ms is for a projection: give --interconnect")
         require(self.processes >= 0, f"--processes must be 0 (one a core) or more, not {self.processes}")
         require(

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import socket
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import DistributedType, broadcast_object_list, gather_object
 
 from engine.config import ConfigError, RunConfig, find_run, to_yaml
 from engine.config.byte_sizes import gib
@@ -17,8 +20,15 @@ from engine.recovery.checkpoint import Checkpointer, checkpoint_folders, named_c
 from engine.recovery.same_run import refuse_other_run
 from engine.report.memory_picture import planned_picture
 from engine.runs.door import CannotWrite
+from engine.runs.owner import NAME as OWNER
 from engine.runs.runfolder import RunFolder
+from engine.runs.wording import listed
 from engine.train.decoder_crash import after_crashes
+
+IN_PARTS = (DistributedType.DEEPSPEED, DistributedType.FSDP)
+"""Where every rank writes its part of a checkpoint into the folder."""
+PATIENCE = 30.0
+"""Seconds after which a network's disk shows all machines what one of them has made."""
 
 
 def decided(accelerator: Accelerator, work: Callable[[], str | None]) -> str | None:
@@ -39,7 +49,7 @@ def decided(accelerator: Accelerator, work: Callable[[], str | None]) -> str | N
 def open_folder(config: RunConfig, asked: RunConfig, arch: str, data: str, accelerator: Accelerator) -> RunFolder:
     """The run folder: a new one, or that of the run to resume, as `asked` for before its pixels were resolved.
 
-    Raises ConfigError where it is another run's or in use.
+    Raises ConfigError where it is another run's or in use, and where ranks that write into it do not share it.
     """
     owned: list[RunFolder] = []
 
@@ -59,7 +69,49 @@ def open_folder(config: RunConfig, asked: RunConfig, arch: str, data: str, accel
 
     path = decided(accelerator, find)
     assert path is not None
-    return owned[0] if owned else RunFolder(Path(path))
+    folder = owned[0] if owned else RunFolder(Path(path))
+    if accelerator.num_processes > 1 and accelerator.distributed_type in IN_PARTS:
+        first = decided(accelerator, lambda: _owner_of(folder))
+        patience = min(PATIENCE, accelerator.init_handler.timeout.total_seconds() / 4)
+        without = gather_object([None if sees(folder, first, patience) else socket.gethostname()])
+        if missing := sorted({host for host in without if host is not None}):
+            if owned:
+                owned[0].close()
+                if config.resume is None:
+                    _take_back(folder)
+            raise ConfigError(
+                f"the run folder {folder.path} is not the same on {listed(missing)}: under ZeRO and FSDP2 every "
+                "process writes its part of a checkpoint into it; give an --output on a disk that all machines share"
+            )
+    return folder
+
+
+def sees(folder: RunFolder, first: str | None, patience: float) -> bool:
+    """Whether this machine has the folder whose owner's file says `first`, or has it within so many seconds."""
+    deadline = time.monotonic() + patience
+    while _owner_of(folder) != first:
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.1)
+        with suppress(OSError):  # a network's disk looks again at what it remembers as not there
+            list(folder.path.parent.iterdir())
+    return True
+
+
+def _owner_of(folder: RunFolder) -> str | None:
+    try:
+        return (folder.path / OWNER).read_text(encoding="utf-8")
+    except OSError:
+        return None
+
+
+def _take_back(folder: RunFolder) -> None:
+    """Delete what making the folder has made; what else is in it stays, and the folder with it."""
+    with suppress(OSError):
+        for name in ("config.yaml", OWNER):
+            (folder.path / name).unlink(missing_ok=True)
+        folder.checkpoints.rmdir()
+        folder.path.rmdir()
 
 
 def has_begun(config: RunConfig) -> bool:

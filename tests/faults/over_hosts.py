@@ -163,7 +163,12 @@ def kill_host(bench: Bench, chance: random.Random) -> str:
 
 def named(said: str, rank: int, name: str) -> bool:
     """Whether a host says which one has gone; before ranks have met it can but say where nobody answered."""
-    before = ("no answer from the first process", "lost the first one while ranks met", f"missing: rank {rank}")
+    before = (
+        "no answer from the first",
+        "no first process",
+        "lost the first one while ranks met",
+        f"missing: rank {rank}",
+    )
     return f"on {name}" in said or any(words in said for words in before)
 
 

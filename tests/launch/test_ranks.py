@@ -120,3 +120,18 @@ def test_a_rank_that_goes_is_named(root, tiny, tmp_path, number):
         ranks.kill()
     assert f"rank 1 on {socket.gethostname()}: no sign of life" in ranks.said[0]
     assert f"--resume {run}" in ranks.said[0]
+
+
+@pytest.mark.slow
+def test_a_run_folder_that_the_machines_do_not_share(root, tiny, tmp_path):
+    """Where each writes a part of a checkpoint: told before the first step, and nothing is left behind."""
+    elsewhere = [tmp_path / name for name in ("a", "b")]
+    for place in elsewhere:
+        place.mkdir()
+        for name in ("engine", "archs", "kernels", "launch", "tests", "configs"):
+            (place / name).symlink_to(root / name)
+    different = {rank: {"root": place} for rank, place in enumerate(elsewhere)}
+    more = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "PYTHONPATH": str(root)}
+    ranks = Ranks(root, tmp_path, [*tiny, "--parallel.timeout", 10, "--output", "run"], different=different, **more)
+    first = refused(ranks, elsewhere[0] / "run")
+    assert f"the run folder run is not the same on {socket.gethostname()}" in first and "Traceback" not in first

@@ -108,6 +108,7 @@ def test_a_plan_is_written_with_its_picture(planned):
         (["--arch", "resnet19"], "resnet18"),
         (["--gpus", "200"], "--batch-size 128 is less than an image for each of 200 ranks"),
         (["--gpus", "0"], "--gpus must be a number from 1 on, not 0"),
+        (["--gpus", "8..64"], "not 8..64; several numbers are projected with --interconnect"),
         (["--micro-batch-size", "129"], "129 are more than a rank's share of 128"),
         (["--arch", "inceptionv3"], "75"),
         (["--micro-batch-size", "7", "--gpu-memory", "0.6GiB"], r"has no plan in 0\.60 GiB.*, 7 images at a time"),
