@@ -47,6 +47,10 @@ class Constants(NamedTuple):
     """Instructions issued ÷ cycles, by FAMILIES."""
     turn: tuple[float, ...] = (2.0e-6, 1.5e-6)
     """Seconds from a loop's turn to the next where loads are waited for, by FAMILIES."""
+    product_rate: float = 7.5e14
+    """Operations a second of a large 16-bit matrix product: profiles/<gpu>/machine.json where it was measured."""
+    product_share: float = 0.7
+    """Of it that the library reaches for a layer's; assumed."""
     launch: float = 3.0e-6
     """Seconds a launch adds within a CUDA graph."""
 
@@ -96,9 +100,12 @@ def seconds(launch: Counted, constants: Constants) -> float:
     )
 
 
-def library_seconds(moved_bytes: int, constants: Constants) -> float:
-    """Of a call of the library's that moves these bytes once."""
-    return constants.launch + moved_bytes / (constants.copy_share * constants.copy_rate)
+def library_seconds(moved_bytes: int, constants: Constants, operations: int = 0) -> float:
+    """Of a call of the library's that moves these bytes once, or of its product of two matrices."""
+    return constants.launch + max(
+        moved_bytes / (constants.copy_share * constants.copy_rate),
+        operations / (constants.product_share * constants.product_rate),
+    )
 
 
 class Layer(NamedTuple):
@@ -156,8 +163,11 @@ def constants_of(gpu: str, profiles: Path) -> Constants:
     if machine.is_file():
         rows = json.loads(machine.read_text(encoding="utf-8"))["rows"]
         rate = rows.get("copy", {}).get("figures", {}).get("bytes_per_second")
+        products = rows.get("matmul bf16", {}).get("figures", {}).get("flops_per_second")
         cores = rows.get("facts", {}).get("figures", {}).get("multiprocessors")
         constants = constants._replace(
-            copy_rate=rate or constants.copy_rate, multiprocessors=cores or constants.multiprocessors
+            copy_rate=rate or constants.copy_rate,
+            product_rate=products or constants.product_rate,
+            multiprocessors=cores or constants.multiprocessors,
         )
     return constants

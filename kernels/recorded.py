@@ -49,6 +49,8 @@ class LibraryCall(NamedTuple):
     moved_bytes: int
     inside: bool
     """Of one of this package's operators, where no compiler can join it with its neighbours."""
+    operations: int = 0
+    """Multiplications and additions of a product of two matrices."""
 
 
 class _Recording(TorchDispatchMode):
@@ -70,7 +72,11 @@ class _Recording(TorchDispatchMode):
         own, given = _storages(result), _storages((args, kwargs))
         # Inside an operator `to` and `contiguous` come whole, and may give back what they were given.
         if name not in ALLOCATING and (operator._schema.is_mutable or not own.keys() <= given.keys()):
-            self.calls.append(LibraryCall(name, sum((own | given).values()), self.depth > 0))
+            operations = 0
+            if name in ("mm", "addmm"):
+                a, b = [value for value in args if isinstance(value, Tensor)][-2:]
+                operations = 2 * a.numel() * b.shape[1]
+            self.calls.append(LibraryCall(name, sum((own | given).values()), self.depth > 0, operations))
         return result
 
 

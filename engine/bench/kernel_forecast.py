@@ -122,7 +122,7 @@ def network_row(arch: str, constants: Constants) -> dict[str, Any]:
     rows = rows_of(calls, constants)
     library = library_calls(calls)
     kernels = sum(row["times"] * row["microseconds"] for row in rows) / 1e6
-    around = sum(forecast.library_seconds(call.moved_bytes, constants) for call in library)
+    around = sum(forecast.library_seconds(call.moved_bytes, constants, call.operations) for call in library)
     traffic = json.loads((PROFILES / "activation-traffic.json").read_text(encoding="utf-8"))["networks"][arch]
     return {
         "launches": sum(row["times"] for row in rows),

@@ -69,6 +69,9 @@ def test_the_longest_of_execution_bytes_and_waiting_counts():
     assert forecast.seconds(launch(moved_bytes=10**9), known) == pytest.approx(1e-3)
     assert forecast.seconds(launch(), known._replace(turn=(1e-3, 0.0))) == pytest.approx(2 * 4 * 1e-3)
     assert forecast.library_seconds(10**9, known._replace(launch=1.0)) == pytest.approx(1.001)
+    known = known._replace(product_rate=1e12, product_share=0.5)
+    assert forecast.library_seconds(10**9, known, operations=10**12) == pytest.approx(2.0)
+    assert forecast.library_seconds(10**9, known, operations=10**8) == pytest.approx(1e-3)
 
 
 def test_a_fit_finds_the_constants_that_made_the_times():
