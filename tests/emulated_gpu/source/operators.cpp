@@ -256,7 +256,7 @@ void perform(const c10::OperatorHandle& op, const std::vector<c10::IValue>& give
     } catch (const c10::NotImplementedError&) {  // without a kernel for the meta device: computed
     }
   }
-  if (kProducts.count(name) && given[0].isTensor() && given[0].toTensor().scalar_type() == at::kHalf)
+  if (kProducts.count(name) && op.schema().overload_name() != "dtype" && given[0].isTensor() && given[0].toTensor().scalar_type() == at::kHalf)
     return run(op, given, stack, true);
   try {
     run(op, given, stack, false);
@@ -412,9 +412,15 @@ bool is_replaced(const c10::OperatorHandle& op) {
   return true;
 }
 
+// A product of halves that is left in float32, which the CPU lacks.
+at::Tensor mm_dtype(const at::Tensor& a, const at::Tensor& b, at::ScalarType dtype) {
+  return at::mm(a.to(dtype), b.to(dtype));
+}
 struct Quiet : c10::WarningHandler { void process(const c10::Warning&) override {} };
 
 }  // namespace
+
+TORCH_LIBRARY_IMPL(aten, CPU, library) { library.impl("mm.dtype", mm_dtype); }
 
 TORCH_LIBRARY_IMPL(aten, CUDA, library) {
   Quiet quiet;  // "Overriding a previously registered kernel": yes
