@@ -3,7 +3,8 @@
 y = W · (A · gate(pool(A))) with A = act(BatchNorm(x)): neither A nor the gated A is ever in memory. One pass pools
 (it needs x's finished statistics, so it cannot be the convolution's own epilogue); the gate is applied where the
 product loads its operand. Backward, the product that forms dA = Wᵀ · dY emits the five sums of
-`kernels.squeeze_excite` in its epilogue, and one pass over dA and x writes dx.
+`kernels.squeeze_excite` in its epilogue, and one pass over dA and x writes dx. In 16 bits the products are the
+library's, and the five sums are a pass of their own (kernels.device.library_products).
 
 Traffic, in elements, X input and Y output: forward 2X + Y where an operator each costs 4X + Y; backward 6X + 4Y,
 with the pass for the weight's gradient, where they cost 8X + 4Y; and the gated A is not kept for it.
@@ -139,9 +140,14 @@ def excited_pointwise_backward_op(
     prologue = (center, scale, shift, act, slope)
     opened = open_gate(logits, gate)
     if runs_triton(x) and x.numel():
-        from kernels.device import pointwise_backward as device
+        from kernels.device import library_products, pointwise_backward
+        from kernels.device.pointwise_tiles import multiplied_by_library
 
-        da, dweight, sums, _ = device.backward(dy, c1, c2, x, weight, y, mean, *prologue, 1, 1, True, True, opened)
+        tensors = (dy, c1, c2, x, weight, y, mean, *prologue)
+        if multiplied_by_library(x):
+            da, dweight, sums = library_products.gated_backward(*tensors, opened)
+        else:
+            da, dweight, sums, _ = pointwise_backward.backward(*tensors, 1, 1, True, True, opened)
     else:
         da, dweight, _ = torch.ops.aten.convolution_backward(
             through_statistics(dy, c1, c2, y, mean), _gated(x, *prologue, opened), weight.to(x.dtype), None,

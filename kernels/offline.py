@@ -192,6 +192,21 @@ def excited(channels: int, outputs: int, dtype: torch.dtype) -> list[Launch]:
     return launches_of(both)
 
 
+def products(channels: int, outputs: int, dtype: torch.dtype) -> list[Launch]:
+    """The passes beside the library's products of a 1 × 1 layer, SiLU."""
+    from kernels.device import library_products
+
+    x, y = _images(channels, 28, dtype), _images(outputs, 28, dtype)
+    weight, vector, last = _vector(outputs, channels, 1, 1), _vector(channels), _vector(outputs)
+    prologue = (vector, vector, vector, "silu", 0.01)
+
+    def both() -> None:
+        library_products.forward(x, weight, *prologue, True)
+        library_products.backward(y, last, last, x, weight, y, last, *prologue, True, True)
+
+    return launches_of(both)
+
+
 def elementwise(dtype: torch.dtype) -> list[Launch]:
     """norm_act, statistics, both shuffles and squeeze-and-excitation."""
     from kernels.device import excitation, norm_act, shuffle, squeeze_excite
@@ -234,11 +249,13 @@ CASES: dict[str, Callable[[torch.dtype], list[Launch]]] = {
     },
     "pointwise 24 to 96": partial(pointwise, 24, 96, 1, 1),
     "pointwise 32 to 192": partial(pointwise, 32, 192, 1, 1),
+    "pointwise 144 to 24": partial(pointwise, 144, 24, 1, 1),
     "pointwise 192 to 320": partial(pointwise, 192, 320, 1, 1),
     "pointwise 96 to 192 in 3 groups": partial(pointwise, 96, 192, 3, 1),
     "pointwise 256 to 512 in 4 groups, shuffled": partial(pointwise, 256, 512, 4, 4),
     "pointwise 96 to 32, excited": partial(excited, 96, 32),
     "pointwise 480 to 128, excited": partial(excited, 480, 128),
+    "pointwise 256 to 320, the library's products": partial(products, 256, 320),
     "elementwise": elementwise,
 }
 """What is compiled: a name, and its launches for a dtype."""

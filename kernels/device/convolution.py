@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from kernels.device import depthwise, depthwise_backward, pointwise, pointwise_backward
+from kernels.device import depthwise, depthwise_backward, library_products, pointwise, pointwise_backward
+from kernels.device.launch import warpgroup_products
+from kernels.device.pointwise_tiles import multiplied_by_library
+from kernels.product_routes import Sizes, backward_by_library, forward_by_library
 
 
 def forward(
@@ -26,6 +29,9 @@ def forward(
     prologue = (center, scale, shift, act, slope)
     if path == "depthwise":
         return depthwise.forward(x, weight, *prologue, stride[0], padding, statistics)
+    layer = Sizes(x.shape[1], weight.shape[0], groups, shuffle, center is not None or act != "identity")
+    if multiplied_by_library(x) and forward_by_library(layer, x.numel() // x.shape[1]):
+        return library_products.forward(x, weight, *prologue, statistics)
     return pointwise.forward(x, weight, *prologue, groups, shuffle, statistics)
 
 
@@ -54,4 +60,7 @@ def backward(
     tensors = (dy, c1, c2, x, weight, y, mean, center, scale, shift, act, slope)
     if path == "depthwise":
         return depthwise_backward.backward(*tensors, stride[0], padding, needs_input, needs_weight)
+    layer = Sizes(x.shape[1], weight.shape[0], groups, shuffle, center is not None or act != "identity")
+    if multiplied_by_library(x) and backward_by_library(layer, warpgroup_products(x.device)):
+        return library_products.backward(*tensors, needs_input, needs_weight)
     return pointwise_backward.backward(*tensors, groups, shuffle, needs_input, needs_weight)

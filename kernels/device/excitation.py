@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.device.launch import channel_block
-from kernels.device.pointwise_math import activate, derivative
+from kernels.device.pointwise_math import activate, derivative, sigmoid
 
 PARTS = 32
 """Most partial sums of an image that are read at once."""
@@ -33,7 +33,7 @@ def total_of(part, n, c, C, TILES, BT: tl.constexpr, BC: tl.constexpr):
 @triton.jit
 def open_gate(value, GATE: tl.constexpr):
     """sigmoid, or hardsigmoid relu6(v + 3) / 6."""
-    return 1.0 / (1.0 + tl.exp(-value)) if GATE == "sigmoid" else activate(value + 3.0, "relu6", 0.0) / 6.0
+    return sigmoid(value) if GATE == "sigmoid" else activate(value + 3.0, "relu6", 0.0) / 6.0
 
 
 @triton.jit

@@ -48,13 +48,14 @@ def forward_kernel(
 
 @triton.jit
 def backward_kernel(
-    grad, x, center, scale, shift, residual, dx, dresidual, sums, M, C: tl.constexpr,
+    grad, x, center, scale, shift, residual, dx, dresidual, activated, sums, M, C: tl.constexpr,
     AFFINE: tl.constexpr, ACT: tl.constexpr, SLOPE: tl.constexpr, RESIDUAL: tl.constexpr, NEEDS_RESIDUAL: tl.constexpr,
-    STEPS: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr,
+    ACTIVATED: tl.constexpr, STEPS: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
     """dz = act'(z) · grad; dx = dz · scale; partial sums [walkers, 2, C] of dz and of dz · (x - center).
 
-    Program (walker, channels): runs of STEPS · BM rows walker, walker + walkers, ….
+    Program (walker, channels): runs of STEPS · BM rows walker, walker + walkers, …. dx may be grad: a thread writes
+    what it has read. ACTIVATED stores act(z) too.
     """
     tile = tl.program_id(0)
     c = tl.program_id(1) * BC + tl.arange(0, BC)
@@ -73,6 +74,8 @@ def backward_kernel(
             if RESIDUAL == "before":
                 z += tl.load(residual + offset, mask=inside, other=0.0).to(tl.float32)
             dz = tl.load(grad + offset, mask=inside, other=0.0).to(tl.float32) * derivative(z, ACT, SLOPE)
+            if ACTIVATED:
+                tl.store(activated + offset, activate(z, ACT, SLOPE).to(activated.dtype.element_ty), mask=inside)
             if NEEDS_RESIDUAL:
                 tl.store(dresidual + offset, dz.to(dresidual.dtype.element_ty), mask=inside)
             direct = dz
@@ -91,21 +94,31 @@ def backward_kernel(
 
 @triton.jit
 def batch_norm_backward_kernel(
-    grad, y, mean, c1, c2, out, M, C: tl.constexpr, STEPS: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr
-):
-    """out = grad + c1 + c2 · (y - mean): the gradient that reaches y through its own statistics, added."""
+    grad, y, mean, c1, c2, out, weight, rounded, M, WEIGHTS, C: tl.constexpr,
+    ROUNDED: tl.constexpr, STEPS: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr,
+):  # fmt: skip
+    """out = grad + c1 + c2 · (y - mean): the gradient that reaches y through its own statistics, added.
+
+    ROUNDED: the programs behind those write `weight` in the dtype of `rounded`, whose launch is saved."""
     tile = tl.program_id(0)
+    tiles = tl.cdiv(M, STEPS * BM)
     c = tl.program_id(1) * BC + tl.arange(0, BC)
-    mu = load_channels(mean, c, c < C, True)
-    constant = load_channels(c1, c, c < C, True)
-    linear = load_channels(c2, c, c < C, True)
-    for step in tl.static_range(STEPS):
-        row = (tile.to(tl.int64) * STEPS + step) * BM + tl.arange(0, BM)
-        inside = (row < M)[:, None] & (c < C)[None, :]
-        offset = row[:, None] * C + c[None, :]
-        value = tl.load(y + offset, mask=inside, other=0.0).to(tl.float32)
-        total = tl.load(grad + offset, mask=inside, other=0.0).to(tl.float32) + constant + linear * (value - mu)
-        tl.store(out + offset, total.to(out.dtype.element_ty), mask=inside)
+    if tile < tiles:
+        mu = load_channels(mean, c, c < C, True)
+        constant = load_channels(c1, c, c < C, True)
+        linear = load_channels(c2, c, c < C, True)
+        for step in tl.static_range(STEPS):
+            row = (tile.to(tl.int64) * STEPS + step) * BM + tl.arange(0, BM)
+            inside = (row < M)[:, None] & (c < C)[None, :]
+            offset = row[:, None] * C + c[None, :]
+            value = tl.load(y + offset, mask=inside, other=0.0).to(tl.float32)
+            total = tl.load(grad + offset, mask=inside, other=0.0).to(tl.float32) + constant + linear * (value - mu)
+            tl.store(out + offset, total.to(out.dtype.element_ty), mask=inside)
+    elif ROUNDED:
+        SIZE: tl.constexpr = STEPS * BM * BC
+        place = ((tile - tiles) * tl.num_programs(1) + tl.program_id(1)) * SIZE + tl.arange(0, SIZE)
+        values = tl.load(weight + place, mask=place < WEIGHTS, other=0.0)
+        tl.store(rounded + place, values.to(rounded.dtype.element_ty), mask=place < WEIGHTS)
 
 
 def _grid(x: Tensor, steps: int) -> tuple[int, int, int, int]:
@@ -150,28 +163,58 @@ def backward(
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
     """dx, the residual's gradient where it is not `grad` itself, Σ dz [C], Σ dz · (x - center) [C]."""
     dx = torch.empty_like(x, memory_format=torch.channels_last)
-    steps = BACKWARD_STEPS if x.dtype.itemsize == 2 else 2  # of fp32 four spill on Turing
-    rows, tiles, block, blocks = _grid(x, steps)
     needs_residual = place == "before" and act != "identity"
     dresidual = torch.empty_like(dx) if needs_residual else None
+    sums = _backward(grad, x, center, scale, shift, residual, act, slope, place, dx, dresidual, None)
+    return dx, dresidual, *finish(None, sums)[1:]
+
+
+def backward_in_place(
+    grad: Tensor,
+    x: Tensor,
+    center: Tensor | None,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    act: str,
+    slope: float,
+    activated: Tensor | None,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """dx, written over `grad`, Σ dz [C] and Σ dz · (x - center) [C], without a residual.
+
+    activated  as x, gets act(z); None where it is not needed
+    """
+    sums = _backward(grad, x, center, scale, shift, None, act, slope, "none", grad, None, activated)
+    return grad, *finish(None, sums)[1:]
+
+
+def _backward(grad, x, center, scale, shift, residual, act, slope, place, dx, dresidual, activated) -> Tensor | None:
+    """Fill dx, and dresidual and activated where they are; partial sums [walkers, 2, C] where there is an affine."""
+    steps = BACKWARD_STEPS if x.dtype.itemsize == 2 else 2  # of fp32 four spill on Turing
+    rows, tiles, block, blocks = _grid(x, steps)
     affine = center is not None
     walkers = max(1, min(tiles, programs(x.device, PROGRAMS) // blocks))
     sums = torch.empty((walkers, 2, x.shape[1]), dtype=torch.float32, device=x.device) if affine else None
     backward_kernel[(walkers, blocks)](
         grad, x, or_dummy(center, x), or_dummy(scale, x), or_dummy(shift, x), or_dummy(residual, x), dx,
-        or_dummy(dresidual, dx), or_dummy(sums, x), rows, x.shape[1],
-        AFFINE=affine, ACT=act, SLOPE=slope, RESIDUAL=place, NEEDS_RESIDUAL=needs_residual,
-        STEPS=steps, BM=ROWS, BC=block, num_warps=4,
+        or_dummy(dresidual, dx), or_dummy(activated, dx), or_dummy(sums, x), rows, x.shape[1],
+        AFFINE=affine, ACT=act, SLOPE=slope, RESIDUAL=place, NEEDS_RESIDUAL=dresidual is not None,
+        ACTIVATED=activated is not None, STEPS=steps, BM=ROWS, BC=block, num_warps=4,
         maxnreg=96 if x.dtype.itemsize == 4 else None,  # left alone, ptxas takes 48 for fp32 on sm_90 and spills
     )  # fmt: skip
-    return dx, dresidual, *finish(None, sums)[1:]
+    return sums
 
 
-def batch_norm_backward(grad: Tensor, y: Tensor, mean: Tensor, c1: Tensor, c2: Tensor) -> Tensor:
-    """grad + c1 + c2 · (y - mean) [N, C, H, W] in y's dtype."""
+def batch_norm_backward(
+    grad: Tensor, y: Tensor, mean: Tensor, c1: Tensor, c2: Tensor, weight: Tensor | None = None
+) -> tuple[Tensor, Tensor | None]:
+    """grad + c1 + c2 · (y - mean) [N, C, H, W] in y's dtype; and `weight`, any shape, dense, in that dtype."""
     out = torch.empty_like(y, memory_format=torch.channels_last)
+    rounded = None if weight is None else torch.empty_like(weight, dtype=y.dtype)
     rows, tiles, block, blocks = _grid(y, FORWARD_STEPS)
-    batch_norm_backward_kernel[(tiles, blocks)](
-        grad, y, mean, c1, c2, out, rows, y.shape[1], STEPS=FORWARD_STEPS, BM=ROWS, BC=block, num_warps=4
-    )
-    return out
+    weights = 0 if weight is None else weight.numel()
+    more = triton.cdiv(weights, FORWARD_STEPS * ROWS * block * blocks)
+    batch_norm_backward_kernel[(tiles + more, blocks)](
+        grad, y, mean, c1, c2, out, or_dummy(weight, y), or_dummy(rounded, y), rows, weights, y.shape[1],
+        ROUNDED=weight is not None, STEPS=FORWARD_STEPS, BM=ROWS, BC=block, num_warps=4,
+    )  # fmt: skip
+    return out, rounded

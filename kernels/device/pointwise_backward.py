@@ -1,8 +1,8 @@
 """Pointwise backward. dY = dy + c1 + c2 · (y - mean) is formed in the loads; dz = act'(z) · dA in the epilogue.
 
 Where the weight's gradient fits the registers, one kernel makes dx and dw from one read of everything
-(2X + 2Y elements), output channels by blocks; elsewhere one kernel makes dx and one dw (3X + 4Y). Channels are cut as
-in the forward.
+(2X + 2Y elements), output channels by blocks; elsewhere one kernel makes dx, and dw comes from another (3X + 4Y), or
+from the library, for which the first leaves x' and dY (4X + 4Y, each formed once). Channels are cut as in the forward.
 """
 
 from __future__ import annotations
@@ -12,17 +12,22 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.device.launch import or_dummy, programs, small_tiles, warpgroup_products
+from kernels.device.launch import or_dummy, programs, small_tiles
 from kernels.device.partials import finish
-from kernels.device.pointwise import block, layout, load_activated, multiply_add, precision, readable, rows_of
+from kernels.device.pointwise import (
+    block,
+    layout,
+    load_activated,
+    multiply_add,
+    precision,
+    readable,
+    rows_of,
+    within,
+)
 from kernels.device.pointwise_math import activate, derivative, load_channels, normalise
-
-ONE_PASS_ELEMENTS = 32 * 128
-"""The largest dw that stays in registers beside everything else, from profiles/kernels-offline.json."""
-BLOCKS_ELEMENTS = 64 * 128
-"""As much of dw fits in blocks of 64 output channels beside few input channels: the layer that expands."""
-LONG_TILE_ELEMENTS = 16 * 128
-"""The largest dw beside which twice the rows fit half the warps, so that memory is waited for less often."""
+from kernels.device.pointwise_tiles import back_tile, in_one_kernel, multiplied_by_library
+from kernels.device.products import pixels_of, product
+from kernels.product_routes import ONE_PASS_ELEMENTS, Sizes, padded
 
 
 @triton.jit
@@ -40,25 +45,35 @@ def load_gradient(dy, y, row, channel, inside, known, mean, c1, c2, OUT: tl.cons
 
 
 @triton.jit
+def sum_lanes(values, LANES: tl.constexpr, BM: tl.constexpr, BL: tl.constexpr):
+    """Σ of every LANES-th row [LANES, BL]: where a thread holds those rows, without asking another."""
+    return tl.sum(tl.reshape(values, (BM // LANES, LANES, BL)), 0)
+
+
+@triton.jit
 def store_input_gradient(
-    da, x, dx, row, c, inside, real, center, scale, shift, C: tl.constexpr,
-    AFFINE: tl.constexpr, ACT: tl.constexpr, SLOPE: tl.constexpr,
+    da, x, dx, activated, row, c, inside, real, center, scale, shift, C: tl.constexpr,
+    AFFINE: tl.constexpr, ACT: tl.constexpr, SLOPE: tl.constexpr, KEPT: tl.constexpr,
+    LANES: tl.constexpr, BM: tl.constexpr, BL: tl.constexpr,
 ):  # fmt: skip
-    """dx = act'(z) · dA · scale; returns this tile's sums of dz and dz · (x - center) [BL]."""
+    """dx = act'(z) · dA · scale, and x' where KEPT; returns the tile's sums of dz and dz · (x - center) [LANES, BL]."""
     mask = inside[:, None] & real[None, :]
     place = row[:, None] * C + c[None, :]
     dz = da
-    sum_dz = tl.sum(dz, 0)
+    sum_dz = tl.zeros((LANES, BL), tl.float32)
     sum_dz_x = sum_dz
     if AFFINE or ACT != "identity":
         mu = load_channels(center, c, real, AFFINE)
         a = load_channels(scale, c, real, AFFINE)
         b = load_channels(shift, c, real, AFFINE)
         value = tl.load(x + place, mask=mask, other=0.0).to(tl.float32)
-        dz = tl.where(inside[:, None], dz * derivative(normalise(value, mu, a, b, AFFINE), ACT, SLOPE), 0.0)
+        z = normalise(value, mu, a, b, AFFINE)
+        if KEPT:
+            tl.store(activated + place, activate(z, ACT, SLOPE).to(activated.dtype.element_ty), mask=mask)
+        dz = tl.where(inside[:, None], dz * derivative(z, ACT, SLOPE), 0.0)
         if AFFINE:
-            sum_dz = tl.sum(dz, 0)
-            sum_dz_x = tl.sum(dz * (value - mu), 0)
+            sum_dz = sum_lanes(dz, LANES, BM, BL)
+            sum_dz_x = sum_lanes(dz * (value - mu), LANES, BM, BL)
             dz = dz * a
     tl.store(dx + place, dz.to(dx.dtype.element_ty), mask=mask)
     return sum_dz, sum_dz_x
@@ -99,22 +114,27 @@ def load_weight(
 
 @triton.jit
 def input_tile(
-    tile, tiles, group, run, place, whole, dy, y, mean, c1, c2, x, center, scale, shift, w, dx, part, M, P,
-    C: tl.constexpr, OUT: tl.constexpr, SLICES: tl.constexpr, L: tl.constexpr, OG: tl.constexpr,
+    tile, tiles, group, run, place, whole, dy, y, mean, c1, c2, x, center, scale, shift, w, dx, part, kept_x, kept_dy,
+    M, P, C: tl.constexpr, OUT: tl.constexpr, SLICES: tl.constexpr, L: tl.constexpr, OG: tl.constexpr,
     AFFINE: tl.constexpr, ACT: tl.constexpr, SLOPE: tl.constexpr, GATED: tl.constexpr, STATISTICS: tl.constexpr,
-    PRECISION: tl.constexpr,
-    BM: tl.constexpr, BO: tl.constexpr, BL: tl.constexpr,
+    WHOLE: tl.constexpr, KEPT: tl.constexpr, PRECISION: tl.constexpr,
+    BM: tl.constexpr, BO: tl.constexpr, BL: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
     """dx of a row tile and an input block, its sums of dz and dz · (x - center) [BL]; `whole` is w where OG ≤ BO."""
-    real = place < L
+    real = within(place, L, BL)
     c = run * (C // SLICES) + group * L + place
-    _image, row, inside = rows_of(tile, M, P, GATED, False, BM)
+    _image, row, inside = rows_of(tile, M, P, GATED, WHOLE, BM)
     da = tl.zeros((BM, BL), tl.float32)
     for turn in range((OG + BO - 1) // BO):
         o = turn * BO + tl.arange(0, BO)
-        known = o < OG
+        known = within(o, OG, BO)
         channel = group * OG + o
         gradient = load_gradient(dy, y, row, channel, inside, known, mean, c1, c2, OUT, STATISTICS)
+        if KEPT and STATISTICS:
+            block = tl.program_id(0) % ((L + BL - 1) // BL)
+            if block == 0:
+                target = kept_dy + row[:, None] * OUT + channel[None, :]
+                tl.store(target, gradient, mask=inside[:, None] & known[None, :])
         weight = whole if OG <= BO else load_weight(w, dy, group, place, turn, run, real, L, SLICES, OG, BO)
         da = multiply_add(gradient, weight, da, PRECISION)
     if GATED:
@@ -123,28 +143,29 @@ def input_tile(
             da, x, dx, row, c, inside, real, center, scale, shift, part + tile.to(tl.int64) * C, plane,
             C, AFFINE, ACT, SLOPE,
         )  # fmt: skip
-        sum_dz = tl.zeros((BL,), tl.float32)
+        sum_dz = tl.zeros((LANES, BL), tl.float32)
         sum_dz_x = sum_dz
     else:
         sum_dz, sum_dz_x = store_input_gradient(
-            da, x, dx, row, c, inside, real, center, scale, shift, C, AFFINE, ACT, SLOPE
+            da, x, dx, kept_x, row, c, inside, real, center, scale, shift, C, AFFINE, ACT, SLOPE, KEPT, LANES, BM, BL
         )
     return sum_dz, sum_dz_x
 
 
 @triton.jit
 def input_kernel(
-    dy, y, mean, c1, c2, x, center, scale, shift, w, dx, part, M, P,
+    dy, y, mean, c1, c2, x, center, scale, shift, w, dx, part, kept_x, kept_dy, M, P,
     C: tl.constexpr, OUT: tl.constexpr,
     GROUPS: tl.constexpr, SLICES: tl.constexpr, L: tl.constexpr, OG: tl.constexpr,
     AFFINE: tl.constexpr, ACT: tl.constexpr, SLOPE: tl.constexpr, GATED: tl.constexpr, STATISTICS: tl.constexpr,
-    PRECISION: tl.constexpr,
-    BM: tl.constexpr, BO: tl.constexpr, BL: tl.constexpr,
+    WHOLE: tl.constexpr, KEPT: tl.constexpr, PRECISION: tl.constexpr,
+    BM: tl.constexpr, BO: tl.constexpr, BL: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
     """Program (walker and input block, group): dx of every so many row tiles, and partial sums [walkers, 2, C].
 
     Only sums are worth a walk: without an affine prologue a program takes one row tile. GATED too, which leaves the
-    gradient of the gated x' in place of dx, and the five sums of each tile [5, row tiles, C].
+    gradient of the gated x' in place of dx, and the five sums of each tile [5, row tiles, C]. KEPT, without groups and
+    slices, stores x' and dY for the weight's product.
     """
     BLOCKS: tl.constexpr = SLICES * ((L + BL - 1) // BL)
     program = tl.program_id(0)
@@ -157,24 +178,26 @@ def input_kernel(
     if OG <= BO:
         whole = load_weight(w, dy, group, place, 0, run, place < L, L, SLICES, OG, BO)
     if AFFINE and not GATED:
-        all_dz = tl.zeros((BL,), tl.float32)
-        all_dz_x = tl.zeros((BL,), tl.float32)
+        all_dz = tl.zeros((LANES, BL), tl.float32)
+        all_dz_x = tl.zeros((LANES, BL), tl.float32)
         while tile < tiles:
             sum_dz, sum_dz_x = input_tile(
-                tile, tiles, group, run, place, whole, dy, y, mean, c1, c2, x, center, scale, shift, w, dx, part, M, P,
-                C, OUT, SLICES, L, OG, AFFINE, ACT, SLOPE, GATED, STATISTICS, PRECISION, BM, BO, BL,
+                tile, tiles, group, run, place, whole, dy, y, mean, c1, c2, x, center, scale, shift, w, dx, part,
+                kept_x, kept_dy, M, P, C, OUT, SLICES, L, OG, AFFINE, ACT, SLOPE, GATED, STATISTICS, WHOLE, KEPT,
+                PRECISION, BM, BO, BL, LANES,
             )  # fmt: skip
             all_dz += sum_dz
             all_dz_x += sum_dz_x
             tile += tl.num_programs(0) // BLOCKS
         walker = (tl.program_id(0) // BLOCKS).to(tl.int64)
         own = part + walker * (2 * C) + run * (C // SLICES) + group * L + place
-        tl.store(own, all_dz, mask=place < L)
-        tl.store(own + C, all_dz_x, mask=place < L)
+        tl.store(own, tl.sum(all_dz, 0), mask=place < L)
+        tl.store(own + C, tl.sum(all_dz_x, 0), mask=place < L)
     else:
         input_tile(
-            tile, tiles, group, run, place, whole, dy, y, mean, c1, c2, x, center, scale, shift, w, dx, part, M, P,
-            C, OUT, SLICES, L, OG, AFFINE, ACT, SLOPE, GATED, STATISTICS, PRECISION, BM, BO, BL,
+            tile, tiles, group, run, place, whole, dy, y, mean, c1, c2, x, center, scale, shift, w, dx, part, kept_x,
+            kept_dy, M, P, C, OUT, SLICES, L, OG, AFFINE, ACT, SLOPE, GATED, STATISTICS, WHOLE, KEPT, PRECISION,
+            BM, BO, BL, LANES,
         )  # fmt: skip
 
 
@@ -220,7 +243,7 @@ def one_pass_kernel(
     C: tl.constexpr, OUT: tl.constexpr,
     GROUPS: tl.constexpr, SLICES: tl.constexpr, L: tl.constexpr, OG: tl.constexpr,
     AFFINE: tl.constexpr, ACT: tl.constexpr, SLOPE: tl.constexpr, STATISTICS: tl.constexpr, PRECISION: tl.constexpr,
-    BM: tl.constexpr, BO: tl.constexpr, BL: tl.constexpr,
+    BM: tl.constexpr, BO: tl.constexpr, BL: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
     """Program (walker, group) with BL ≥ L: dx, part_w [walkers, O, L] and sums [walkers, 2, C].
 
@@ -236,8 +259,8 @@ def one_pass_kernel(
     for turn in tl.static_range(BLOCKS):
         weights = weights + (load_weight(w, dy, group, place, turn, 0, real, L, 1, OG, BO),)
         dw = dw + (tl.zeros((BO, BL), tl.float32),)
-    all_dz = tl.zeros((BL,), tl.float32)
-    all_dz_x = tl.zeros((BL,), tl.float32)
+    all_dz = tl.zeros((LANES, BL), tl.float32)
+    all_dz_x = tl.zeros((LANES, BL), tl.float32)
     tile = tl.program_id(0)
     while tile < tl.cdiv(M, BM):
         row = tile.to(tl.int64) * BM + tl.arange(0, BM)
@@ -252,7 +275,7 @@ def one_pass_kernel(
             da = multiply_add(gradient, weights[turn], da, PRECISION)
         dw = new_dw
         sum_dz, sum_dz_x = store_input_gradient(
-            da, x, dx, row, c, inside, real, center, scale, shift, C, AFFINE, ACT, SLOPE
+            da, x, dx, x, row, c, inside, real, center, scale, shift, C, AFFINE, ACT, SLOPE, False, LANES, BM, BL
         )
         all_dz += sum_dz
         all_dz_x += sum_dz_x
@@ -263,8 +286,8 @@ def one_pass_kernel(
         target = (walker * OUT + group * OG + o)[:, None] * L + place[None, :]
         tl.store(part_w + target, dw[turn], mask=(o < OG)[:, None] & real[None, :])
     if AFFINE:
-        tl.store(part + walker * (2 * C) + c, all_dz, mask=real)
-        tl.store(part + walker * (2 * C) + C + c, all_dz_x, mask=real)
+        tl.store(part + walker * (2 * C) + c, tl.sum(all_dz, 0), mask=real)
+        tl.store(part + walker * (2 * C) + C + c, tl.sum(all_dz_x, 0), mask=real)
 
 
 def backward(
@@ -319,41 +342,41 @@ def backward(
         return torch.empty((parts, *shape), dtype=torch.float32, device=x.device)
 
     dx = part_w = part = None
-    whole_out, whole_in = triton.next_power_of_2(cut.outputs), triton.next_power_of_2(cut.length)
-    whole_out, whole_in = max(16, whole_out), max(16, whole_in)
-    small = whole_out * whole_in <= ONE_PASS_ELEMENTS
-    by_blocks = not small and whole_in <= 64 and triton.cdiv(cut.outputs, 64) * 64 * whole_in <= BLOCKS_ELEMENTS
-    by_blocks = by_blocks and warpgroup_products(x.device)
-    one_pass = needs_input and needs_weight and gate is None and not wide and not turing and cut.slices == 1
-    one_pass = one_pass and (small or by_blocks)
+    small = padded(cut.outputs) * padded(cut.length) <= ONE_PASS_ELEMENTS
+    both = needs_input and needs_weight and gate is None
+    layer = Sizes(channels, outputs, groups, shuffle, center is not None or act != "identity")
+    one_pass = both and in_one_kernel(x, layer)
+    kept = both and multiplied_by_library(x) and not one_pass and groups == shuffle == 1 and layer.opened
+    kept_x = kept_dy = None
     if needs_input:
         dx = torch.empty_like(x, memory_format=torch.channels_last)
-        long = whole_out * whole_in <= LONG_TILE_ELEMENTS
-        row_block = 32 if wide or (one_pass and small and not long) else 64
-        tiles = rows // pixels * triton.cdiv(pixels, row_block)
-        in_block = whole_in if one_pass else block(cut.length, 64 if wide or turing else 128)
-        steps = cut.slices * triton.cdiv(cut.length, in_block)
+        tile = back_tile(cut, x, one_pass, small, kept)
+        tiles = rows // pixels * triton.cdiv(pixels, tile.rows)
+        steps = cut.slices * triton.cdiv(cut.length, tile.length)
         walkers = tiles
         if one_pass or (center is not None and gate is None):
-            walkers = min(tiles, max(1, programs(x.device, 4 if long or not one_pass else 2) // (groups * steps)))
+            walkers = min(tiles, max(1, programs(x.device, tile.programs) // (groups * steps)))
         if gate is not None:
             part = new(5, tiles, channels)
         elif center is not None:
             part = new(walkers, 2, channels)
-        out_block = whole_out if one_pass and small else block(cut.outputs, 32 if wide or turing else 64)
-        weights = readable(weight, cut, x.dtype, one_pass or cut.outputs <= out_block)
+        if kept:
+            kept_x, kept_dy = torch.empty_like(x), dy if y is None else torch.empty_like(dy)
+        weights = readable(weight, cut, x.dtype, one_pass or cut.outputs <= tile.outputs)
         inputs = (*gradients, x, *prologue, weights, dx)
+        blocks = {"BM": tile.rows, "BO": tile.outputs, "BL": tile.length, "num_warps": tile.warps}
+        blocks["LANES"] = min(tile.rows, max(1, tile.warps * 32 * (16 // x.dtype.itemsize) // tile.length))
         if one_pass:
             part_w = new(walkers, outputs, cut.length)
-            one_pass_kernel[(walkers, groups)](
-                *inputs, part_w, or_dummy(part, x), *sizes, **flags, BM=row_block, BO=out_block, BL=in_block,
-                num_warps=4 if long or by_blocks else 8,
-            )  # fmt: skip
+            one_pass_kernel[(walkers, groups)](*inputs, part_w, or_dummy(part, x), *sizes, **flags, **blocks)
         else:
             input_kernel[(walkers * steps, groups)](
-                *inputs, or_dummy(part, x), *by_image, **flags, **gated,
-                BM=row_block, BO=out_block, BL=in_block, num_warps=8,
+                *inputs, or_dummy(part, x), or_dummy(kept_x, x), or_dummy(kept_dy, dy), *by_image, **flags, **gated,
+                WHOLE=pixels % tile.rows == 0, KEPT=kept, **blocks,
             )  # fmt: skip
+    if kept_x is not None and kept_dy is not None:
+        dweight = product(pixels_of(kept_dy).t(), pixels_of(kept_x), torch.float32).view(weight.shape)
+        return dx, dweight, *finish(None, part)[1:]
     if needs_weight and not one_pass:
         in_block, out_block = block(cut.length, 64), block(cut.outputs, 64 if wide or turing else 128)
         steps = cut.slices * triton.cdiv(cut.length, in_block) * triton.cdiv(cut.outputs, out_block)

@@ -65,17 +65,21 @@ def gate_kernel(
 
 @triton.jit
 def sums_kernel(
-    grad, x, center, scale, shift, part, P, C: tl.constexpr, TILES, PARTS,
-    AFFINE: tl.constexpr, ACT: tl.constexpr, SLOPE: tl.constexpr,
+    grad, x, center, scale, shift, part, gate, gated, P, C: tl.constexpr, TILES, PARTS,
+    AFFINE: tl.constexpr, ACT: tl.constexpr, SLOPE: tl.constexpr, GATED: tl.constexpr,
     STEPS: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
-    """part [5, N · TILES, C]: Σ dA·A, Σ dA·act', Σ dA·act'·(x - center), Σ act', Σ act'·(x - center)."""
+    """part [5, N · TILES, C]: Σ dA·A, Σ dA·act', Σ dA·act'·(x - center), Σ act', Σ act'·(x - center).
+
+    GATED stores A · gate[n, c] too."""
     tile = tl.program_id(0) % TILES
     n = (tl.program_id(0) // TILES).to(tl.int64)
     c = tl.program_id(1) * BC + tl.arange(0, BC)
     mu = load_channels(center, c, c < C, AFFINE)
     a = load_channels(scale, c, c < C, AFFINE)
     b = load_channels(shift, c, c < C, AFFINE)
+    if GATED:
+        g = load_channels(gate + n * C, c, c < C, True)
     s1 = tl.zeros((BP, BC), tl.float32)
     s2 = tl.zeros((BP, BC), tl.float32)
     s3 = tl.zeros((BP, BC), tl.float32)
@@ -91,7 +95,10 @@ def sums_kernel(
         da = tl.load(grad + place, mask=mask, other=0.0).to(tl.float32)
         slope = tl.where(inside[:, None], derivative(z, ACT, SLOPE), 0.0)
         centred = value - mu
-        s1 += tl.where(inside[:, None], da * activate(z, ACT, SLOPE), 0.0)
+        activated = activate(z, ACT, SLOPE)
+        if GATED:
+            tl.store(gated + place, (activated * g).to(gated.dtype.element_ty), mask=mask)
+        s1 += tl.where(inside[:, None], da * activated, 0.0)
         s2 += da * slope
         s3 += da * slope * centred
         s4 += slope
@@ -142,6 +149,7 @@ class _Launch:
         self.pixels = height * width
         block = vector_block(self.channels, x.dtype)
         self.tiles = triton.cdiv(self.pixels, ROWS * STEPS)
+        steps = triton.cdiv(triton.cdiv(self.pixels, self.tiles), ROWS)
         self.grid = (self.batch * self.tiles, triton.cdiv(self.channels, block))
         self.inputs = (x, or_dummy(center, x), or_dummy(scale, x), or_dummy(shift, x))
         self.sizes = (self.pixels, self.channels, self.tiles)
@@ -149,7 +157,7 @@ class _Launch:
             "AFFINE": center is not None,
             "ACT": act,
             "SLOPE": slope,
-            "STEPS": STEPS,
+            "STEPS": steps,
             "BP": ROWS,
             "BC": block,
             "num_warps": 4,
@@ -184,11 +192,19 @@ def five_sums(
     shift: Tensor | None,
     act: str,
     slope: float,
+    gate: Tensor | None = None,
+    gated: Tensor | None = None,
 ) -> Tensor:
-    """Over each tile of an image's pixels, [5, N, T, C] fp32, in the order of `sums_kernel`."""
+    """Over each tile of an image's pixels, [5, N, T, C] fp32, in the order of `sums_kernel`.
+
+    With gate [N, C], `gated`, as x, gets act(z) · gate.
+    """
     launch = _Launch(x, center, scale, shift, act, slope)
     part = torch.empty(5, launch.batch, launch.tiles, launch.channels, dtype=torch.float32, device=x.device)
-    sums_kernel[launch.grid](grad, *launch.inputs, part, *launch.sizes, launch.batch * launch.tiles, **launch.flags)
+    sums_kernel[launch.grid](
+        grad, *launch.inputs, part, or_dummy(gate, part), or_dummy(gated, x), *launch.sizes,
+        launch.batch * launch.tiles, GATED=gate is not None, **launch.flags,
+    )  # fmt: skip
     return part
 
 

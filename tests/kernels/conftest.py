@@ -133,8 +133,10 @@ NOWHERE = Rounding(False, False, False, False)
 PATHS = {
     "depthwise_conv2d": NOWHERE,
     "pointwise_conv2d": Rounding(True, True, False, False),
+    "products": Rounding(True, True, True, False),
     "conv2d": Rounding(True, True, True, True),
 }
+"""Products: a pointwise layer whose products are the library's and leave fp32 for the weight."""
 
 
 class _Round(torch.autograd.Function):
@@ -169,11 +171,14 @@ def reference_convolution(tensors, act, stride, padding, groups, shuffle, dtype,
 
 @pytest.fixture
 def check_convolution(device):
-    """Run one of the convolutions forward and backward and hold everything it returns to float64."""
+    """Run one of the convolutions forward and backward and hold everything it returns to float64.
+
+    rounds  the one of PATHS that says where, if not the operation's
+    """
 
     def check(
         shape, outputs, size, stride=1, padding=0, groups=1, act="identity", affine=True, statistics=True,
-        dtype=torch.float32, shuffle=1, operation="conv2d", cancels=False,
+        dtype=torch.float32, shuffle=1, operation="conv2d", cancels=False, rounds=None,
     ):  # fmt: skip
         generator = torch.Generator().manual_seed(
             zlib.crc32(repr((shape, outputs, size, stride, groups, act)).encode())
@@ -199,7 +204,7 @@ def check_convolution(device):
         outputs_of = [result[0], result[1].mean, result[1].m2] if statistics else [result]
         assert outputs_of[0].is_contiguous(memory_format=torch.channels_last)
         by_library = device.type == "cpu" and not INTERPRETED
-        rounding = PATHS["conv2d" if by_library else operation]
+        rounding = PATHS["conv2d" if by_library else rounds or operation]
         if dtype == torch.float32:
             rounding = NOWHERE
         *references, z, operand = list(

@@ -5,7 +5,8 @@
 Three ways to run a network:
 library  convolutions by a library, all pointwise work fused around them as a compiler does; BatchNorm reads its input
          twice forward and twice backward: 3X + 11Y elements for convolution, BatchNorm and activation (X in, Y out)
-fused    through `kernels`, counted from the operators that really run: 3X + 3Y to 4X + 5Y where a kernel has both sides
+fused    through `kernels` in 16 bits on sm_90, counted from the operators that really run: 3X + 3Y to 4X + 5Y where a
+         kernel has both sides, and more where the products are the library's and their operands are stored
 floor    each layer's input and output once forward, and with their gradients once backward: 3X + 3Y
 
 A model, not a measurement: perfect caches, no layout copies; weights and vectors are left out.
@@ -27,11 +28,17 @@ from torch.utils._pytree import tree_leaves
 import archs
 from archs.fused import set_fused
 from engine.runs.provenance import ROOT
+from kernels.product_routes import (
+    LEAST_PIXELS,
+    Sizes,
+    backward_by_library,
+    forward_by_library,
+    keeps_operands,
+    one_kernel,
+)
 
 TABLE = ROOT / "profiles" / "activation-traffic.json"
 NETWORKS = ("mobilenetv1", "mobilenetv2", "xception", "efficientnet_b0", "shufflenet_g3", "resnext50", "darknet53")
-ONE_PASS_ELEMENTS = 32 * 128
-"""kernels.device.pointwise_backward's: not imported, because that module needs Triton."""
 TRACED = 7
 """Images that are traced; no layer has seven channels, so that nothing else has this first axis."""
 FREE = ("view", "detach", "t.", "permute", "_unsafe_view", "reshape", "expand", "alias", "empty", "zeros_like", "ones")
@@ -64,6 +71,8 @@ class Traffic(TorchDispatchMode):
         if name == "hcr.conv":
             x, y, prologue = elements(args[0]), elements(result[0]), args[2] is not None or args[5] != "identity"
             self.floor += x + y
+            if args[13] == "pointwise" and forward_by_library(_sizes(args, 1, args[10:12], prologue), LEAST_PIXELS):
+                return args[13], x + 2 * x * prologue + y + y * bool(args[12])
             if args[13] != "aten":
                 return args[13], x + y
             return "convolution", x + y + 2 * x * prologue + y * bool(args[12])
@@ -89,8 +98,8 @@ class Traffic(TorchDispatchMode):
         if name == "hcr.excited_pointwise_backward":
             dy, x, y = elements(args[0]), elements(args[3]), args[5] is not None
             self.floor += 2 * x + 2 * dy
-            # dA with its five sums, dx from dA and x, dweight
-            return "squeeze_excite", (dy * (1 + y) + 2 * x) + 3 * x + (dy * (1 + y) + x)
+            # dY, dA, the five sums and the gated A from dA and x, dweight, dx from dA and x
+            return "squeeze_excite", (2 + y) * dy * y + (dy + x) + 3 * x + (dy + x) + 3 * x
         if name == "hcr.squeeze_excite":
             return "squeeze_excite", 3 * elements(args[0])
         if name == "hcr.squeeze_excite_backward":
@@ -113,11 +122,20 @@ class Traffic(TorchDispatchMode):
             together = weight.shape[-1] < 7
             return path, 2 * x + gradient if together else 3 * x + 2 * gradient
         if path == "pointwise":
-            sides = [max(16, 1 << (n - 1).bit_length()) for n in (weight.shape[0] // groups, weight.shape[1])]
-            together = needs_input and sides[0] * sides[1] <= ONE_PASS_ELEMENTS and args[16] == 1
-            return path, 2 * x + gradient if together else 3 * x + 2 * gradient
+            layer = _sizes(args[3:5], 1, (groups, args[16]), prologue)
+            formed = (gradient + dy) * y  # dY, where it is stored
+            if needs_input and keeps_operands(layer):
+                return path, gradient + dy * y + 3 * x + (x + dy)
+            if backward_by_library(layer):
+                return path, formed + (dy + x + 4 * x * prologue) * needs_input + (dy + x)
+            return path, 2 * x + gradient if needs_input and one_kernel(layer) else 3 * x + 2 * gradient
         applied = (gradient + dy) * y
         return "convolution", applied + (x + dy) * (1 + needs_input) + 2 * x * prologue + 3 * x * prologue * needs_input
+
+
+def _sizes(tensors: Any, weight: int, cut: Any, opened: bool) -> Sizes:
+    """Of the pointwise layer with these images and, at `weight`, its weight; `cut` into groups and shuffled."""
+    return Sizes(tensors[0].shape[1], tensors[weight].shape[0], *cut, opened)
 
 
 def traffic(arch: str | nn.Module, batch: int, size: int, itemsize: int = 2) -> dict[str, Any]:

@@ -35,7 +35,25 @@ def test_two_passes_where_the_weight_is_large(check):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision(check, dtype):
     check((2, 20, 5, 7), 36, act="relu6", dtype=dtype)
-    check((1, 132, 5, 5), 136, act="relu6", dtype=dtype)
+    check((1, 132, 5, 5), 80, act="relu6", dtype=dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("channels", "outputs"), [(100, 140), (260, 256)])
+def test_products_of_the_library(check, channels, outputs, dtype):
+    """Many channels on both sides: the backward pass alone, and both passes."""
+    check((2, channels, 3, 5), outputs, act="relu6", dtype=dtype, rounds="products")
+    check((1, channels, 3, 3), outputs, affine=False, statistics=False, act="identity", dtype=dtype, rounds="products")
+    check((1, channels, 3, 3), outputs, affine=False, act="silu", dtype=dtype, rounds="products")
+
+
+@pytest.mark.parametrize(("channels", "outputs"), [(144, 24), (192, 80)])
+@pytest.mark.parametrize("statistics", [True, False])
+def test_operands_that_the_kernel_for_dx_leaves(check, channels, outputs, statistics):
+    """A prologue over many channels and few outputs: x' and dY are stored for the library's product, and the images of
+    16 pixels divide into whole tiles where those of 35 do not."""
+    for images in ((2, channels, 5, 7), (8, channels, 4, 4)):
+        check(images, outputs, act="relu6", statistics=statistics, dtype=torch.bfloat16)
 
 
 @pytest.mark.parametrize("affine", [False, True])
@@ -65,6 +83,23 @@ def test_each_fusion_can_be_left_out(check, affine, statistics):
 def test_drawn_shapes(check, images, groups, widths):
     batch, height, width = images
     check((batch + 1, groups * widths[0], height + 1, width), groups * widths[1], groups, cancels=True)
+
+
+def test_products_are_summed_in_fp32_and_leave_the_setting_as_it_was():
+    products = pytest.importorskip("kernels.device.products")
+    flags = torch.backends.cuda.matmul
+    names = [
+        *products.REDUCTIONS,
+        *(f"{name}_split_k" for name in products.REDUCTIONS if hasattr(flags, f"{name}_split_k")),
+    ]
+
+    def read():
+        return [getattr(flags, name) for name in names]
+
+    before = read()
+    with products.sums_in_fp32():
+        assert read()[:2] == [False, False] and read()[2:] == before[2:]
+    assert read() == before
 
 
 def test_variance_survives_a_large_mean(device):

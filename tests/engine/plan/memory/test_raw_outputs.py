@@ -63,6 +63,39 @@ def test_the_gradient_behind_the_gate_is_in_memory():
     assert [(extra.nbytes, extra.category, extra.like) for extra in extras] == [(3200, Category.TRANSIENT, None)]
 
 
+@pytest.mark.parametrize(
+    ("channels", "outputs", "opened", "dtype", "forward", "backward"),
+    [
+        (256, 320, True, torch.bfloat16, ["x"], ["y", "x"]),
+        (64, 384, False, torch.bfloat16, [], ["y"]),
+        (144, 24, True, torch.bfloat16, [], ["y", "x"]),
+        (24, 144, False, torch.bfloat16, [], []),
+        (256, 320, True, torch.float32, [], []),
+    ],
+)
+def test_operands_of_the_librarys_products_are_in_memory(channels, outputs, opened, dtype, forward, backward):
+    """Beside the results of a pointwise layer: the opened input, and the gradient through the statistics."""
+    sizes = {"x": channels, "y": outputs}
+    x, y = (torch.empty(4, n, 5, 5, dtype=dtype, device="meta") for n in sizes.values())
+    weight, vector = torch.empty(outputs, channels, 1, 1, device="meta"), torch.empty(1, device="meta")
+    prologue = [vector if opened else None] * 3 + ["identity", 0.01]
+    cut = [[1, 1], [0, 0], [1, 1], 1, 1]
+    model = CudaModel()
+    ways = {
+        "forward": (fused.FORWARD, (x, weight, *prologue, *cut, True, "pointwise"), [y], forward),
+        "backward": (
+            fused.BACKWARD,
+            (y, vector, vector, x, weight, y, vector, *prologue, *cut, "pointwise", True, True),
+            [x],
+            backward,
+        ),
+    }
+    for function, arguments, results, wanted in ways.values():
+        extras = list(model.extras(function, arguments, results))
+        assert [extra.nbytes for extra in extras] == [4 * 25 * dtype.itemsize * sizes[name] for name in wanted]
+        assert {extra.category for extra in extras} <= {Category.TRANSIENT}
+
+
 def test_the_route_is_undone():
     model = archs.build("resnet18", 10)
     apply_policy(model, RAW)
