@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-SHARD, EVALUATE, PREDICT = "launch/shard.py", "launch/evaluate.py", "launch/predict.py"
+TRAIN, SHARD, EVALUATE, PREDICT = "launch/train.py", "launch/shard.py", "launch/evaluate.py", "launch/predict.py"
 RUN = ["--arch", "norm_free", "--image-size", "32", "--batch-size", "8", "--precision", "fp32", "--log.no-plots"]
 
 
@@ -75,7 +75,7 @@ def test_shards_are_made_verified_and_unpacked_by_command(launch, layouts, photo
 @pytest.mark.distributed
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_every_layout_trains_the_same_weights(launch, layouts, tmp_path, rows, ranks):
-    flags = [*RUN, "--epochs", "3", "--log.checkpoint-steps", "1", "--log.keep-checkpoints", "0"]
+    flags = [*RUN, "--epochs", "3", "--best", "loss", "--log.checkpoint-steps", "1", "--log.keep-checkpoints", "0"]
     found = {}
     for name, root in layouts.items():
         run = tmp_path / name
@@ -94,7 +94,8 @@ def test_every_layout_trains_the_same_weights(launch, layouts, tmp_path, rows, r
 @pytest.mark.slow
 def test_every_layout_is_evaluated_and_predicted(launch, layouts, tmp_path):
     run = tmp_path / "run"
-    launch(*RUN, "--epochs", "2", "--data.root", layouts["folders"], "--output", run)
+    flags = ["--arch", "convnet_bn", *RUN[2:], "--epochs", "2"]  # other entry points do not know the network for tests
+    launch(*flags, "--data.root", layouts["folders"], "--output", run, script=TRAIN)
     told = set()
     for root in layouts.values():
         for split in ("val", "test", "train"):
