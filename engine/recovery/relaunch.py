@@ -25,6 +25,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from engine.step.ranks.rounds import AGENT, COUNT
+
 if TYPE_CHECKING:
     from torch.distributed import Store
 
@@ -32,8 +34,6 @@ REASON = "HCR_RELAUNCHED"
 """Environment variable: why this process was started in another's place, as JSON."""
 STORE = "HCR_LAUNCHER_STORE"
 """Environment variable: ADDRESS:PORT:COUNT, where the launcher's store is, and how often ranks have started again."""
-AGENT = "TORCHELASTIC_USE_AGENT_STORE"
-"""Environment variable of torch: whether the launcher serves a store at MASTER_ADDR:MASTER_PORT."""
 PERIOD = 0.5
 """Seconds between two looks at the store."""
 PATIENCE = 60.0
@@ -78,9 +78,9 @@ class Relaunch:
         from torch.distributed import PrefixStore, TCPStore
 
         address, port, count = where.rsplit(":", 2)
-        launches = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        launches = os.environ.get(COUNT, "0")
         self._store = PrefixStore(f"relaunch/{launches}/{count}", TCPStore(address, int(port), is_master=False))
-        self._environment |= {STORE: f"{address}:{port}:{int(count) + 1}", AGENT: "False"}
+        self._environment |= {STORE: f"{address}:{port}:{int(count) + 1}", AGENT: "False", COUNT: launches}
         self._follower.start()
 
     def __enter__(self) -> Relaunch:

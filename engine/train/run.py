@@ -12,7 +12,7 @@ from dataclasses import replace
 from textwrap import indent
 from typing import TYPE_CHECKING, Literal
 
-from engine.config import ConfigError, RankError, RunConfig, changed_yaml, find_run, parse
+from engine.config import ConfigError, ParallelConfig, RankError, RunConfig, changed_yaml, find_run, parse
 from engine.data.opened import open_data
 from engine.data.sources.source import DataError, Source
 from engine.recovery.interrupt import Interrupt
@@ -60,17 +60,21 @@ def described(arguments: Sequence[str] | None = None) -> RunConfig:
         raise ConfigError(said.getvalue().strip()) from None
 
 
-def refuse(error: Exception) -> int:
+def refuse(error: Exception, counted: bool = False) -> int:
     """Tell an error that was met before the ranks did, once for all of them; returns the exit code of each.
 
     The others may not have met it: a file, or images, that one machine lacks.
+
+    counted  the ranks have agreed which start this is
     """
     try:
         refuse_odd_ranks()
         if launched_ranks() == 1:
             return fail(error)
-        from engine.train.together.roll_call import tell_all  # torch loads here
+        from engine.train.together.roll_call import count_start, tell_all  # torch loads here
 
+        if not counted:
+            count_start(ParallelConfig().timeout)
         tell_all(error)
     except RankError as alone:
         return fail(ConfigError(f"{error} (and {alone})"), one_rank=True)
@@ -117,12 +121,19 @@ def train(config: RunConfig, command: Sequence[str] = (), work: Callable[[Sessio
     except ConfigError as error:
         return fail(error, one_rank=not os.environ.get("LOCAL_RANK", "0").strip("0"))
     relaunch = Relaunch(command)
+    choose_expandable()
+    if launched_ranks() > 1:
+        from engine.train.together.roll_call import count_start  # torch loads here
+
+        try:
+            count_start(config.parallel.timeout)
+        except RankError as error:
+            return fail(error, one_rank=True)
     try:
         refuse_foreign()
         config, source = choose_data(after_restart(config))
     except (ConfigError, DataError) as error:
-        return refuse(error)
-    choose_expandable()
+        return refuse(error, counted=True)
     if config.recipe is not None and config.resume is None:
         say(f"recipe {config.recipe}, and what was given over it:\n\n{indent(changed_yaml(config), '  ')}")
 

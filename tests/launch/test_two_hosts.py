@@ -1,17 +1,22 @@
 """Two hosts, each with its own address: they agree with one, and a cable that is cut ends both and is survived."""
 
+import os
 import re
+import signal
 import statistics
 import sys
 import time
+from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from engine.plan.scaling.network import Link, all_reduce
 from tests.launch.conftest import SCRIPT
 from tests.launch.ranks import free_port
 from tests.launch.test_distributed import compare
-from tests.launch.two_hosts import ADDRESSES, CABLES, NAMES, make_hosts
+from tests.launch.two_hosts import ADDRESSES, CABLES, NAMES, make_hosts, pids
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 SECONDS = 300
@@ -95,6 +100,33 @@ def test_a_cut_cable_ends_both_and_is_survived(hosts, root, tiny, rows, alone, t
     epochs = int(last.name.removeprefix("step-")) // 7 + 1
     finish(hosts, root, tmp_path, torchrun, ["--resume", run, "--epochs", epochs])
     assert rows(run, "epoch")[-1]["epoch"] == epochs
+
+
+def elastic(host: int, port: int) -> list:
+    """As configs/slurm/train.sbatch starts them."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nnodes", 2, "--nproc_per_node", 1, "--max-restarts", 2]
+    return [*command, "--rdzv_id", "job", "--rdzv_backend", "c10d", "--rdzv_endpoint", f"{ADDRESSES[0]}:{port}"]
+
+
+def test_a_rank_that_dies_on_one_host_restarts_both(hosts, root, tiny, rows, alone, tmp_path):
+    """The first host's launcher hears of it before its own rank has failed, and does not count the restart."""
+    run = tmp_path / "run"
+    flags = [*tiny, "--parallel.timeout", 20, "--output", run, "--resume", "auto"]
+    processes, logs = start(hosts, root, tmp_path, elastic, flags)
+    deadline = time.monotonic() + SECONDS
+    while not list(run.glob("checkpoints/step-*")):
+        assert time.monotonic() < deadline and all(one.poll() is None for one in processes), said(logs)
+        time.sleep(0.05)
+    for pid in pids(NAMES[1]):
+        line = Path(f"/proc/{pid}/cmdline").read_bytes()
+        if SCRIPT.encode() in line and b"torch.distributed.run" not in line:
+            os.kill(pid, signal.SIGKILL)
+            break
+    assert [process.wait(SECONDS) for process in processes] == [0, 0], said(logs)
+    assert [row["event"] for row in rows(run, "event")] == ["start", "resume", "finished"]
+    expected = load_file(alone / "model.safetensors")
+    for name, tensor in load_file(run / "model.safetensors").items():
+        torch.testing.assert_close(tensor, expected[name], rtol=1e-4, atol=1e-5)
 
 
 def test_two_hosts_that_were_both_started_as_the_first(hosts, root, tiny, tmp_path):

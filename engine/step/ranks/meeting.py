@@ -20,12 +20,11 @@ from typing import TYPE_CHECKING
 from engine.config import ConfigError, RankError, RunConfig, flatten
 from engine.runs.wording import listed
 from engine.step.ranks.first_process import RANK_IS, first_line, store_of_first
+from engine.step.ranks.rounds import AGENT, COUNT
 
 if TYPE_CHECKING:
     from torch.distributed import Store
 
-AGENT = "TORCHELASTIC_USE_AGENT_STORE"
-"""Environment variable of torch: whether the launcher serves a store at MASTER_ADDR:MASTER_PORT."""
 FAREWELL = timedelta(seconds=20)
 """For all to have read a verdict before the one that serves the store goes."""
 OF_A_MACHINE = ("config", "data.root", "data.workers", "parallel.threads")
@@ -66,7 +65,7 @@ class Meeting:
         serves = self.rank == 0 and environment.get(AGENT) != "True"
         store = store_of_first(address, port, serves, patience)
         self._address = address, port
-        self._prefix = f"hcr/meeting/{environment.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+        self._prefix = f"hcr/meeting/{environment.get(COUNT, '0')}"
         self.store: Store = PrefixStore(self._prefix, store)
 
     def another_client(self, patience: float) -> Store:
