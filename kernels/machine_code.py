@@ -141,7 +141,7 @@ TURNS: dict[str, Callable[[Mapping[str, Any], tuple[int, ...]], list[float]]] = 
     "pointwise_backward.one_pass_kernel": lambda v, grid: [_walked(v, grid, _rows(v))],
     "partials.finish_kernel": lambda v, grid: [_up(max(v["T"], v["SUMS"]), v["BT"])],
     "norm_act.backward_kernel": lambda v, grid: [_walked(v, grid, _up(v["M"], v["STEPS"] * v["BM"]))],
-    "squeeze_excite.sums_kernel": lambda v, grid: [v["STEPS"]],
+    "squeeze_excite.sums_kernel": lambda v, grid: [_up(v["STEPS"], 2)],
     "excitation.excite_kernel": lambda v, grid: [2 * _up(v["C"], v["BC"]), _up(v["TILES"], v["BT"])],
     "excitation.image_kernel": lambda v, grid: [2 * _up(v["C"], v["BC"]), _up(v["TILES"], v["BT"])],
     "excitation.images_kernel": lambda v, grid: [_up(v["N"], v["BN"])],

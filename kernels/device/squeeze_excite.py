@@ -85,24 +85,34 @@ def sums_kernel(
     s3 = tl.zeros((BP, BC), tl.float32)
     s4 = tl.zeros((BP, BC), tl.float32)
     s5 = tl.zeros((BP, BC), tl.float32)
-    for step in range(STEPS):
-        pixel = (tile * STEPS + step) * BP + tl.arange(0, BP)
-        inside = pixel < P
-        mask = inside[:, None] & (c < C)[None, :]
-        place = (n * P + pixel)[:, None] * C + c[None, :]
-        value = tl.load(x + place, mask=mask, other=0.0).to(tl.float32)
-        z = normalise(value, mu, a, b, AFFINE)
-        da = tl.load(grad + place, mask=mask, other=0.0).to(tl.float32)
-        slope = tl.where(inside[:, None], derivative(z, ACT, SLOPE), 0.0)
-        centred = value - mu
-        activated = activate(z, ACT, SLOPE)
-        if GATED:
-            tl.store(gated + place, (activated * g).to(gated.dtype.element_ty), mask=mask)
-        s1 += tl.where(inside[:, None], da * activated, 0.0)
-        s2 += da * slope
-        s3 += da * slope * centred
-        s4 += slope
-        s5 += slope * centred
+    for pair in range((STEPS + 1) // 2):  # memory is waited for once for two steps
+        raws = ()
+        grads = ()
+        for half in tl.static_range(2):
+            pixel = (tile * STEPS + 2 * pair + half) * BP + tl.arange(0, BP)
+            inside = (pixel < P) & (2 * pair + half < STEPS)
+            mask = inside[:, None] & (c < C)[None, :]
+            place = (n * P + pixel)[:, None] * C + c[None, :]
+            raws = raws + (tl.load(x + place, mask=mask, other=0.0),)
+            grads = grads + (tl.load(grad + place, mask=mask, other=0.0),)
+        for half in tl.static_range(2):
+            pixel = (tile * STEPS + 2 * pair + half) * BP + tl.arange(0, BP)
+            inside = (pixel < P) & (2 * pair + half < STEPS)
+            value = raws[half].to(tl.float32)
+            da = grads[half].to(tl.float32)
+            z = normalise(value, mu, a, b, AFFINE)
+            slope = tl.where(inside[:, None], derivative(z, ACT, SLOPE), 0.0)
+            centred = value - mu
+            activated = activate(z, ACT, SLOPE)
+            if GATED:
+                place = (n * P + pixel)[:, None] * C + c[None, :]
+                mask = inside[:, None] & (c < C)[None, :]
+                tl.store(gated + place, (activated * g).to(gated.dtype.element_ty), mask=mask)
+            s1 += tl.where(inside[:, None], da * activated, 0.0)
+            s2 += da * slope
+            s3 += da * slope * centred
+            s4 += slope
+            s5 += slope * centred
     place = tl.program_id(0).to(tl.int64) * C + c
     plane = tl.cast(PARTS, tl.int64) * C  # a lone part comes as a constant, which has no .to
     tl.store(part + place, tl.sum(s1, 0), mask=c < C)
