@@ -108,6 +108,23 @@ def refuse_foreign(environment: MutableMapping[str, str] = os.environ) -> None:
     require(len(both) < 2, f"the launcher asks for both DeepSpeed and FSDP ({' and '.join(SHARDING)}): choose one")
 
 
+def say_unused(devices: int, environment: MutableMapping[str, str] = os.environ) -> None:
+    """Say where a launcher started fewer processes on this machine than it has `devices`: their number is written in
+    its configuration, or a person's own."""
+    if "ACCELERATE_MIXED_PRECISION" not in environment and "LOCAL_WORLD_SIZE" not in environment:
+        return
+    started = environment.get("LOCAL_WORLD_SIZE", environment.get("WORLD_SIZE", "1"))
+    if started.isdecimal() and 0 < int(started) < devices:
+        machines = int(environment.get("WORLD_SIZE", "1")) // int(started) or 1
+        logger.info(
+            "note: %s of this machine's %d GPUs train; --num_processes %d takes all (torchrun: --nproc_per_node %d)",
+            started,
+            devices,
+            devices * machines,
+            devices,
+        )
+
+
 def overrule(precision: str, environment: MutableMapping[str, str] = os.environ) -> None:
     """Take out of the environment what accelerate would do beside the plan, and say so once."""
     asked = environment.get("ACCELERATE_DYNAMO_BACKEND", "no")

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from engine.config import ConfigError, OptimConfig, RankError, require
 from engine.step.ddp import DdpOptions, ignore_strides_of_one
 from engine.step.device_memory.workspaces import cap_workspaces
-from engine.step.launcher import complete_local_rank, overrule, refuse_odd_ranks
+from engine.step.launcher import complete_local_rank, overrule, refuse_odd_ranks, say_unused
 from engine.step.plan import Plan, use_cuda
 from engine.step.ranks.fsdp import fsdp_asked, fsdp_plugin, on_a_cpu, shard_units
 from engine.step.recompute import apply_policy
@@ -281,6 +281,7 @@ def prepare_device(launch: Launch, threads: int = 0) -> torch.device:
     found = torch.cuda.device_count()
     if launch.local_rank >= found:
         raise RankError(f"process {launch.rank} has no GPU of its own: this machine has {found}; lower --num_processes")
+    say_unused(found)
     torch.cuda.set_device(launch.local_rank)
     return torch.device("cuda", launch.local_rank)
 

@@ -3,7 +3,7 @@
 import pytest
 
 from engine.config import ConfigError
-from engine.step.launcher import complete_local_rank, overrule, refuse_foreign, refuse_odd_ranks
+from engine.step.launcher import complete_local_rank, overrule, refuse_foreign, refuse_odd_ranks, say_unused
 
 HERE = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
 
@@ -122,3 +122,19 @@ def test_names_stay_the_networks_own_under_a_dynamo_backend(reset_accelerator, m
     accelerator = build_accelerator(plan, Launch(0, 0, 1, None), OptimConfig())
     wrapped, _ = wrap(model, torch.optim.SGD(model.parameters(), lr=0.1), plan, accelerator)
     assert set(wrapped.state_dict()) == {"weight", "bias"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "said"),
+    [
+        ({"LOCAL_WORLD_SIZE": "2", "WORLD_SIZE": "4"}, "2 of this machine's 4 GPUs train; --num_processes 8 takes"),
+        ({"ACCELERATE_MIXED_PRECISION": "no"}, "1 of this machine's 4 GPUs train; --num_processes 4 takes all"),
+        ({"LOCAL_WORLD_SIZE": "4", "WORLD_SIZE": "8"}, ""),
+        ({}, ""),
+    ],
+)
+def test_gpus_that_a_configuration_leaves_idle_are_said(caplog, environment, said):
+    """configs/accelerate has a number of processes, as it must; without a launcher one is what is meant."""
+    with caplog.at_level("INFO", logger="hcr"):
+        say_unused(4, environment)
+    assert said in caplog.text and bool(caplog.text) == bool(said)
