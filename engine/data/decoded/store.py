@@ -125,7 +125,7 @@ def opened(folder: Path, key: str) -> Decoded | None:
         path = folder / f"{key}.u8"
         if path.stat().st_size != total:
             return None
-        pixels = np.memmap(path, np.uint8, "r") if total else np.zeros(0, np.uint8)
+        pixels = np.asarray(np.memmap(path, np.uint8, "r")) if total else np.zeros(0, np.uint8)
     except (OSError, ValueError, KeyError):
         return None
     reasons_of = dict(zip(wrong.tolist(), reasons.tolist(), strict=True))
