@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from engine.bench.instrument.measure import settle
 from engine.bench.instrument.record import record
 from engine.config import DataConfig
 from engine.data.backend import make_loader
@@ -25,16 +26,19 @@ from engine.data.sources.listing import images_below
 from engine.data.sources.source import Source, Split
 
 EVAL_CROP = 0.875
+EPOCHS = 4
 
 
-def seconds(loader: Any, epoch: int) -> tuple[float, float]:
-    """(seconds, processor seconds) of an epoch's batches, the first of which is not counted."""
-    batches = loader.epoch(epoch)
-    next(batches)
+def seconds(loader: Any, turn: int) -> tuple[float, float]:
+    """(seconds, processor seconds) of EPOCHS epochs in a row; not of such that an earlier turn read ahead of."""
+    first = turn * (EPOCHS + 1)
     began, used = time.perf_counter(), time.process_time()
-    for _ in batches:
-        pass
-    return time.perf_counter() - began, time.process_time() - used
+    for epoch in range(first, first + EPOCHS):
+        for _ in loader.epoch(epoch):
+            pass
+    taken = time.perf_counter() - began, time.process_time() - used
+    settle()
+    return taken
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -23,6 +23,8 @@ FEWEST_ROUNDS = 9
 """Rounds before a tolerance may end a comparison."""
 MOST_STEPS = 500
 """Steps of one turn at most."""
+PAUSE, RESTING = 0.05, 0.1
+"""Seconds between two looks at the processor time, and the share of one core below which nothing computes."""
 
 
 @dataclass(frozen=True)
@@ -342,3 +344,11 @@ class Steps:
         if before is not None and after is not None:
             self.joules = (self.joules or 0.0) + after - before
             self.items_measured += steps * self.items
+
+
+def settle() -> None:
+    """Wait until this process computes nothing: threads that read ahead would take the next turn's time."""
+    used = -1.0
+    while (now := time.process_time()) - used > RESTING * PAUSE:
+        used = now
+        time.sleep(PAUSE)

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from engine.bench.instrument.measure import Comparison, interleave
+from engine.bench.instrument.measure import Comparison, interleave, settle
 from engine.bench.instrument.options import Options
 from engine.bench.instrument.peers import NotAvailable, need
 from engine.bench.instrument.rows import Row
@@ -162,11 +162,14 @@ def loader_rate(
     turn = iter(range(10**9))
 
     def dali() -> float:
+        first = next(turn) * (epochs + 1)  # not an epoch that an earlier turn read ahead of, while the other was timed
         began, seen = time.perf_counter(), 0
-        for _ in range(epochs):
-            for batch in ours.epoch(next(turn)):
+        for epoch in range(first, first + epochs):
+            for batch in ours.epoch(epoch):
                 seen += batch.count
-        return seen / (time.perf_counter() - began)
+        rate = seen / (time.perf_counter() - began)
+        settle()
+        return rate
 
     def torchvision() -> float:
         began, seen = time.perf_counter(), 0
