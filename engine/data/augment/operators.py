@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image, ImageOps
 from torch import Tensor
 from torchvision.transforms.v2 import functional
 
@@ -85,13 +87,15 @@ def posterize(images: Tensor, bits: Tensor) -> Tensor:
 
 def solarize(images: Tensor, share: Tensor) -> Tensor:
     """Values from `share` of white on are inverted."""
-    bound = torch.ceil(255 * share).clamp_(max=256).to(torch.int16)
-    return torch.where(images.short() >= _each(bound), 255 - images, images)
+    bound = torch.ceil(255 * share)
+    turned = images >= _each(bound.clamp(0, 255)).to(torch.uint8)
+    return images ^ turned.to(torch.uint8).mul_(_each((bound < 256) * 255).to(torch.uint8))  # 255 - v is v ^ 255
 
 
 def solarize_add(images: Tensor, added: Tensor) -> Tensor:
     """Values below 128 get `added` more (TensorFlow TPU's AutoAugment v0)."""
-    return torch.where(images < 128, _to_pixels(images.float().add_(_each(added))), images)
+    more = _to_pixels(images.float().add_(_each(added)))
+    return images + (more - images).mul_((images < 128).to(torch.uint8))  # modulo 256, as uint8 is
 
 
 def auto_contrast(images: Tensor, by: Tensor) -> Tensor:
@@ -101,7 +105,10 @@ def auto_contrast(images: Tensor, by: Tensor) -> Tensor:
 
 def equalize(images: Tensor, by: Tensor) -> Tensor:
     """Each channel's histogram made flat."""
-    return functional.equalize(images)
+    if images.is_cuda:
+        return functional.equalize(images)
+    planes = [Image.fromarray(plane) for plane in images.flatten(0, 1).numpy()]  # Pillow's is the same and faster
+    return torch.from_numpy(np.stack([np.asarray(ImageOps.equalize(plane)) for plane in planes])).view(images.shape)
 
 
 def invert(images: Tensor, by: Tensor) -> Tensor:
@@ -147,14 +154,20 @@ def shear_y(images: Tensor, by: Tensor) -> Tensor:
 
 def translate_x(images: Tensor, share: Tensor) -> Tensor:
     """Moved right by `share` of the width, in whole pixels."""
+    by = torch.trunc(share * images.shape[3])
+    if not images.is_cuda:
+        return _moved(images, by, 3)
     zero, one = torch.zeros_like(share), torch.ones_like(share)
-    return warp(images, [one, zero, -torch.trunc(share * images.shape[3]), zero, one, zero])
+    return warp(images, [one, zero, -by, zero, one, zero])
 
 
 def translate_y(images: Tensor, share: Tensor) -> Tensor:
     """Moved down by `share` of the height, in whole pixels."""
+    by = torch.trunc(share * images.shape[2])
+    if not images.is_cuda:
+        return _moved(images, by, 2)
     zero, one = torch.zeros_like(share), torch.ones_like(share)
-    return warp(images, [one, zero, zero, zero, one, -torch.trunc(share * images.shape[2])])
+    return warp(images, [one, zero, zero, zero, one, -by])
 
 
 def rotate(images: Tensor, degrees: Tensor) -> Tensor:
@@ -206,6 +219,16 @@ NUMBERS = {name: number + 1 for number, name in enumerate(OPERATORS)}
 
 def _each(factor: Tensor) -> Tensor:
     return factor.view(-1, 1, 1, 1)
+
+
+def _moved(images: Tensor, by: Tensor, axis: int) -> Tensor:
+    """Each image by so many whole pixels along an axis, over black: for values that lie on the CPU."""
+    made = torch.zeros_like(images)
+    for image, into, pixels in zip(images, made, by.int().tolist(), strict=True):
+        left = image.shape[axis - 1] - abs(pixels)
+        if left > 0:
+            into.narrow(axis - 1, max(0, pixels), left).copy_(image.narrow(axis - 1, max(0, -pixels), left))
+    return made
 
 
 def _grey(images: Tensor) -> Tensor:
