@@ -1,8 +1,6 @@
 """Batches of images that were decoded before, on a CPU: cut, resized and normalised by threads, without DALI.
 
-Once nothing is decoded the resize is what an epoch takes. torch's own on uint8 is the one of Pillow (0.002 grey levels
-in the mean, bilinear) and three times as fast as DALI's on a CPU, from which it differs by 0.2 in the mean and 2 at
-most.
+They are made as those that DALI decodes on a CPU, and the bytes are the same where the decoders' are.
 """
 
 from __future__ import annotations
@@ -15,21 +13,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from engine.config.pixels.image_size import sides
 from engine.data.augment.threads import single_threads
 from engine.data.bad_images import BadImage
 from engine.data.graph import crops
+from engine.data.graph.finishing import CHUNK, Finishing, resized
 from engine.data.loader import Batch, Loader, Position, Request, fill_bad_slots, worker_count
 from engine.data.sources.reading import Unreadable
-
-CHUNK = 4
-"""Images that one task of a thread takes."""
-FILTERS = {
-    "bilinear": torch.ops.aten._upsample_bilinear2d_aa.out,
-    "bicubic": torch.ops.aten._upsample_bicubic2d_aa.out,
-}
-"""What torch.nn.functional.interpolate calls, which cannot be told where to write: its result is in planes, and
-putting the colours of a pixel side by side again took longer than the resize."""
 
 
 @dataclass(frozen=True)
@@ -53,9 +42,8 @@ class DecodedLoader(Loader):
         self._threads = single_threads(worker_count(self.config.workers), "hcr-cut")
         self._flight: deque[Making] = deque()
         wanted = self.preprocessing
-        self._size = sides(wanted.image_size)
-        rows = [np.tile(np.float32(values), self._size[1]) for values in (wanted.mean, wanted.std)]
-        self._mean, self._scale = (torch.from_numpy(one) for one in (255 * rows[0], 1 / (255 * rows[1])))  # of a row
+        self._finishing = Finishing(wanted, raw=self.augmentation is not None)
+        self._size = self._finishing.size
 
     def close(self) -> None:
         """End the threads; harmless when repeated."""
@@ -99,8 +87,7 @@ class DecodedLoader(Loader):
     def _start(self, position: Position) -> Making:
         request = self.schedule.request(position)
         count = len(request.share.indices)
-        shape = count, *self._size, self.preprocessing.channels
-        images = np.empty(shape, np.float32 if self.augmentation is None else np.uint8)
+        images = self._finishing.empty(count)
         windows = self._windows(request) if len(request.draws) else None
         chunks = [range(begin, min(begin + CHUNK, count)) for begin in range(0, count, CHUNK)]
         return Making(
@@ -126,15 +113,11 @@ class DecodedLoader(Loader):
                 images[slot] = 0
                 continue
             if windows is None:
-                cut = self._centre(pixels)
-            else:
-                top, left, height, width = windows[slot].tolist()
-                cut = resized(
-                    pixels[top : top + height, left : left + width], self._size, self.preprocessing.interpolation
-                )
-                if self.flip and request.draws[slot, 4] < 0.5:
-                    cut = mirrored(cut)
-            self._finish(cut, images[slot])
+                self._finishing.write_cut(self._centre(pixels), images[slot])
+                continue
+            top, left, height, width = windows[slot].tolist()
+            mirror = self.flip and request.draws[slot, 4] < 0.5
+            self._finishing.write(pixels[top : top + height, left : left + width], mirror, images[slot])
         return wrong
 
     def _centre(self, pixels: np.ndarray) -> np.ndarray:
@@ -144,31 +127,3 @@ class DecodedLoader(Loader):
         top, left = np.rint((np.array([height, width]) - self._size) / 2).astype(int)
         whole = resized(pixels, (int(height), int(width)), self.preprocessing.interpolation)
         return whole[top : top + self._size[0], left : left + self._size[1]]
-
-    def _finish(self, cut: np.ndarray, into: np.ndarray) -> None:
-        """Write `cut` there, normalised unless an augmentation does that."""
-        if self.augmentation is not None:
-            into[:] = cut
-            return
-        rows = torch.from_numpy(into.reshape(len(into), -1))  # long rows: three values to a pixel are not vectorised
-        rows.copy_(torch.from_numpy(writable(cut).reshape(rows.shape))).sub_(self._mean).mul_(self._scale)
-
-
-def resized(pixels: np.ndarray, size: tuple[int, int], interpolation: str) -> np.ndarray:
-    """uint8 [*size, C] of uint8 [H, W, C], by an antialiasing filter, "bilinear" or "bicubic"."""
-    if pixels.shape[:2] == size:
-        return pixels
-    made = np.empty((*size, pixels.shape[2]), np.uint8)
-    planes, into = (torch.from_numpy(one).permute(2, 0, 1)[None] for one in (writable(pixels), made))
-    FILTERS[interpolation](planes, size, align_corners=False, out=into)
-    return made
-
-
-def writable(pixels: np.ndarray) -> np.ndarray:
-    """`pixels` as torch takes them: one after the other, in memory that may be written to."""
-    return np.require(pixels, requirements=("C", "W"))
-
-
-def mirrored(pixels: np.ndarray) -> np.ndarray:
-    """uint8 [H, W, C] with left and right exchanged, in memory of its own."""
-    return torch.from_numpy(writable(pixels)).flip(1).numpy()

@@ -21,6 +21,7 @@ from PIL import Image
 from engine.config.pixels.image_size import px
 from engine.data.bad_images import BadImage, ImageFiles, find_culprits
 from engine.data.graph import crops, pipeline
+from engine.data.graph.finishing import Finishing, FinishingThreads
 from engine.data.graph.pipeline import GraphSettings, build_graph
 from engine.data.loader import Batch, Loader, Position, Request, fill_bad_slots, worker_count
 from engine.data.sources.reading import Unreachable, Unreadable
@@ -46,6 +47,8 @@ class Item:
     """bool [m], whether a slot shows its own image."""
     fed: list[np.ndarray] | None = None
     """The arrays that DALI reads from, which must outlive the run."""
+    mirror: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=bool))
+    """bool [m], whether the image in a slot is mirrored."""
     unreached: dict[int, BadImage] = field(default_factory=dict)
     """Images, by index, that the disk did not give this time; they are tried again in the next epoch."""
 
@@ -66,7 +69,12 @@ class DaliLoader(Loader):
             raw=self.augmentation is not None,
             device=self.device,
             threads=worker_count(self.config.workers),
+            windows=self.train and self.device.type != "cuda" and self.preprocessing.bits == 8,
         )
+        self._finish: FinishingThreads | None = None
+        if self.graph_settings.windows:
+            finishing = Finishing(self.preprocessing, raw=self.augmentation is not None)
+            self._finish = FinishingThreads(finishing, worker_count(self.config.workers))
         self._bad: dict[int, BadImage] = {}
         self._graph: Any = None
         self._flight: deque[Item] = deque()
@@ -81,6 +89,8 @@ class DaliLoader(Loader):
         self._iterator_number += 1
         self._preparer.shutdown(wait=True)
         self._threads.shutdown(wait=True, cancel_futures=True)
+        if self._finish is not None:
+            self._finish.close()
         self._reading.clear()
         self._graph = None
         self._flight.clear()
@@ -198,7 +208,9 @@ class DaliLoader(Loader):
             start, shape = self.window(sizes, draws)
             graph.feed_input(pipeline.START, start)
             graph.feed_input(pipeline.SHAPE, shape)
-            graph.feed_input(pipeline.MIRROR, ((draws[:, 4] < 0.5) & self.flip).astype(np.int32))
+            item.mirror = (draws[:, 4] < 0.5) & self.flip
+            if self._finish is None:
+                graph.feed_input(pipeline.MIRROR, item.mirror.astype(np.int32))
         else:
             wanted = self.preprocessing
             region = crops.evaluation_region(sizes, wanted.image_size, wanted.eval_crop)
@@ -220,7 +232,8 @@ class DaliLoader(Loader):
             if self.train:
                 graph.feed_input(pipeline.START, np.zeros((1, 2), np.int32))
                 graph.feed_input(pipeline.SHAPE, np.array([size], np.int32))
-                graph.feed_input(pipeline.MIRROR, np.zeros(1, np.int32))
+                if self._finish is None:
+                    graph.feed_input(pipeline.MIRROR, np.zeros(1, np.int32))
             else:
                 graph.feed_input(pipeline.REGION, np.array([(0, 0, *size)], np.float32))
         graph.schedule_run()
@@ -256,6 +269,9 @@ class DaliLoader(Loader):
         dtype = self.dtype
         if self.graph_settings.raw:
             dtype = torch.float32 if self.graph_settings.deep else torch.uint8
+        if self._finish is not None:
+            windows = graph.outputs()[0]
+            return self._finish([np.asarray(one) for one in windows], self._flight[0].mirror).to(dtype)
         if self.device.type != "cuda":
             return pipeline.output_to_torch(graph.outputs()[0], self.device, dtype)
         stream = torch.cuda.current_stream(self.device)

@@ -2,7 +2,8 @@
 
 Where the image is cut is computed outside, from sizes, so that the graph holds nothing but pixels: decode (with EXIF
 orientation), cut, resize with an antialiasing filter, flip and normalise. On a GPU the decoder is `mixed`
-and everything after it runs on the device; on a CPU the same operators run in DALI's threads.
+and everything after it runs on the device; on a CPU the same operators run in DALI's threads, and training images leave
+the graph at the cut, for `finishing`.
 
 A CPU decodes little more than the window. A GPU decodes the whole image and cuts it then: nvImageCodec 0.9, which DALI
 2.4 asks for, is reported to fail on windows of JPEGs (NVIDIA/nvImageCodec issue 55: an error on an A100, SIGSEGV on an
@@ -28,7 +29,7 @@ class GraphSettings:
     encoded: bool
     """Images arrive as files' bytes; else as uint8 [H, W, C]."""
     train: bool
-    """Cut a window of whole pixels and flip; else resize from a region given in source pixels."""
+    """Cut a window of whole pixels, resize and flip; else resize from a region given in source pixels."""
     preprocessing: Preprocessing
     half: bool
     """Emit fp16 rather than fp32."""
@@ -37,6 +38,9 @@ class GraphSettings:
     threads: int
     raw: bool = False
     """Emit uint8 [H, W, C], cut, resized and mirrored but not normalised; float32 of 0 to 255 of 16 bits."""
+
+    windows: bool = False
+    """In training, end at the cut: emit uint8 [H, W, C] of any size, which `finishing` goes on with."""
 
     @property
     def deep(self) -> bool:
@@ -48,8 +52,8 @@ def define_graph(settings: GraphSettings, batch_size: int, depth: int) -> Any:
     """An nvidia.dali.Pipeline, not yet built; feed its inputs by name, in lists of at most `batch_size` samples.
 
     inputs   IMAGES uint8 [bytes] or [H, W, C]; training: START and SHAPE int32 [2] (y, x) and MIRROR int32 scalar;
-             evaluation: REGION float32 [4] (top, left, bottom, right)
-    output   float32 or float16 [height, width, C], normalised; uint8 where it is raw
+             (not where it ends at `windows`); evaluation: REGION float32 [4] (top, left, bottom, right)
+    output   float32 or float16 [height, width, C], normalised; uint8 where it is raw; where it ends at `windows`, those
     depth    batches in flight
     """
     from nvidia.dali import fn, math, pipeline_def, types
@@ -86,13 +90,15 @@ def define_graph(settings: GraphSettings, batch_size: int, depth: int) -> Any:
         if settings.train:
             start = fn.external_source(name=START, dtype=types.INT32, ndim=1)
             shape = fn.external_source(name=SHAPE, dtype=types.INT32, ndim=1)
-            mirror = fn.external_source(name=MIRROR, dtype=types.INT32, ndim=0)
             window = {"start": start, "shape": shape, "axes": [0, 1]}
             if settings.encoded and not gpu:
                 images = fn.decoders.image_slice(images, device="cpu", **decoded, **window)
             else:
                 whole = fn.decoders.image(images, device="mixed", **decoded) if settings.encoded else images
                 images = fn.slice(whole.gpu() if gpu else whole, **window)
+            if settings.windows:  # on a CPU DALI's resize takes longer than its decoder
+                return images
+            mirror = fn.external_source(name=MIRROR, dtype=types.INT32, ndim=0)
             images = fn.resize(images, **resize)
         else:
             region = fn.external_source(name=REGION, dtype=types.FLOAT, ndim=1)

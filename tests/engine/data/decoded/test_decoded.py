@@ -11,8 +11,8 @@ from PIL import Image
 from engine.config import AugmentConfig, DataConfig
 from engine.data.decoded import choice, store
 from engine.data.decoded.choice import decoded_source
-from engine.data.decoded.loader import mirrored, resized
 from engine.data.fingerprint import fingerprint_of
+from engine.data.graph.finishing import mirrored, resized
 from engine.data.sources.reading import Unreadable
 from engine.data.sources.source import DataError
 
