@@ -46,7 +46,7 @@ def rows(options: Options) -> Iterator[Row]:
                 "batch_size": options.batch_size or (4 if tiny else 32),
                 "workers": workers,
                 "rounds": options.rounds or (1 if tiny else 9),
-                "epochs": 1 if tiny else 2,
+                "epochs": 1 if tiny else 4,
             }
             if name == "train RandAugment":
                 settings |= {"augment": AUGMENTED}
