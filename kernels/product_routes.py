@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from torch import Tensor
+
 ONE_PASS_ELEMENTS = 32 * 128
 """The largest dw that stays in registers beside everything else, from profiles/kernels-offline.json."""
 BLOCKS_ELEMENTS = 64 * 128
@@ -32,6 +34,11 @@ class Sizes(NamedTuple):
     shuffle: int
     opened: bool
     """There is a prologue."""
+
+    @classmethod
+    def of(cls, images: Tensor, weight: Tensor, groups: int, shuffle: int, opened: bool) -> Sizes:
+        """Of the layer with images [N, C, H, W] and a weight [O, C / groups, 1, 1]."""
+        return cls(images.shape[1], weight.shape[0], groups, shuffle, opened)
 
 
 def padded(size: int) -> int:

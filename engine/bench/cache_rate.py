@@ -27,6 +27,7 @@ from engine.data.sources.source import Source, Split
 
 EVAL_CROP = 0.875
 EPOCHS = 4
+"""In a turn."""
 
 
 def seconds(loader: Any, turn: int) -> tuple[float, float]:

@@ -20,6 +20,7 @@ from engine.recovery.relaunch import Relaunch
 from engine.recovery.restart import after_restart
 from engine.step.device_memory.allocator_settings import choose_expandable
 from engine.step.launcher import launched_ranks, refuse_foreign, refuse_odd_ranks
+from engine.step.ranks.rounds import agree_on_round
 
 if TYPE_CHECKING:
     from engine.train.session import Session
@@ -71,10 +72,10 @@ def refuse(error: Exception, counted: bool = False) -> int:
         refuse_odd_ranks()
         if launched_ranks() == 1:
             return fail(error)
-        from engine.train.together.roll_call import count_start, tell_all  # torch loads here
-
         if not counted:
-            count_start(ParallelConfig().timeout)
+            agree_on_round(ParallelConfig().timeout)
+        from engine.train.together.roll_call import tell_all  # torch loads here
+
         tell_all(error)
     except RankError as alone:
         return fail(ConfigError(f"{error} (and {alone})"), one_rank=True)
@@ -122,13 +123,10 @@ def train(config: RunConfig, command: Sequence[str] = (), work: Callable[[Sessio
         return fail(error, one_rank=not os.environ.get("LOCAL_RANK", "0").strip("0"))
     relaunch = Relaunch(command)
     choose_expandable()
-    if launched_ranks() > 1:
-        from engine.train.together.roll_call import count_start  # torch loads here
-
-        try:
-            count_start(config.parallel.timeout)
-        except RankError as error:
-            return fail(error, one_rank=True)
+    try:
+        agree_on_round(config.parallel.timeout)
+    except RankError as error:
+        return fail(error, one_rank=True)
     try:
         refuse_foreign()
         config, source = choose_data(after_restart(config))

@@ -29,7 +29,7 @@ def forward(
     prologue = (center, scale, shift, act, slope)
     if path == "depthwise":
         return depthwise.forward(x, weight, *prologue, stride[0], padding, statistics)
-    layer = Sizes(x.shape[1], weight.shape[0], groups, shuffle, center is not None or act != "identity")
+    layer = Sizes.of(x, weight, groups, shuffle, center is not None or act != "identity")
     if multiplied_by_library(x) and forward_by_library(layer, x.numel() // x.shape[1]):
         return library_products.forward(x, weight, *prologue, statistics)
     return pointwise.forward(x, weight, *prologue, groups, shuffle, statistics)
@@ -60,7 +60,7 @@ def backward(
     tensors = (dy, c1, c2, x, weight, y, mean, center, scale, shift, act, slope)
     if path == "depthwise":
         return depthwise_backward.backward(*tensors, stride[0], padding, needs_input, needs_weight)
-    layer = Sizes(x.shape[1], weight.shape[0], groups, shuffle, center is not None or act != "identity")
+    layer = Sizes.of(x, weight, groups, shuffle, center is not None or act != "identity")
     if multiplied_by_library(x) and backward_by_library(layer, warpgroup_products(x.device)):
         return library_products.backward(*tensors, needs_input, needs_weight)
     return pointwise_backward.backward(*tensors, groups, shuffle, needs_input, needs_weight)

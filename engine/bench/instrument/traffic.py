@@ -71,7 +71,9 @@ class Traffic(TorchDispatchMode):
         if name == "hcr.conv":
             x, y, prologue = elements(args[0]), elements(result[0]), args[2] is not None or args[5] != "identity"
             self.floor += x + y
-            if args[13] == "pointwise" and forward_by_library(_sizes(args, 1, args[10:12], prologue), LEAST_PIXELS):
+            if args[13] == "pointwise" and forward_by_library(
+                Sizes.of(*args[:2], *args[10:12], prologue), LEAST_PIXELS
+            ):
                 return args[13], x + 2 * x * prologue + y + y * bool(args[12])
             if args[13] != "aten":
                 return args[13], x + y
@@ -122,7 +124,7 @@ class Traffic(TorchDispatchMode):
             together = weight.shape[-1] < 7
             return path, 2 * x + gradient if together else 3 * x + 2 * gradient
         if path == "pointwise":
-            layer = _sizes(args[3:5], 1, (groups, args[16]), prologue)
+            layer = Sizes.of(*args[3:5], groups, args[16], prologue)
             formed = (gradient + dy) * y  # dY, where it is stored
             if needs_input and keeps_operands(layer):
                 return path, gradient + dy * y + 3 * x + (x + dy)
@@ -131,11 +133,6 @@ class Traffic(TorchDispatchMode):
             return path, 2 * x + gradient if needs_input and one_kernel(layer) else 3 * x + 2 * gradient
         applied = (gradient + dy) * y
         return "convolution", applied + (x + dy) * (1 + needs_input) + 2 * x * prologue + 3 * x * prologue * needs_input
-
-
-def _sizes(tensors: Any, weight: int, cut: Any, opened: bool) -> Sizes:
-    """Of the pointwise layer with these images and, at `weight`, its weight; `cut` into groups and shuffled."""
-    return Sizes(tensors[0].shape[1], tensors[weight].shape[0], *cut, opened)
 
 
 def traffic(arch: str | nn.Module, batch: int, size: int, itemsize: int = 2) -> dict[str, Any]:

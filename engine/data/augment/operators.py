@@ -154,20 +154,12 @@ def shear_y(images: Tensor, by: Tensor) -> Tensor:
 
 def translate_x(images: Tensor, share: Tensor) -> Tensor:
     """Moved right by `share` of the width, in whole pixels."""
-    by = torch.trunc(share * images.shape[3])
-    if not images.is_cuda:
-        return _moved(images, by, 3)
-    zero, one = torch.zeros_like(share), torch.ones_like(share)
-    return warp(images, [one, zero, -by, zero, one, zero])
+    return _moved(images, torch.trunc(share * images.shape[3]), 3)
 
 
 def translate_y(images: Tensor, share: Tensor) -> Tensor:
     """Moved down by `share` of the height, in whole pixels."""
-    by = torch.trunc(share * images.shape[2])
-    if not images.is_cuda:
-        return _moved(images, by, 2)
-    zero, one = torch.zeros_like(share), torch.ones_like(share)
-    return warp(images, [one, zero, zero, zero, one, -by])
+    return _moved(images, torch.trunc(share * images.shape[2]), 2)
 
 
 def rotate(images: Tensor, degrees: Tensor) -> Tensor:
@@ -222,7 +214,10 @@ def _each(factor: Tensor) -> Tensor:
 
 
 def _moved(images: Tensor, by: Tensor, axis: int) -> Tensor:
-    """Each image by so many whole pixels along an axis, over black: for values that lie on the CPU."""
+    """Each image by so many whole pixels along axis 2 or 3, over black; by copies where `by` need not be waited for."""
+    if images.is_cuda:
+        zero, one = torch.zeros_like(by), torch.ones_like(by)
+        return warp(images, [one, zero, -by if axis == 3 else zero, zero, one, -by if axis == 2 else zero])
     made = torch.zeros_like(images)
     for image, into, pixels in zip(images, made, by.int().tolist(), strict=True):
         left = image.shape[axis - 1] - abs(pixels)

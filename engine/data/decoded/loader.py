@@ -123,7 +123,7 @@ class DecodedLoader(Loader):
     def _centre(self, pixels: np.ndarray) -> np.ndarray:
         """uint8 [height, width, C], what evaluation shows."""
         sizes, wanted = np.array([pixels.shape[:2]], np.float64), self.preprocessing
-        height, width = crops.resized_sizes(sizes, wanted.image_size, wanted.eval_crop)[0]
-        top, left = np.rint((np.array([height, width]) - self._size) / 2).astype(int)
-        whole = resized(pixels, (int(height), int(width)), self.preprocessing.interpolation)
+        size = crops.resized_sizes(sizes, wanted.image_size, wanted.eval_crop)[0]
+        top, left = np.rint((size - self._size) / 2).astype(int)
+        whole = resized(pixels, (int(size[0]), int(size[1])), wanted.interpolation)
         return whole[top : top + self._size[0], left : left + self._size[1]]

@@ -1,7 +1,7 @@
 """What follows the cut of training images on a CPU: resized, mirrored and normalised by threads, without DALI.
 
-DALI's antialiasing resize on a CPU takes longer than decoding; torch's on uint8 is Pillow's (0.002 grey levels in the
-mean, bilinear), from which DALI's differs by 0.2 in the mean and a few at most, and takes a tenth of its time.
+torch's antialiasing resize on uint8 is Pillow's (0.002 grey levels in the mean, bilinear). DALI's on a CPU differs by
+0.2 in the mean and a few at most, and an epoch with it took half as long again: `python -m engine.bench.cache_rate`.
 """
 
 from __future__ import annotations

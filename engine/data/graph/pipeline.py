@@ -51,7 +51,7 @@ class GraphSettings:
 def define_graph(settings: GraphSettings, batch_size: int, depth: int) -> Any:
     """An nvidia.dali.Pipeline, not yet built; feed its inputs by name, in lists of at most `batch_size` samples.
 
-    inputs   IMAGES uint8 [bytes] or [H, W, C]; training: START and SHAPE int32 [2] (y, x) and MIRROR int32 scalar;
+    inputs   IMAGES uint8 [bytes] or [H, W, C]; training: START and SHAPE int32 [2] (y, x) and MIRROR int32 scalar
              (not where it ends at `windows`); evaluation: REGION float32 [4] (top, left, bottom, right)
     output   float32 or float16 [height, width, C], normalised; uint8 where it is raw; where it ends at `windows`, those
     depth    batches in flight
@@ -96,7 +96,7 @@ def define_graph(settings: GraphSettings, batch_size: int, depth: int) -> Any:
             else:
                 whole = fn.decoders.image(images, device="mixed", **decoded) if settings.encoded else images
                 images = fn.slice(whole.gpu() if gpu else whole, **window)
-            if settings.windows:  # on a CPU DALI's resize takes longer than its decoder
+            if settings.windows:
                 return images
             mirror = fn.external_source(name=MIRROR, dtype=types.INT32, ndim=0)
             images = fn.resize(images, **resize)

@@ -37,7 +37,7 @@ def extras(function: Any, arguments: tuple, results: list[Tensor]) -> Iterable[E
         images, weight, center, act, path = *arguments[:3], arguments[5], arguments[-1]
         opened = center is not None or act != "identity"
         operands, within = [images, results[0]], [images] * opened
-        layer = Sizes(images.shape[1], weight.shape[0], *arguments[10:12], opened)
+        layer = Sizes.of(images, weight, *arguments[10:12], opened)
         by_library = forward_by_library(layer, images.numel() // images.shape[1])
     else:
         gradient, images, path = arguments[0], arguments[3], arguments[-3]
@@ -45,7 +45,7 @@ def extras(function: Any, arguments: tuple, results: list[Tensor]) -> Iterable[E
         operands, within = [gradient, images], [gradient, images, images]
         weight, center, act = arguments[4], arguments[7], arguments[10]
         opened = center is not None or act != "identity"
-        layer = Sizes(images.shape[1], weight.shape[0], *arguments[15:17], opened)
+        layer = Sizes.of(images, weight, *arguments[15:17], opened)
         by_library = backward_by_library(layer) or keeps_operands(layer)
         if path == "pointwise":  # what is left of the second of the images is dx
             within = [gradient] * (arguments[5] is not None) + [images] * opened

@@ -13,18 +13,6 @@ from engine.data.sources.source import DataError, Source
 from engine.runs.provenance import sources_digest, versions
 from engine.step.launcher import complete_local_rank, launched_ranks
 from engine.step.ranks.meeting import Meeting, facts_of
-from engine.step.ranks.rounds import agree_on_round
-
-
-def count_start(patience: float) -> None:
-    """Agree with the other ranks how often the launcher has started them, and leave that in the environment.
-
-    patience  seconds to wait for them
-
-    Raises RankError where their store cannot be found.
-    """
-    if launched_ranks() > 1:
-        agree_on_round(patience)
 
 
 def attend(config: RunConfig, source: Source) -> Meeting | None:
